@@ -1,0 +1,136 @@
+// The seam between the engine and the machines that do arithmetic.
+//
+// The engine moves bytes and decides what is measured; a backend turns one chunk of a tensor into
+// sums, counts or output bytes. Every call is a pure function of its arguments, gives the same bits
+// on every backend, and may be made from several threads at once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ingot/dtype.hpp"
+#include "ingot/math/rule.hpp"
+
+namespace ingot {
+
+// Elements of a chunk: every chunk but a tensor's last has exactly this many, so a chunk starts at a
+// multiple of 1 MiB in every input and in the output, and of fold tiles (64 of 16,384).
+inline constexpr std::uint64_t kChunk = std::uint64_t{1} << 20;
+inline constexpr std::uint64_t kFoldTile = std::uint64_t{1} << 14;
+
+// The arithmetic of one output tensor as a backend sees it: formula, types, no names.
+struct Work {
+  math::Rule rule;
+  std::vector<Dtype> inputs;  // the base first if rule.base, then the sources in file order
+  Dtype output = Dtype::f32;
+  math::Overflow overflow = math::Overflow::saturate;
+};
+
+// A backend's own copy of one tensor's inputs (device memory); see Backend::reside.
+class Residence {
+ public:
+  virtual ~Residence() = default;
+};
+
+// Consecutive elements of one tensor.
+struct Chunk {
+  const Work* work = nullptr;
+  std::uint64_t first = 0;   // index of the first element in the whole tensor, multiple of kChunk
+  std::uint32_t count = 0;   // 1 to kChunk
+  // First byte of the chunk in each input, in the order of Work::inputs; element-aligned only.
+  // May be null where `residence` holds the chunk.
+  const std::byte* const* inputs = nullptr;
+  Residence* residence = nullptr;
+};
+
+// Bounds on a source's magnitude key, low <= high.
+struct Bracket {
+  std::uint32_t low = 0;
+  std::uint32_t high = 0;
+};
+
+// An element strictly between a bracket's bounds.
+struct Candidate {
+  std::uint32_t key = 0;
+  std::uint32_t index = 0;  // within the chunk
+};
+
+// How one source's keys of a chunk lie to its bracket. Where low == high, ties are counted in at_high.
+struct Verdict {
+  std::uint32_t above = 0;
+  std::uint32_t at_high = 0;
+  std::uint32_t at_low = 0;
+  std::vector<Candidate> between;  // by index; cut off when `overflowed`
+  bool overflowed = false;         // more than `limit` candidates: `between` is not complete
+};
+
+// What became of the task vectors of a chunk. Sums of integers and maxima: independent of order.
+struct Tally {
+  std::uint64_t kept[math::kSources] = {};  // elements of each source that the mask let through
+  std::uint64_t conflicts = 0;              // elements where kept, non-zero terms disagree in sign
+  std::uint32_t change = 0;                 // bits of the largest |merged - base| in f32, before encode
+
+  void add(const Tally& other);
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // One line for the report: "cpu, AVX-512 (v4)", "cuda:0 NVIDIA H200".
+  [[nodiscard]] virtual std::string describe() const = 0;
+
+  // Host memory for staging, at least 4 KiB-aligned; pinned where the backend copies from it.
+  // Throws Error{memory} with requested and free bytes.
+  [[nodiscard]] virtual std::byte* allocate(std::size_t bytes) = 0;
+  virtual void release(std::byte* memory, std::size_t bytes) noexcept = 0;
+
+  // Room for all inputs of a tensor in the backend's own memory, or null: the engine then passes
+  // host pointers with every call. The CPU always returns null.
+  [[nodiscard]] virtual std::unique_ptr<Residence> reside(const Work& work) = 0;
+  // Copies a chunk's inputs into its residence.
+  virtual void admit(const Chunk& chunk) = 0;
+
+  // Magnitude keys of runs of 64 elements, one run in every `stride` elements at hashed places.
+  // Appends to keys[s] for each source s.
+  virtual void sample(const Chunk& chunk, std::uint32_t stride,
+                      std::span<std::vector<std::uint32_t>> keys) = 0;
+
+  // Counts against the brackets of all sources in one sweep. Sources with `active[s] == 0` are skipped.
+  virtual void verify(const Chunk& chunk, std::span<const Bracket> brackets,
+                      std::span<const std::uint8_t> active, std::uint32_t limit,
+                      std::span<Verdict> verdicts) = 0;
+
+  // Adds to counts[key >> 16] (32,768 bins), or, given `prefix`, to counts[key & 0xffff] (65,536 bins)
+  // of the keys whose upper 15 bits equal it. One source.
+  virtual void histogram(const Chunk& chunk, int source, const std::uint32_t* prefix,
+                         std::span<std::uint64_t> counts) = 0;
+
+  // Index within the chunk of the n-th (from 0) element of `source` whose key equals `key`.
+  [[nodiscard]] virtual std::uint32_t locate(const Chunk& chunk, int source, std::uint32_t key,
+                                             std::uint32_t n) = 0;
+
+  // Sums of each fold term of the method over each fold tile of the chunk, in the shape of
+  // math/fold.hpp: tiles[term * ceil(count / kFoldTile) + tile].
+  virtual void fold(const Chunk& chunk, const math::Facts& facts, std::span<double> tiles) = 0;
+
+  // One output tensor's chunk: formula, one rounding, encode. Items are independent; a backend may
+  // batch small ones.
+  struct Item {
+    Chunk chunk;
+    const math::Facts* facts = nullptr;
+    std::byte* output = nullptr;  // element-aligned
+    Tally* tally = nullptr;       // added to
+  };
+  virtual void apply(std::span<const Item> items) = 0;
+};
+
+// The CPU backend. `isa` is "v2", "v3", "v4" or empty for the best this machine has; a wish it cannot
+// fulfil is Error{device}.
+[[nodiscard]] std::unique_ptr<Backend> cpu_backend(const std::string& isa);
+
+}  // namespace ingot

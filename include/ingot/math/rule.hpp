@@ -1,0 +1,68 @@
+// What a method is told (Rule) and what is known when its formula runs (Facts): plain data, the
+// same on host and device.
+#pragma once
+
+#include "ingot/math/target.hpp"
+
+namespace ingot::math {
+
+inline constexpr int kSources = 64;  // most inputs of one output tensor, the base not counted
+inline constexpr int kGlobals = 8;   // most global parameters of a method
+inline constexpr int kLocals = 4;    // most per-source parameters of a method
+
+// How a task vector is thinned before it is combined.
+enum class Mask : std::uint8_t { none, select, random };
+
+// How the majority sign of an element is found (design §4). `weighted` votes after weighting, by
+// total; `total` and `frequency` vote before weighting.
+enum class Vote : std::uint8_t { none, weighted, total, frequency };
+
+// What the disjoint mean is divided by: nothing, the weights that agree (1 where they cancel to
+// exactly zero), or the number of sources that agree (at least 1).
+enum class Divisor : std::uint8_t { none, weight, count };
+
+// What survivors of a mask are multiplied by: 1, the ratio of the L1 norms before and after
+// (mergekit 2.6), or 1 / density (peft 2.8).
+enum class Rescale : std::uint8_t { none, norm, density };
+
+// fp8 overflow on encode: the largest finite value, or NaN (e4m3) / infinity (e5m2).
+enum class Overflow : std::uint8_t { saturate, propagate };
+
+enum class Formula : std::uint8_t { linear, slerp, scale, sum, consensus };
+
+// One output tensor's arithmetic after every parameter is resolved. Values are doubles as the
+// recipe gave them; a method's settle() turns them into Facts.
+struct Rule {
+  std::int32_t method = -1;         // index into the closed list of methods.hpp
+  std::int32_t sources = 0;         // inputs without the base
+  bool base = false;                // a base tensor precedes the sources
+  std::uint64_t elements = 0;       // of the whole tensor
+  std::uint64_t seed = 0;
+  double globals[kGlobals] = {};            // by the method's own parameter order
+  double locals[kSources][kLocals] = {};
+  std::uint64_t stream[kSources] = {};      // random stream of each source (numbers.md, "Randomness")
+};
+
+// What one source brings to an element.
+struct Source {
+  float weight = 1.0F;
+  float factor = 1.0F;              // survivors are multiplied by it, if Facts::rescaled
+  std::uint32_t threshold = 0;      // magnitude key of the last kept rank
+  std::uint32_t all = 1;            // 1: the mask keeps every element
+  std::uint64_t cut = 0;            // ties at the threshold are kept up to this index, inclusive
+  std::uint64_t stream = 0;
+  std::uint64_t keep = 0;           // probability times 2^48, rounded down
+};
+
+// Everything a formula needs beside the elements: computed once per tensor, on the host.
+struct Facts {
+  std::int32_t sources = 0;
+  Vote vote = Vote::none;
+  Divisor divisor = Divisor::none;
+  bool rescaled = false;
+  std::uint64_t seed = 0;
+  float scalar[kGlobals] = {};      // the formula's own: slerp's two coefficients, lambda, ...
+  Source source[kSources];
+};
+
+}  // namespace ingot::math

@@ -1,0 +1,71 @@
+// The whole library in three calls: merge a plan into a folder, verify a folder, report on either.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ingot/plan.hpp"
+
+namespace ingot {
+
+struct MergeOptions {
+  std::uint64_t memory = std::uint64_t{1} << 30;  // ceiling on host memory for tensor data
+  int threads = 0;                                // 0: as many as the machine has
+  std::string isa;                                // "", "v2", "v3", "v4"
+  bool force = false;                             // replace an existing OUT
+  bool resume = false;                            // continue a partial one
+  bool sync = true;                               // wait for stable storage before the rename
+  bool hash = true;                               // receipts; off only for measurements
+  enum class Storage { automatic, mapped, direct, buffered };
+  Storage storage = Storage::automatic;
+};
+
+// What a run did and what it cost. Depends on the machine; never written into the folder.
+struct Report {
+  std::string out;
+  std::string backend;
+  std::string storage;           // which path the bytes took
+  std::uint64_t tensors = 0, merged = 0, copied = 0, unused = 0, resumed = 0;
+  std::uint64_t bytes_read = 0, bytes_written = 0;
+  double seconds = 0;
+  double storage_rate = 0;       // bytes/s the storage was measured at; 0: not measured
+  std::uint64_t peak_memory = 0; // anonymous resident bytes
+  std::vector<std::string> warnings;
+  std::string receipt;           // path of ingot.json
+};
+
+// Called from the run's own threads, at most about ten times a second.
+struct Progress {
+  std::uint64_t bytes_done = 0, bytes_total = 0;
+  std::string tensor;
+};
+using Watcher = std::function<void(const Progress&)>;
+
+// Runs a sound plan and puts the folder `out` in place by rename. All or nothing; see docs/architecture.md.
+[[nodiscard]] Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& out,
+                           const MergeOptions& options, const Watcher& watcher = {});
+
+struct VerifyOptions {
+  bool all = false;            // recompute every element instead of a sample
+  bool outputs_only = false;   // do not look at the inputs
+  bool allow_unchanged = false;
+  std::string root;            // where the recipe's relative paths start
+  int threads = 0;
+};
+
+struct Finding {
+  std::string text;  // one sentence: what, where, expected, found
+};
+
+struct Verdicts {
+  std::uint64_t tensors = 0, hashed_bytes = 0, recomputed = 0;  // recomputed: elements
+  std::uint64_t exact = 0;       // of those, equal bit for bit
+  std::vector<Finding> findings; // empty: the folder holds what its recipe says
+};
+
+[[nodiscard]] Verdicts verify(Disk& disk, const std::string& out, const VerifyOptions& options,
+                              const Watcher& watcher = {});
+
+}  // namespace ingot

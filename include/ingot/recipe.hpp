@@ -1,0 +1,128 @@
+// Recipes: mergekit's YAML as typed values, with the line of everything that can be wrong.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace ingot {
+
+// A position in the recipe file, from 1; line 0 means "not from a file".
+struct Mark {
+  int line = 0;
+  int column = 0;
+};
+
+// `path[@revision][+adapter[@revision]]...` or the mapping form.
+struct ModelRef {
+  std::string text;      // canonical form of what the file says; identity and display name
+  std::string path;      // folder, file or Hub name
+  std::string revision;  // empty: none given
+  std::vector<std::string> adapters;
+  std::string override_architecture;
+  Mark mark;
+
+  friend bool operator==(const ModelRef& a, const ModelRef& b) { return a.text == b.text; }
+};
+
+using Scalar = std::variant<bool, double, std::string>;
+
+// A constant (one point, `gradient` false) or a gradient over the layers of a slice.
+struct Value {
+  std::vector<Scalar> points;
+  bool gradient = false;
+  Mark mark;
+};
+
+// `{filter, value}`; without a filter it always matches.
+struct Condition {
+  std::optional<std::string> filter;
+  Value value;
+};
+
+// A parameter as written: the first condition whose filter is a substring of the name counts.
+struct Setting {
+  std::vector<Condition> conditions;
+  Mark mark;
+};
+
+using Parameters = std::map<std::string, Setting>;
+
+struct Source {
+  ModelRef model;
+  std::optional<std::pair<std::int64_t, std::int64_t>> layer_range;  // half open
+  Parameters parameters;
+  Mark mark;
+};
+
+struct Slice {
+  std::vector<Source> sources;
+  std::optional<ModelRef> base_model;
+  Parameters parameters;
+  Mark mark;
+};
+
+struct Module {
+  std::string name;
+  std::vector<Slice> slices;    // exactly one of slices and models is non-empty
+  std::vector<Source> models;
+  Parameters parameters;
+  Mark mark;
+};
+
+struct Vocabulary {
+  enum class Kind { none, base, model, unite };
+  Kind kind = Kind::none;
+  ModelRef model;                 // for Kind::model
+  std::uint64_t pad_to_multiple_of = 0;
+  bool tokens = false;            // per-token sources were given
+  Mark mark;
+};
+
+struct Recipe {
+  std::string file;   // as the caller named it
+  std::string text;   // verbatim
+  std::string method;
+  Mark method_mark;
+  std::vector<Source> models;     // exactly one of models, slices, modules is non-empty
+  std::vector<Slice> slices;
+  std::vector<Module> modules;
+  std::optional<ModelRef> base_model;
+  Parameters parameters;
+  std::string dtype, out_dtype;   // as written without a `torch.` prefix; empty: not given
+  Mark dtype_mark, out_dtype_mark;
+  Vocabulary vocabulary;
+  std::string chat_template;      // empty: not given
+  Mark chat_template_mark;
+  std::vector<std::string> waived;    // unknown keys let through, as "key (line n)"
+};
+
+struct ParseOptions {
+  bool allow_unknown_keys = false;
+};
+
+// Parses one YAML document. Throws Error{usage} with file, line, and the nearest valid name for an
+// unknown key, a wrong type, a duplicate key, an alias bomb, several documents, or a feature that is
+// recognised but not supported.
+[[nodiscard]] Recipe parse(std::string_view text, const std::string& file, const ParseOptions& options);
+
+// Every model the recipe names, in file order, each once, the base included.
+[[nodiscard]] std::vector<ModelRef> models_of(const Recipe& recipe);
+
+// The value of a setting for a tensor at gradient position t in [0, 1]; nothing if no filter
+// matches. `kind` says how points are read and interpolated (mergekit 1.4). Throws Error{usage} for a
+// point of the wrong type, with line and parameter name.
+enum class Kind { real, integer, boolean };
+[[nodiscard]] std::optional<double> evaluate(const Setting& setting, std::string_view parameter,
+                                             std::string_view tensor, double t, Kind kind,
+                                             const std::string& file);
+
+// The name in `known` nearest to `word` by edit distance, or empty if none is near.
+[[nodiscard]] std::string nearest(std::string_view word, const std::vector<std::string>& known);
+
+}  // namespace ingot

@@ -1,0 +1,122 @@
+// Files and checkpoints: what is on disk, by tensor name. Knows nothing of merging.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ingot/tensor.hpp"
+
+namespace ingot {
+
+// An open file. Calls on one object may come from several threads at once.
+class File {
+ public:
+  virtual ~File() = default;
+  File() = default;
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  [[nodiscard]] virtual const std::string& path() const noexcept = 0;
+  [[nodiscard]] virtual std::uint64_t size() = 0;
+
+  // Reads up to data.size() bytes at offset; returns how many, 0 at end of file. May return fewer.
+  [[nodiscard]] virtual std::size_t read(std::uint64_t offset, std::span<std::byte> data) = 0;
+  // Writes up to data.size() bytes at offset; returns how many, at least one.
+  [[nodiscard]] virtual std::size_t write(std::uint64_t offset, std::span<const std::byte> data) = 0;
+  // Gives the file exactly this size and its blocks, so that a full disk is met now and not later.
+  virtual void reserve(std::uint64_t bytes) = 0;
+  // Returns once everything written is on stable storage. A failure is an Error, never a warning.
+  virtual void sync() = 0;
+
+  // Descriptors for the asynchronous ring and for mapping; -1 where the file has none (a test's
+  // faulty file). `direct` bypasses the page cache and demands 4 KiB alignment.
+  [[nodiscard]] virtual int descriptor() const noexcept { return -1; }
+  [[nodiscard]] virtual int direct() const noexcept { return -1; }
+};
+
+// Reads or writes all of data, retrying short transfers. End of file is Error{io} naming the file,
+// the offset and both sizes.
+void read_exact(File& file, std::uint64_t offset, std::span<std::byte> data);
+void write_exact(File& file, std::uint64_t offset, std::span<const std::byte> data);
+
+// A file system. The one of the machine is system_disk(); tests put a failing one in its place.
+class Disk {
+ public:
+  virtual ~Disk() = default;
+
+  [[nodiscard]] virtual std::unique_ptr<File> open(const std::string& path) = 0;    // to read
+  [[nodiscard]] virtual std::unique_ptr<File> create(const std::string& path) = 0;  // truncates
+  [[nodiscard]] virtual std::unique_ptr<File> update(const std::string& path) = 0;  // read + write
+
+  enum class Kind { absent, file, folder, other };
+  [[nodiscard]] virtual Kind kind(const std::string& path) = 0;
+  // Names (not paths) in a folder, sorted.
+  [[nodiscard]] virtual std::vector<std::string> list(const std::string& folder) = 0;
+  virtual void make_folder(const std::string& path) = 0;
+  virtual void rename(const std::string& from, const std::string& to) = 0;
+  // Exchanges two existing paths atomically.
+  virtual void exchange(const std::string& a, const std::string& b) = 0;
+  // Removes a file or a whole folder; absent is fine.
+  virtual void remove(const std::string& path) = 0;
+  virtual void sync_folder(const std::string& path) = 0;
+  [[nodiscard]] virtual std::uint64_t free_bytes(const std::string& path) = 0;
+};
+
+[[nodiscard]] std::unique_ptr<Disk> system_disk();
+
+// The whole of a small text file (at most `limit` bytes; larger is Error{format}).
+[[nodiscard]] std::string read_text(Disk& disk, const std::string& path,
+                                    std::uint64_t limit = 100'000'000);
+
+// Where the bytes of one tensor lie.
+struct Entry {
+  TensorInfo info;
+  std::uint32_t file = 0;    // index into Checkpoint::files()
+  std::uint64_t offset = 0;  // of the first element
+  // Elements between neighbours along each axis, for a view stored out of row-major order (`.bin`
+  // only); empty for the usual dense tensor.
+  std::vector<std::uint64_t> strides;
+};
+
+// A model's tensors, from safetensors or PyTorch `.bin` files, single or sharded.
+//
+// Only headers are read. Every rule of the format is checked; a violation is Error{format} naming
+// file, tensor, expected and found. Index files are checked against the shards.
+class Checkpoint {
+ public:
+  // `path` is a folder or a file. `shown` is the name used in messages and receipts.
+  [[nodiscard]] static Checkpoint open(Disk& disk, const std::string& path, std::string shown);
+
+  Checkpoint(Checkpoint&&) noexcept;
+  Checkpoint& operator=(Checkpoint&&) noexcept;
+  ~Checkpoint();
+
+  [[nodiscard]] const std::string& path() const noexcept;   // the folder (or the file's folder)
+  [[nodiscard]] const std::string& shown() const noexcept;
+  [[nodiscard]] const std::vector<Entry>& entries() const noexcept;  // sorted by name
+  [[nodiscard]] const Entry* find(std::string_view name) const noexcept;
+  // Opened weight files, paths relative to the folder through File::path().
+  [[nodiscard]] File& file(std::uint32_t index) const;
+  [[nodiscard]] std::uint32_t file_count() const noexcept;
+  [[nodiscard]] bool pickled() const noexcept;
+  // The text of config.json, empty if there is none.
+  [[nodiscard]] const std::string& config() const noexcept;
+
+ private:
+  struct Body;
+  explicit Checkpoint(std::unique_ptr<Body> body);
+  std::unique_ptr<Body> body_;
+};
+
+// Orders names as people count: digit runs by value, so layers.2 comes before layers.10.
+[[nodiscard]] bool natural_less(std::string_view a, std::string_view b) noexcept;
+
+}  // namespace ingot
