@@ -1,0 +1,49 @@
+#include "ingot/error.hpp"
+
+#include <utility>
+
+namespace ingot {
+
+Error::Error(Code code, std::string message) : code_(code), message_(std::move(message)) {
+  compose();
+}
+
+Error& Error::add(std::string context) {
+  context_.push_back(std::move(context));
+  compose();
+  return *this;
+}
+
+void Error::compose() {
+  text_ = message_;
+  const char* lead = " (";
+  for (const std::string& step : context_) {
+    text_.append(lead).append("while ").append(step);
+    lead = "; ";
+  }
+  if (!context_.empty()) text_.push_back(')');
+}
+
+void fail(Code code, std::string message) { throw Error(code, std::move(message)); }
+
+int exit_code(Code code) noexcept {
+  switch (code) {
+    case Code::usage:
+      return 2;
+    case Code::format:
+    case Code::shape:
+    case Code::dtype:
+    case Code::missing:
+      return 3;
+    case Code::io:
+    case Code::memory:
+      return 4;  // the machine fell short, not the input
+    case Code::device:
+      return 5;
+    case Code::internal:
+      return 6;
+  }
+  return 6;
+}
+
+}  // namespace ingot

@@ -1,0 +1,40 @@
+#include "ingot/error.hpp"
+
+#include <gtest/gtest.h>
+
+namespace ingot {
+namespace {
+
+TEST(Error, ContextFollowsTheMessageInnermostFirst) {
+  Error error(Code::format, "x.safetensors: truncated");
+  EXPECT_STREQ(error.what(), "x.safetensors: truncated");
+  error.add("reading tensor w").add("planning");
+  EXPECT_STREQ(error.what(), "x.safetensors: truncated (while reading tensor w; while planning)");
+  EXPECT_EQ(error.code(), Code::format);
+  EXPECT_EQ(error.message(), "x.safetensors: truncated");
+  EXPECT_EQ(error.context().size(), 2U);
+}
+
+TEST(Error, EveryCodeHasTheDocumentedExitCode) {
+  EXPECT_EQ(exit_code(Code::usage), 2);
+  for (Code code : {Code::format, Code::shape, Code::dtype, Code::missing}) {
+    EXPECT_EQ(exit_code(code), 3);
+  }
+  EXPECT_EQ(exit_code(Code::io), 4);
+  EXPECT_EQ(exit_code(Code::memory), 4);
+  EXPECT_EQ(exit_code(Code::device), 5);
+  EXPECT_EQ(exit_code(Code::internal), 6);
+}
+
+TEST(Error, FailThrowsWhatItIsGiven) {
+  try {
+    fail(Code::missing, "no such tensor");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::missing);
+    EXPECT_EQ(error.message(), "no such tensor");
+  }
+}
+
+}  // namespace
+}  // namespace ingot
