@@ -39,8 +39,9 @@ class Residence {
 // Consecutive elements of one tensor.
 struct Chunk {
   const Work* work = nullptr;
-  std::uint64_t first = 0;   // index of the first element in the whole tensor, multiple of kChunk
-  std::uint32_t count = 0;   // 1 to kChunk
+  std::uint64_t first = 0;   // index of the first element in the whole tensor, multiple of kFoldTile;
+                             // of kChunk for everything but apply
+  std::uint32_t count = 0;   // 1 to kChunk, never across a multiple of kChunk
   // First byte of the chunk in each input, in the order of Work::inputs; element-aligned only.
   // May be null where `residence` holds the chunk.
   const std::byte* const* inputs = nullptr;
@@ -83,6 +84,10 @@ class Backend {
 
   // One line for the report: "cpu, AVX-512 (v4)", "cuda:0 NVIDIA H200".
   [[nodiscard]] virtual std::string describe() const = 0;
+
+  // True if inputs must lie in memory of allocate() (pinned): the engine then never maps files, and hands
+  // over whole chunks.
+  [[nodiscard]] virtual bool staged() const { return false; }
 
   // Host memory for staging, at least 4 KiB-aligned; pinned where the backend copies from it.
   // Throws Error{memory} with requested and free bytes.
