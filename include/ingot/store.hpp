@@ -25,6 +25,7 @@ class File {
   File& operator=(const File&) = delete;
 
   [[nodiscard]] virtual const std::string& path() const noexcept = 0;
+  // Bytes. Of a file opened to read: as it was when opened, so that shrinking later is noticed.
   [[nodiscard]] virtual std::uint64_t size() = 0;
 
   // Reads up to data.size() bytes at offset; returns how many, 0 at end of file. May return fewer.
@@ -56,17 +57,21 @@ class Disk {
   [[nodiscard]] virtual std::unique_ptr<File> create(const std::string& path) = 0;  // truncates
   [[nodiscard]] virtual std::unique_ptr<File> update(const std::string& path) = 0;  // read + write
 
+  // Links are followed; one that leads nowhere is `other`.
   enum class Kind { absent, file, folder, other };
   [[nodiscard]] virtual Kind kind(const std::string& path) = 0;
+  // The absolute path with every symbolic link followed. A disk without links has nothing to do.
+  [[nodiscard]] virtual std::string resolve(const std::string& path) { return path; }
   // Names (not paths) in a folder, sorted.
   [[nodiscard]] virtual std::vector<std::string> list(const std::string& folder) = 0;
-  virtual void make_folder(const std::string& path) = 0;
+  virtual void make_folder(const std::string& path) = 0;  // and its parents; existing is fine
   virtual void rename(const std::string& from, const std::string& to) = 0;
-  // Exchanges two existing paths atomically.
+  // Exchanges two existing paths, atomically where the file system can.
   virtual void exchange(const std::string& a, const std::string& b) = 0;
   // Removes a file or a whole folder; absent is fine.
   virtual void remove(const std::string& path) = 0;
   virtual void sync_folder(const std::string& path) = 0;
+  // Free space of the file system that holds, or would hold, the path.
   [[nodiscard]] virtual std::uint64_t free_bytes(const std::string& path) = 0;
 };
 

@@ -1,0 +1,25 @@
+// How failures of the operating system become errors; shared by the files of host/store.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "ingot/error.hpp"
+#include "ingot/store.hpp"
+
+namespace ingot {
+
+// "cannot ACTION: REASON" from an errno value; Code::missing where the file or folder does not
+// exist, Code::io otherwise. `action` names the path ("read /m/a.bin at byte 10").
+[[nodiscard]] Error system_error(std::string_view action, int number);
+
+// What a file that ends too early is called, by the ring as well.
+[[nodiscard]] Error end_of_file(std::string_view path, std::uint64_t offset, std::uint64_t wanted,
+                                std::uint64_t size);
+
+// Disk::exchange for file systems that cannot do it in one step: in three, nothing is ever without
+// a name, and if the second fails the first is undone.
+void exchange_in_steps(Disk& disk, const std::string& a, const std::string& b);
+
+}  // namespace ingot
