@@ -119,6 +119,10 @@ struct Plan {
 // (no such folder, an unreadable header).
 [[nodiscard]] Plan build(Disk& disk, Recipe recipe, PlanOptions options);
 
+// The reference as the disk shows it: where a file or folder has the whole text for its name, that is
+// the path, and there is no revision and no adapter; else unchanged. Idempotent.
+[[nodiscard]] ModelRef settle(Disk& disk, ModelRef ref, const std::string& root);
+
 // A model reference as a folder on this machine: an existing folder or file, or a Hub name in the local
 // cache (HF_HUB_CACHE, HF_HOME). Throws Error{missing} with the command that downloads it.
 [[nodiscard]] std::string resolve(Disk& disk, const ModelRef& ref, const std::string& root);

@@ -19,12 +19,16 @@ struct Mark {
 };
 
 // `path[@revision][+adapter[@revision]]...` or the mapping form.
+//
+// The parser splits the text; it cannot know that a folder has `+` or `@` in its name. Where the disk
+// is at hand, settle() of plan.hpp puts that right: call it before looking at `adapters`.
 struct ModelRef {
   std::string text;      // canonical form of what the file says; identity and display name
   std::string path;      // folder, file or Hub name
   std::string revision;  // empty: none given
-  std::vector<std::string> adapters;
-  std::string override_architecture;
+  std::vector<std::string> adapters;  // each `path[@revision]`
+  std::string override_architecture;  // replaces config.json's `architectures`; empty: none given
+  bool mapped = false;   // written as a mapping, whose `path` is never split
   Mark mark;
 
   friend bool operator==(const ModelRef& a, const ModelRef& b) { return a.text == b.text; }
@@ -107,11 +111,14 @@ struct ParseOptions {
 };
 
 // Parses one YAML document. Throws Error{usage} with file, line, and the nearest valid name for an
-// unknown key, a wrong type, a duplicate key, an alias bomb, several documents, or a feature that is
-// recognised but not supported.
+// unknown key, a wrong type, a duplicate key, an alias bomb or several documents. The language alone is
+// checked here: names of methods, parameters and dtypes, ranges, and what is not supported yet
+// (adapters, `union`, `tokens`) are the plan's to judge.
 [[nodiscard]] Recipe parse(std::string_view text, const std::string& file, const ParseOptions& options);
 
-// Every model the recipe names, in file order, each once, the base included.
+// Every model whose weights the recipe names: those of models, slices and modules in file order, each
+// slice's own base after its sources, base_model last unless it is listed; each once. The model of
+// `tokenizer_source` is not among them unless it is listed too.
 [[nodiscard]] std::vector<ModelRef> models_of(const Recipe& recipe);
 
 // The value of a setting for a tensor at gradient position t in [0, 1]; nothing if no filter

@@ -1,0 +1,464 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "ingot/error.hpp"
+#include "ingot/recipe.hpp"
+#include "recipe/number.hpp"
+#include "recipe/reference.hpp"
+#include "recipe/tree.hpp"
+
+namespace ingot {
+namespace {
+
+// Every place of a recipe that has fixed keys, and the keys. Below `parameters` the names are the
+// method's own, which the plan checks.
+enum class Place { top, model, slice, source, module, tokenizer, condition, reference, path };
+
+struct Keys {
+  const char* where;
+  std::vector<std::string> names;
+};
+
+std::array<Keys, 9> all_keys() {
+  return {{
+      {"at the top level",
+       {"merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype",
+        "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "name"}},
+      {"in an entry of 'models'", {"model", "parameters"}},
+      {"in an entry of 'slices'", {"sources", "base_model", "parameters"}},
+      {"in an entry of 'sources'", {"model", "layer_range", "parameters"}},
+      {"in a module", {"models", "slices", "parameters"}},
+      {"in 'tokenizer'", {"source", "tokens", "pad_to_multiple_of"}},
+      {"in a condition", {"filter", "value"}},
+      {"in a model reference", {"model", "lora", "override_architecture"}},
+      {"in a model path", {"path", "revision"}},
+  }};
+}
+
+// Keys of mergekit's grammar that do nothing there either.
+constexpr const char* kIdle = "residual_weight";
+
+constexpr double kMostLayers = 1'000'000;
+constexpr double kMostPadding = 1'048'576;
+
+const char* describe(const Node& node) {
+  switch (node.kind) {
+    case Node::Kind::null:
+      return "nothing";
+    case Node::Kind::scalar:
+      return "a single value";
+    case Node::Kind::list:
+      return "a list";
+    case Node::Kind::map:
+      return "a mapping";
+  }
+  return "";
+}
+
+const Node::Pair* find(const Node& map, std::string_view key) {
+  const auto found = std::find_if(map.pairs.begin(), map.pairs.end(),
+                                  [&](const Node::Pair& pair) { return pair.key == key; });
+  return found == map.pairs.end() ? nullptr : &*found;
+}
+
+// A plain scalar is what PyYAML's safe loader and mergekit's own conversion make of it together:
+// one of YAML 1.1's words for a boolean, a number, or text.
+Scalar scalar_of(const Node& node) {
+  if (node.plain) {
+    for (const char* word : {"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"}) {
+      if (node.text == word) return true;
+    }
+    for (const char* word : {"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"}) {
+      if (node.text == word) return false;
+    }
+    if (const auto value = number(node.text)) return *value;
+  }
+  return node.text;
+}
+
+class Reader {
+ public:
+  Reader(Recipe& recipe, const ParseOptions& options)
+      : recipe_(recipe), options_(options), keys_(all_keys()) {}
+
+  void recipe(const Node& top) {
+    if (top.kind != Node::Kind::map) {
+      bad(top.mark, fmt::format("a recipe is a mapping with 'merge_method' and one of 'models', "
+                                "'slices' and 'modules', not {}",
+                                describe(top)));
+    }
+    check(top, Place::top);
+    const Node::Pair* method = find(top, "merge_method");
+    if (method == nullptr)
+      bad(top.mark, "'merge_method' is missing, for example 'merge_method: linear'");
+    recipe_.method = text(*method);
+    recipe_.method_mark = method->value->mark;
+
+    one_of(top, {"models", "slices", "modules"});
+    if (const auto* pair = find(top, "models")) recipe_.models = models(*pair);
+    if (const auto* pair = find(top, "slices")) recipe_.slices = slices(*pair);
+    if (const auto* pair = find(top, "modules")) recipe_.modules = modules(*pair);
+    if (const auto* pair = find(top, "base_model")) recipe_.base_model = reference(*pair);
+    if (const auto* pair = find(top, "parameters")) recipe_.parameters = parameters(*pair);
+    if (const auto* pair = find(top, "dtype")) {
+      recipe_.dtype = dtype(*pair);
+      recipe_.dtype_mark = pair->value->mark;
+    }
+    if (const auto* pair = find(top, "out_dtype")) {
+      recipe_.out_dtype = dtype(*pair);
+      recipe_.out_dtype_mark = pair->value->mark;
+    }
+    vocabulary(top);
+    if (const auto* pair = find(top, "chat_template")) {
+      recipe_.chat_template = text(*pair);
+      recipe_.chat_template_mark = pair->value->mark;
+    }
+    if (const auto* pair = find(top, "name")) (void)text(*pair);
+  }
+
+ private:
+  [[noreturn]] void bad(Mark mark, const std::string& message) const {
+    fault(recipe_.file, mark, message);
+  }
+
+  // Refuses or waives every key the place does not have.
+  void check(const Node& map, Place place) {
+    const Keys& keys = keys_[static_cast<std::size_t>(place)];
+    for (const Node::Pair& pair : map.pairs) {
+      if (std::find(keys.names.begin(), keys.names.end(), pair.key) != keys.names.end()) continue;
+      if (options_.allow_unknown_keys) {
+        recipe_.waived.push_back(fmt::format("{} (line {})", pair.key, pair.mark.line));
+      } else {
+        unknown(pair, keys);
+      }
+    }
+  }
+
+  [[noreturn]] void unknown(const Node::Pair& pair, const Keys& keys) const {
+    const std::string key = pair.key.substr(0, 60);
+    if (key == kIdle) {
+      bad(pair.mark, fmt::format("'{}' changes nothing, in mergekit neither; remove it (or "
+                                 "--allow-unknown-keys)",
+                                 key));
+    }
+    std::string advice;
+    if (const std::string name = nearest(pair.key, keys.names); !name.empty()) {
+      advice = fmt::format("did you mean '{}'?", name);
+    } else {
+      const auto home = std::find_if(keys_.begin(), keys_.end(), [&](const Keys& other) {
+        return std::find(other.names.begin(), other.names.end(), pair.key) != other.names.end();
+      });
+      advice = home != keys_.end() ? fmt::format("it belongs {}", home->where)
+                                   : fmt::format("known there: {}", fmt::join(keys.names, ", "));
+      const bool takes =
+          std::find(keys.names.begin(), keys.names.end(), "parameters") != keys.names.end();
+      if (takes && home == keys_.end()) advice += " (a method's parameters go under 'parameters')";
+    }
+    bad(pair.mark, fmt::format("unknown key '{}' {}; {}", key, keys.where, advice));
+  }
+
+  void one_of(const Node& map, const std::vector<std::string>& names) const {
+    const Node::Pair* first = nullptr;
+    for (const std::string& name : names) {
+      const Node::Pair* pair = find(map, name);
+      if (pair == nullptr) continue;
+      if (first != nullptr) {
+        bad(pair->mark,
+            fmt::format("'{}' cannot stand beside '{}' of line {}; give exactly one of {}", name,
+                        first->key, first->mark.line, fmt::join(names, ", ")));
+      }
+      first = pair;
+    }
+    if (first == nullptr) {
+      bad(map.mark,
+          fmt::format("nothing to merge: give exactly one of {}", fmt::join(names, ", ")));
+    }
+  }
+
+  // The value of a key, which must be of this kind and not empty.
+  const Node& expect(const Node::Pair& pair, Node::Kind kind, const char* wanted) const {
+    const Node& node = *pair.value;
+    if (node.kind == Node::Kind::null) {
+      bad(pair.mark, fmt::format("'{}' has no value; give it one or remove the key", pair.key));
+    }
+    if (node.kind != kind) {
+      bad(node.mark, fmt::format("'{}' takes {}, not {}", pair.key, wanted, describe(node)));
+    }
+    if (kind == Node::Kind::list && node.items.empty()) {
+      bad(node.mark, fmt::format("'{}' is an empty list", pair.key));
+    }
+    return node;
+  }
+
+  std::string text(const Node::Pair& pair) const {
+    const Node& node = expect(pair, Node::Kind::scalar, "text");
+    if (node.text.empty()) bad(node.mark, fmt::format("'{}' is empty", pair.key));
+    return node.text;
+  }
+
+  // The entries of a list, each a mapping.
+  const std::vector<const Node*>& entries(const Node::Pair& pair, Place place) {
+    const Node& list = expect(pair, Node::Kind::list, "a list");
+    for (const Node* item : list.items) {
+      if (item->kind != Node::Kind::map) {
+        bad(item->mark,
+            fmt::format("an entry of '{}' is a mapping, not {}", pair.key, describe(*item)));
+      }
+      check(*item, place);
+    }
+    return list.items;
+  }
+
+  const Node::Pair& need(const Node& map, const char* key, const std::string& owner) const {
+    const Node::Pair* pair = find(map, key);
+    if (pair == nullptr) bad(map.mark, fmt::format("an entry of '{}' needs '{}'", owner, key));
+    return *pair;
+  }
+
+  std::vector<Source> models(const Node::Pair& pair) {
+    std::vector<Source> out;
+    for (const Node* item : entries(pair, Place::model)) out.push_back(source(*item, pair.key));
+    return out;
+  }
+
+  Source source(const Node& map, const std::string& owner) {
+    Source out;
+    out.mark = map.mark;
+    out.model = reference(need(map, "model", owner));
+    if (const auto* pair = find(map, "parameters")) out.parameters = parameters(*pair);
+    return out;
+  }
+
+  std::vector<Slice> slices(const Node::Pair& pair) {
+    std::vector<Slice> out;
+    for (const Node* item : entries(pair, Place::slice)) {
+      Slice slice;
+      slice.mark = item->mark;
+      const Node::Pair& sources = need(*item, "sources", pair.key);
+      for (const Node* entry : entries(sources, Place::source)) {
+        slice.sources.push_back(source(*entry, sources.key));
+        slice.sources.back().layer_range = layers(need(*entry, "layer_range", sources.key));
+      }
+      if (const auto* base = find(*item, "base_model")) slice.base_model = reference(*base);
+      if (const auto* own = find(*item, "parameters")) slice.parameters = parameters(*own);
+      out.push_back(std::move(slice));
+    }
+    return out;
+  }
+
+  std::pair<std::int64_t, std::int64_t> layers(const Node::Pair& pair) const {
+    const Node& list = expect(pair, Node::Kind::list, "a pair of whole numbers, as in [0, 16]");
+    std::vector<double> ends;
+    for (const Node* item : list.items) {
+      const auto value = item->kind == Node::Kind::scalar ? number(item->text) : std::nullopt;
+      if (!value || !(*value >= 0 && *value <= kMostLayers) || std::trunc(*value) != *value) {
+        ends.clear();
+        break;
+      }
+      ends.push_back(*value);
+    }
+    if (ends.size() != 2) {
+      bad(list.mark, fmt::format("'{}' takes a pair of whole numbers, as in [0, 16]", pair.key));
+    }
+    if (ends[0] >= ends[1]) {
+      bad(list.mark, fmt::format("'{}' [{}, {}] holds no layer; the end is exclusive", pair.key,
+                                 ends[0], ends[1]));
+    }
+    return {static_cast<std::int64_t>(ends[0]), static_cast<std::int64_t>(ends[1])};
+  }
+
+  std::vector<Module> modules(const Node::Pair& pair) {
+    const Node& map = expect(pair, Node::Kind::map, "a mapping from module names");
+    if (map.pairs.empty()) bad(map.mark, "'modules' is empty");
+    std::vector<Module> out;
+    for (const Node::Pair& entry : map.pairs) {
+      const Node& node = expect(entry, Node::Kind::map, "a mapping with 'models' or 'slices'");
+      check(node, Place::module);
+      one_of(node, {"models", "slices"});
+      Module module;
+      module.name = entry.key;
+      module.mark = entry.mark;
+      if (const auto* list = find(node, "models")) module.models = models(*list);
+      if (const auto* list = find(node, "slices")) module.slices = slices(*list);
+      if (const auto* own = find(node, "parameters")) module.parameters = parameters(*own);
+      out.push_back(std::move(module));
+    }
+    return out;
+  }
+
+  ModelRef reference(const Node::Pair& pair) {
+    if (pair.value->kind != Node::Kind::map) return reference_of(text(pair), pair.value->mark);
+    const Node& map = *pair.value;
+    check(map, Place::reference);
+    const Node::Pair* model = find(map, "model");
+    if (model == nullptr) bad(map.mark, "a model reference needs 'model'");
+    ModelRef out = path(*model);
+    out.mapped = true;
+    if (const auto* lora = find(map, "lora")) {
+      out.adapters.push_back(path(*lora).text);
+      out.text += "+" + out.adapters.back();
+    }
+    if (const auto* name = find(map, "override_architecture")) {
+      out.override_architecture = text(*name);
+      out.text += " as " + out.override_architecture;
+    }
+    out.mark = map.mark;
+    return out;
+  }
+
+  // What stands under `model` or `lora` of the mapping form: `path[@revision]`, or a mapping
+  // itself.
+  ModelRef path(const Node::Pair& pair) {
+    ModelRef out;
+    if (pair.value->kind != Node::Kind::map) {
+      out.text = text(pair);
+      split_revision(out.text, out);
+      return out;
+    }
+    const Node& map = *pair.value;
+    check(map, Place::path);
+    const Node::Pair* place = find(map, "path");
+    if (place == nullptr) bad(map.mark, "a model path needs 'path'");
+    out.path = out.text = text(*place);
+    if (const auto* revision = find(map, "revision")) {
+      out.revision = text(*revision);
+      out.text += "@" + out.revision;
+    }
+    return out;
+  }
+
+  Parameters parameters(const Node::Pair& pair) {
+    const Node& map = expect(pair, Node::Kind::map, "a mapping from parameter names");
+    Parameters out;
+    for (const Node::Pair& entry : map.pairs) out.emplace(entry.key, setting(entry));
+    return out;
+  }
+
+  Setting setting(const Node::Pair& pair) {
+    const Node& node = *pair.value;
+    Setting out;
+    out.mark = pair.mark;
+    const bool conditions = node.kind == Node::Kind::list && !node.items.empty() &&
+                            node.items.front()->kind == Node::Kind::map;
+    if (node.kind == Node::Kind::map) {
+      out.conditions.push_back(condition(node, pair.key));
+    } else if (conditions) {
+      for (const Node* item : node.items) {
+        if (item->kind != Node::Kind::map) {
+          bad(item->mark,
+              fmt::format("'{}' mixes conditions and plain values in one list", pair.key));
+        }
+        out.conditions.push_back(condition(*item, pair.key));
+      }
+    } else {
+      out.conditions.push_back({std::nullopt, value(pair)});
+    }
+    return out;
+  }
+
+  Condition condition(const Node& map, const std::string& parameter) {
+    check(map, Place::condition);
+    const Node::Pair* given = find(map, "value");
+    if (given == nullptr)
+      bad(map.mark, fmt::format("a condition of '{}' needs 'value'", parameter));
+    Condition out{std::nullopt, value(*given)};
+    if (const auto* filter = find(map, "filter")) {
+      out.filter = expect(*filter, Node::Kind::scalar, "text").text;
+    }
+    return out;
+  }
+
+  // A single value, or a gradient of them.
+  Value value(const Node::Pair& pair) const {
+    const Node& node = *pair.value;
+    Value out;
+    out.mark = node.mark;
+    if (node.kind != Node::Kind::list) {
+      out.points.push_back(
+          scalar_of(expect(pair, Node::Kind::scalar, "a value or a list of values")));
+      return out;
+    }
+    out.gradient = true;
+    for (const Node* item : expect(pair, Node::Kind::list, "a list").items) {
+      if (item->kind != Node::Kind::scalar) {
+        bad(item->mark, fmt::format("'{}' takes a list of single values; this is {}", pair.key,
+                                    describe(*item)));
+      }
+      out.points.push_back(scalar_of(*item));
+    }
+    return out;
+  }
+
+  std::string dtype(const Node::Pair& pair) const {
+    std::string name = text(pair);
+    if (constexpr std::string_view kTorch = "torch."; name.starts_with(kTorch)) {
+      name.erase(0, kTorch.size());
+    }
+    return name;
+  }
+
+  void vocabulary(const Node& top) {
+    const Node::Pair* plain = find(top, "tokenizer_source");
+    const Node::Pair* full = find(top, "tokenizer");
+    if (plain != nullptr && full != nullptr) {
+      bad(full->mark, fmt::format("'tokenizer' cannot stand beside 'tokenizer_source' of line {}",
+                                  plain->mark.line));
+    }
+    Vocabulary& out = recipe_.vocabulary;
+    if (plain != nullptr) {
+      out.mark = plain->mark;
+      donor(*plain);
+    } else if (full != nullptr) {
+      out.mark = full->mark;
+      const Node& map = expect(*full, Node::Kind::map, "a mapping with 'source'");
+      check(map, Place::tokenizer);
+      out.kind = Vocabulary::Kind::unite;
+      if (const auto* source = find(map, "source")) donor(*source);
+      if (const auto* tokens = find(map, "tokens")) {
+        out.tokens = !expect(*tokens, Node::Kind::map, "a mapping from tokens").pairs.empty();
+      }
+      if (const auto* pad = find(map, "pad_to_multiple_of")) {
+        const auto value = number(expect(*pad, Node::Kind::scalar, "a whole number").text);
+        if (!value || !(*value >= 1 && *value <= kMostPadding) || std::trunc(*value) != *value) {
+          bad(pad->value->mark,
+              fmt::format("'pad_to_multiple_of' takes a whole number from 1 to {}", kMostPadding));
+        }
+        out.pad_to_multiple_of = static_cast<std::uint64_t>(*value);
+      }
+    }
+  }
+
+  void donor(const Node::Pair& pair) {
+    Vocabulary& out = recipe_.vocabulary;
+    ModelRef ref = reference(pair);
+    if (ref.text == "base") {
+      out.kind = Vocabulary::Kind::base;
+    } else if (ref.text == "union") {
+      out.kind = Vocabulary::Kind::unite;
+    } else {
+      out.kind = Vocabulary::Kind::model;
+      out.model = std::move(ref);
+    }
+  }
+
+  Recipe& recipe_;
+  const ParseOptions& options_;
+  const std::array<Keys, 9> keys_;
+};
+
+}  // namespace
+
+Recipe parse(std::string_view text, const std::string& file, const ParseOptions& options) {
+  const Tree tree(text, file);
+  Recipe recipe;
+  recipe.file = file;
+  recipe.text = text;
+  Reader(recipe, options).recipe(tree.root());
+  return recipe;
+}
+
+}  // namespace ingot

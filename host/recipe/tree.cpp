@@ -1,0 +1,273 @@
+#include "recipe/tree.hpp"
+
+#include <map>
+#include <sstream>
+#include <unordered_map>
+
+#include <fmt/format.h>
+#include <yaml-cpp/eventhandler.h>
+#include <yaml-cpp/exceptions.h>
+#include <yaml-cpp/parser.h>
+
+#include "ingot/error.hpp"
+
+namespace ingot {
+
+void fault(const std::string& file, Mark mark, const std::string& message) {
+  fail(Code::usage, mark.line > 0 ? fmt::format("{}:{}: {}", file, mark.line, message)
+                                  : fmt::format("{}: {}", file, message));
+}
+
+namespace {
+
+Mark mark_of(const YAML::Mark& mark) { return {mark.line + 1, mark.column + 1}; }
+
+// Length of the UTF-8 sequence at the front of `bytes`, 0 if there is none (RFC 3629: no overlong
+// forms, no surrogates, nothing above U+10FFFF).
+std::size_t sequence(std::string_view bytes) {
+  const auto at = [&](std::size_t i) -> unsigned {
+    return i < bytes.size() ? static_cast<unsigned char>(bytes[i]) : 0U;
+  };
+  const auto tail = [&](std::size_t i) { return (at(i) & 0xC0U) == 0x80U; };
+  const unsigned first = at(0);
+  if (first < 0x80U) return 1;
+  if (first >= 0xC2U && first <= 0xDFU) return tail(1) ? 2 : 0;
+  if (first >= 0xE0U && first <= 0xEFU) {
+    const bool overlong = first == 0xE0U && at(1) < 0xA0U;
+    const bool surrogate = first == 0xEDU && at(1) > 0x9FU;
+    return tail(1) && tail(2) && !overlong && !surrogate ? 3 : 0;
+  }
+  if (first >= 0xF0U && first <= 0xF4U) {
+    const bool overlong = first == 0xF0U && at(1) < 0x90U;
+    const bool beyond = first == 0xF4U && at(1) > 0x8FU;
+    return tail(1) && tail(2) && tail(3) && !overlong && !beyond ? 4 : 0;
+  }
+  return 0;
+}
+
+// yaml-cpp takes any bytes, and byte 4 for the end of the file: what reaches it is text.
+void check_text(std::string_view text, const std::string& file) {
+  if (text.size() > kRecipeBytes) {
+    fault(file, {},
+          fmt::format("the recipe has {} bytes; the most that is read is {}", text.size(),
+                      kRecipeBytes));
+  }
+  Mark mark{1, 1};
+  for (std::size_t i = 0; i < text.size();) {
+    const std::size_t length = sequence(text.substr(i));
+    const auto byte = static_cast<unsigned char>(text[i]);
+    if (length == 0) {
+      fault(file, mark, fmt::format("byte {:#04x} is not UTF-8; save the recipe as UTF-8", byte));
+    }
+    if ((byte < 0x20 && byte != '\t' && byte != '\n' && byte != '\r') || byte == 0x7F) {
+      fault(file, mark, fmt::format("control character {:#04x} is not allowed in YAML", byte));
+    }
+    if (byte == '\n') ++mark.line;
+    i += length;
+  }
+}
+
+// Builds the nodes while yaml-cpp reads, so that every bound holds before its parser goes deeper.
+class Builder : public YAML::EventHandler {
+ public:
+  Builder(std::deque<Node>& nodes, const std::string& file) : nodes_(nodes), file_(file) {}
+
+  [[nodiscard]] const Node* root() const noexcept { return root_; }
+
+  void OnDocumentStart(const YAML::Mark& mark) override {
+    if (started_) {
+      fault(file_, mark_of(mark),
+            "a second YAML document starts here; a recipe is one document, so give each its own "
+            "file");
+    }
+    started_ = true;
+  }
+  void OnDocumentEnd() override {}
+
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override {
+    leaf(Node::Kind::null, mark, anchor);
+  }
+
+  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                const std::string& value) override {
+    Node& node = leaf(Node::Kind::scalar, mark, anchor, value);
+    if (tag.empty() || tag == "?") {
+      node.plain = true;
+    } else if (tag != "!" && tag != kStandard + "str") {
+      const bool typed =
+          tag == kStandard + "int" || tag == kStandard + "float" || tag == kStandard + "bool";
+      if (!typed) refuse_tag(tag, node.mark);
+      node.plain = true;
+    }
+  }
+
+  void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
+    const auto found = anchors_.find(anchor);
+    if (found == anchors_.end()) {
+      fault(file_, mark_of(mark), "this alias stands inside the node it refers to");
+    }
+    count(found->second.size, mark_of(mark));
+    place(found->second.node, mark_of(mark));
+  }
+
+  void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                       YAML::EmitterStyle::value /*style*/) override {
+    if (!tag.empty() && tag != "?" && tag != "!" && tag != kStandard + "seq") {
+      refuse_tag(tag, mark_of(mark));
+    }
+    open(Node::Kind::list, mark, anchor);
+  }
+  void OnSequenceEnd() override { close(); }
+
+  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                  YAML::EmitterStyle::value /*style*/) override {
+    if (!tag.empty() && tag != "?" && tag != "!" && tag != kStandard + "map") {
+      refuse_tag(tag, mark_of(mark));
+    }
+    open(Node::Kind::map, mark, anchor);
+  }
+  void OnMapEnd() override {
+    merge();
+    close();
+  }
+
+ private:
+  // A list or map that is being read.
+  struct Frame {
+    Node* node = nullptr;
+    YAML::anchor_t anchor = YAML::NullAnchor;
+    std::uint64_t before = 0;   // nodes counted when it was opened
+    const Node* key = nullptr;  // read, its value not yet
+    Mark key_mark;
+    std::unordered_map<std::string, int> lines;        // of the keys so far
+    std::vector<std::pair<const Node*, Mark>> merged;  // values of `<<`
+  };
+  struct Anchor {
+    const Node* node = nullptr;
+    std::uint64_t size = 0;  // nodes with aliases written out
+  };
+
+  static inline const std::string kStandard = "tag:yaml.org,2002:";
+
+  void refuse_tag(const std::string& tag, Mark mark) const {
+    fault(file_, mark, fmt::format("the tag '{}' has no meaning in a recipe; remove it", tag));
+  }
+
+  void count(std::uint64_t nodes, Mark mark) {
+    count_ += nodes;  // both are at most kRecipeNodes
+    if (count_ > kRecipeNodes) {
+      fault(file_, mark,
+            fmt::format("the recipe has more than {} values once its aliases are "
+                        "written out",
+                        kRecipeNodes));
+    }
+  }
+
+  Node& leaf(Node::Kind kind, const YAML::Mark& mark, YAML::anchor_t anchor,
+             const std::string& text = {}) {
+    count(1, mark_of(mark));
+    Node& node = nodes_.emplace_back();
+    node.kind = kind;
+    node.mark = mark_of(mark);
+    node.text = text;
+    if (anchor != YAML::NullAnchor) anchors_[anchor] = {&node, 1};
+    place(&node, node.mark);
+    return node;
+  }
+
+  void open(Node::Kind kind, const YAML::Mark& mark, YAML::anchor_t anchor) {
+    if (frames_.size() == kRecipeDepth) {
+      fault(file_, mark_of(mark), fmt::format("more than {} levels of nesting", kRecipeDepth));
+    }
+    Frame frame;
+    frame.anchor = anchor;
+    frame.before = count_;
+    count(1, mark_of(mark));
+    frame.node = &nodes_.emplace_back();
+    frame.node->kind = kind;
+    frame.node->mark = mark_of(mark);
+    frames_.push_back(std::move(frame));
+  }
+
+  void close() {
+    const Frame frame = std::move(frames_.back());
+    frames_.pop_back();
+    if (frame.anchor != YAML::NullAnchor) {
+      anchors_[frame.anchor] = {frame.node, count_ - frame.before};
+    }
+    place(frame.node, frame.node->mark);
+  }
+
+  // Gives a finished node to what encloses it: as the root, an item, a key or a value.
+  void place(const Node* node, Mark mark) {
+    if (frames_.empty()) {
+      root_ = node;
+      return;
+    }
+    Frame& frame = frames_.back();
+    if (frame.node->kind == Node::Kind::list) {
+      frame.node->items.push_back(node);
+    } else if (frame.key == nullptr) {
+      if (node->kind != Node::Kind::scalar) fault(file_, mark, "a key must be a word");
+      frame.key = node;
+      frame.key_mark = mark;
+    } else {
+      const Node& key = *std::exchange(frame.key, nullptr);
+      if (key.plain && key.text == "<<") {
+        frame.merged.emplace_back(node, frame.key_mark);
+        return;
+      }
+      const auto [earlier, fresh] = frame.lines.try_emplace(key.text, frame.key_mark.line);
+      if (!fresh) {
+        fault(file_, frame.key_mark,
+              fmt::format("the key '{}' is already given in line {}", key.text, earlier->second));
+      }
+      frame.node->pairs.push_back({key.text, frame.key_mark, node});
+    }
+  }
+
+  // YAML 1.1 merge keys: the map, or maps, under `<<` supply what the map itself does not say; of
+  // several the first counts.
+  void merge() {
+    Frame& frame = frames_.back();
+    for (const auto& [value, mark] : frame.merged) {
+      const std::vector<const Node*> single{value};
+      for (const Node* map : value->kind == Node::Kind::list ? value->items : single) {
+        if (map->kind != Node::Kind::map)
+          fault(file_, mark, "'<<' takes a mapping or a list of them");
+        for (const Node::Pair& pair : map->pairs) {
+          if (frame.lines.try_emplace(pair.key, pair.mark.line).second) {
+            frame.node->pairs.push_back(pair);
+          }
+        }
+      }
+    }
+  }
+
+  std::deque<Node>& nodes_;
+  const std::string& file_;
+  std::vector<Frame> frames_;
+  std::map<YAML::anchor_t, Anchor> anchors_;
+  std::uint64_t count_ = 0;
+  const Node* root_ = nullptr;
+  bool started_ = false;
+};
+
+}  // namespace
+
+Tree::Tree(std::string_view text, const std::string& file) {
+  check_text(text, file);
+  Builder builder(nodes_, file);
+  try {
+    std::istringstream stream{std::string(text)};
+    YAML::Parser parser(stream);
+    while (parser.HandleNextDocument(builder)) {
+    }
+  } catch (const YAML::Exception& e) {
+    fault(file, e.mark.is_null() ? Mark{} : mark_of(e.mark), fmt::format("not YAML: {}", e.msg));
+  }
+  root_ = builder.root();
+  if (root_ == nullptr || root_->kind == Node::Kind::null) fault(file, {}, "the recipe is empty");
+}
+
+}  // namespace ingot
