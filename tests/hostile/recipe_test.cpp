@@ -1,0 +1,241 @@
+// Recipes from people who mean harm, or from a broken editor: an Error with a line, in no time.
+#include <chrono>
+
+#include <gtest/gtest.h>
+
+#include "ingot/error.hpp"
+#include "ingot/recipe.hpp"
+#include "support.hpp"
+
+namespace ingot {
+namespace {
+
+constexpr const char* kHead = "merge_method: linear\nmodels:\n  - model: a\n";
+
+// The error of a text, "accepted" if there is none. Anything but Error{usage} fails the test, and
+// so does a parse that is slow beyond any doubt.
+std::string refusal(const std::string& text) {
+  const auto start = std::chrono::steady_clock::now();
+  std::string result = "accepted";
+  try {
+    (void)parse(text, "r.yml", {});
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Code::usage) << e.what();
+    result = e.what();
+    EXPECT_EQ(result.rfind("r.yml:", 0), 0U) << result;
+    EXPECT_LT(result.size(), 1000U);
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+  return result;
+}
+
+std::string repeat(const std::string& unit, std::size_t n) {
+  std::string out;
+  for (std::size_t i = 0; i < n; ++i) out += unit;
+  return out;
+}
+
+TEST(HostileRecipe, DepthIsBoundedBeforeTheStackIs) {
+  // On a small stack: the parser must stop by count, not by luck.
+  for (const char* unit : {"[", "{", "- ", "? ", "[{", "{? ", "- - ? ", "a: [", "!!map {", "&a [",
+                           "{[", "[:", "{a: "}) {
+    for (const std::size_t n : {std::size_t{40}, std::size_t{1000}, std::size_t{100'000}}) {
+      EXPECT_NE(refusal(repeat(unit, n)), "accepted") << unit << n;
+      EXPECT_NE(refusal(kHead + std::string("parameters: ") + repeat(unit, n)), "accepted")
+          << unit << n;
+    }
+  }
+  std::string indented;
+  for (std::size_t i = 0; i < 1000; ++i) indented += std::string(i, ' ') + "a:\n";
+  EXPECT_EQ(refusal(indented), "r.yml:33: more than 32 levels of nesting");
+}
+
+TEST(HostileRecipe, BillionLaughsStopAtTheNodeBound) {
+  std::string text = std::string(kHead) + "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
+  for (int i = 1; i < 30; ++i) {
+    const std::string last = "*a" + std::to_string(i - 1);
+    text += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [" + last;
+    for (int j = 1; j < 10; ++j) text += ", " + last;
+    text += "]\n";
+  }
+  EXPECT_EQ(refusal(text),
+            "r.yml:9: the recipe has more than 262144 values once its aliases are written out");
+}
+
+TEST(HostileRecipe, MergeKeysCannotBombEither) {
+  std::string text = std::string(kHead) + "a0: &a0 {k0: x, k1: x, k2: x, k3: x}\n";
+  for (int i = 1; i < 30; ++i) {
+    const std::string last = "*a" + std::to_string(i - 1);
+    text += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " {<<: [" + last + ", " + last +
+            ", " + last + ", " + last + "], n" + std::to_string(i) + ": " + last + "}\n";
+  }
+  EXPECT_NE(refusal(text).find("more than 262144 values"), std::string::npos);
+}
+
+TEST(HostileRecipe, WaivedBombsAreStillBombs) {
+  std::string text = std::string(kHead) + "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
+  for (int i = 1; i < 10; ++i) {
+    text += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [";
+    for (int j = 0; j < 10; ++j) text += (j ? ", *a" : "*a") + std::to_string(i - 1);
+    text += "]\n";
+  }
+  EXPECT_THROW((void)parse(text, "r.yml", {.allow_unknown_keys = true}), Error);
+}
+
+TEST(HostileRecipe, AliasesMustPointBackAndOut) {
+  EXPECT_EQ(refusal("merge_method: linear\nmodels: &a [*a]\n"),
+            "r.yml:2: this alias stands inside the node it refers to");
+  EXPECT_EQ(refusal("merge_method: linear\nmodels: [*nobody]\n"),
+            "r.yml:2: not YAML: the referenced anchor is not defined");
+  EXPECT_NE(refusal("&a {<<: *a}"), "accepted");
+  EXPECT_NE(
+      refusal(
+          "merge_method: linear\nmodels: [{model: a}]\nparameters: {t: {filter: *, value: 1}}\n"),
+      "accepted");
+}
+
+TEST(HostileRecipe, MergeKeyTakesMappingsOnly) {
+  EXPECT_EQ(refusal(std::string(kHead) + "parameters: {<<: 3}\n"),
+            "r.yml:4: '<<' takes a mapping or a list of them");
+  EXPECT_EQ(refusal(std::string(kHead) + "parameters: {<<: [3]}\n"),
+            "r.yml:4: '<<' takes a mapping or a list of them");
+}
+
+TEST(HostileRecipe, GiganticTextIsRefusedBySize) {
+  EXPECT_EQ(refusal(std::string((1 << 20) + 1, 'a')),
+            "r.yml: the recipe has 1048577 bytes; the most that is read is 1048576");
+  const std::string big(1'000'000, 'a');
+  EXPECT_EQ(refusal(kHead + big + ": 1\n").size() < 400, true);
+  EXPECT_NE(refusal(kHead + std::string("parameters: {t: [") + repeat("1,", 400'000) + "]}"),
+            "accepted");
+  EXPECT_NE(refusal(repeat("k: 1\n", 200'000)), "accepted");
+  EXPECT_NE(refusal("chat_template: \"" + big), "accepted");  // never closed
+  EXPECT_NE(refusal("chat_template: '" + big), "accepted");
+  EXPECT_NE(refusal("a: |" + repeat("\n", 1'000'000)), "accepted");
+  EXPECT_NE(refusal(repeat("\n", 1'000'000)), "accepted");
+  EXPECT_NE(refusal(repeat("# c\n", 250'000)), "accepted");
+  EXPECT_NE(refusal(repeat("? a\n", 250'000)), "accepted");
+  EXPECT_NE(refusal(repeat("a\n", 500'000)), "accepted");
+  EXPECT_NE(refusal(repeat("&a ", 300'000)), "accepted");
+  EXPECT_NE(refusal(repeat("!a ", 300'000)), "accepted");
+  EXPECT_NE(refusal(repeat("%YAML 1.1\n", 90'000)), "accepted");
+  EXPECT_NE(refusal(repeat("--- a\n", 150'000)), "accepted");
+  EXPECT_NE(refusal("[" + repeat("a: ", 300'000)), "accepted");
+  EXPECT_NE(refusal("{" + repeat("a, ", 300'000)), "accepted");
+}
+
+TEST(HostileRecipe, ManyDistinctKeysStayQuick) {
+  std::string text = kHead;
+  text += "parameters:\n";
+  for (int i = 0; i < 60'000; ++i) text += "  p" + std::to_string(i) + ": 1\n";
+  EXPECT_EQ(refusal(text), "accepted");
+}
+
+TEST(HostileRecipe, OnlyUtf8WithoutControlCharactersIsText) {
+  EXPECT_EQ(refusal("merge_method: linear\nmodels: \xff\n"),
+            "r.yml:2: byte 0xff is not UTF-8; save the recipe as UTF-8");
+  const std::string bad[] = {"\x80",
+                             "\xc0\x80",
+                             "\xc3",
+                             "\xe0\x80\x80",
+                             "\xed\xa0\x80",
+                             "\xf4\x90\x80\x80",
+                             "\xf8\x88\x80\x80\x80",
+                             "\xfe\xff",
+                             "\xc3("};
+  for (const std::string& bytes : bad) {
+    EXPECT_NE(refusal("a: " + bytes).find("not UTF-8"), std::string::npos);
+  }
+  EXPECT_EQ(refusal("a: 1\nb: \x04\nc: 2"),
+            "r.yml:2: control character 0x04 is not allowed in YAML");
+  EXPECT_EQ(refusal(std::string("a: 1\0", 5)),
+            "r.yml:1: control character 0x00 is not allowed in YAML");
+  EXPECT_EQ(refusal("\xef\xbb\xbfmerge_method: linear\r\nmodels: [{model: gr\xc3\xb6\xc3\x9f"
+                    "e/\xf0\x9f\xa6\x99}]\r\n"),
+            "accepted");  // a byte-order mark, CRLF and any letter are fine
+}
+
+TEST(HostileRecipe, TabsDoNotIndent) {
+  EXPECT_NE(refusal("merge_method: linear\nmodels:\n\t- model: a\n"), "accepted");
+  EXPECT_NE(refusal("merge_method: linear\nmodels:\n  - model: a\n\tparameters: {}\n"), "accepted");
+}
+
+TEST(HostileRecipe, OneDocumentOnly) {
+  EXPECT_EQ(refusal(std::string("---\n") + kHead), "accepted");
+  EXPECT_EQ(refusal(kHead + std::string("...\n")), "accepted");
+  EXPECT_EQ(
+      refusal(kHead + std::string("---\n") + kHead),
+      "r.yml:4: a second YAML document starts here; a recipe is one document, so give each its "
+      "own file");
+  EXPECT_NE(refusal(kHead + std::string("---\n")).find("second YAML document"), std::string::npos);
+  EXPECT_EQ(refusal(""), "r.yml: the recipe is empty");
+  EXPECT_EQ(refusal("# nothing\n"), "r.yml: the recipe is empty");
+  EXPECT_EQ(refusal("~"), "r.yml: the recipe is empty");
+}
+
+TEST(HostileRecipe, KeysAreWordsAndTagsAreNone) {
+  EXPECT_EQ(refusal("[a]: 1\n"), "r.yml:1: a key must be a word");
+  EXPECT_EQ(refusal("? {a: 1}\n: 2\n"), "r.yml:1: a key must be a word");
+  EXPECT_EQ(refusal("~: 2\n"), "r.yml:1: a key must be a word");
+  EXPECT_EQ(
+      refusal("a: !!python/object/apply:os.system [ls]\n"),
+      "r.yml:1: the tag 'tag:yaml.org,2002:python/object/apply:os.system' has no meaning in a "
+      "recipe; remove it");
+  EXPECT_NE(refusal("a: !x 1\n"), "accepted");
+  EXPECT_NE(refusal("a: !!binary aGk=\n"), "accepted");
+}
+
+// Every prefix, every single-byte edit and many random splices of a real recipe.
+const std::string kReal = R"(# a recipe
+slices:
+  - sources: &s
+      - model: ./python
+        layer_range: [0, 6]
+      - {model: {model: {path: ./c, revision: "x"}, lora: l@1}, layer_range: [0, 6]}
+    parameters: &p {t: [{filter: 'mlp', value: [1, 1e-4]}, {value: yes}]}
+  - sources: *s
+    parameters:
+      <<: *p
+merge_method: slerp
+base_model: ./python
+tokenizer: {source: base, pad_to_multiple_of: 64}
+chat_template: |
+  {% for m in messages %}{{ m.content }}{% endfor %}
+dtype: bfloat16
+)";
+
+TEST(HostileRecipe, EveryPrefixIsReadOrRefused) {
+  EXPECT_EQ(refusal(kReal), "accepted");
+  for (std::size_t n = 0; n < kReal.size(); ++n) (void)refusal(kReal.substr(0, n));
+}
+
+TEST(HostileRecipe, EveryEditIsReadOrRefused) {
+  const std::string bytes = "[]{}:,-?&*!|>'\"%@`# \t\n\r~<a0.\\\x7f\xff\xc3";
+  for (std::size_t i = 0; i < kReal.size(); ++i) {
+    for (const char c : bytes) {
+      std::string text = kReal;
+      text[i] = c;
+      (void)refusal(text);
+      text = kReal;
+      text.insert(i, 1, c);
+      (void)refusal(text);
+    }
+  }
+}
+
+TEST(HostileRecipe, RandomSplicesAreReadOrRefused) {
+  test::Random random(20240607);
+  for (int round = 0; round < 4000; ++round) {
+    std::string text = kReal;
+    for (std::uint64_t edits = 1 + random.below(6); edits > 0; --edits) {
+      const std::size_t at = random.below(text.size() + 1);
+      const std::size_t from = random.below(kReal.size());
+      text.insert(at, kReal.substr(from, random.below(40)));
+      text.erase(random.below(text.size()), random.below(30));
+    }
+    (void)refusal(text);
+  }
+}
+
+}  // namespace
+}  // namespace ingot
