@@ -67,6 +67,16 @@ void check_text(std::string_view text, const std::string& file) {
   }
 }
 
+// What usually lies behind a syntax error in this line.
+std::string advice(std::string_view text, const YAML::Exception& e) {
+  if (e.msg == YAML::ErrorMsg::ALIAS_NOT_FOUND || e.msg == YAML::ErrorMsg::UNKNOWN_TOKEN) {
+    return "; put a value that begins with * & ! % @ or ` in quotes";
+  }
+  for (int line = 0; line < e.mark.line; ++line) text.remove_prefix(text.find('\n') + 1);
+  const std::string_view indent = text.substr(0, text.find_first_not_of(" \t"));
+  return indent.find('\t') == std::string_view::npos ? "" : "; indent with spaces, not tabs";
+}
+
 // Builds the nodes while yaml-cpp reads, so that every bound holds before its parser goes deeper.
 class Builder : public YAML::EventHandler {
  public:
@@ -264,7 +274,9 @@ Tree::Tree(std::string_view text, const std::string& file) {
     while (parser.HandleNextDocument(builder)) {
     }
   } catch (const YAML::Exception& e) {
-    fault(file, e.mark.is_null() ? Mark{} : mark_of(e.mark), fmt::format("not YAML: {}", e.msg));
+    const bool placed = !e.mark.is_null();
+    fault(file, placed ? mark_of(e.mark) : Mark{},
+          fmt::format("not YAML: {}{}", e.msg, placed ? advice(text, e) : ""));
   }
   root_ = builder.root();
   if (root_ == nullptr || root_->kind == Node::Kind::null) fault(file, {}, "the recipe is empty");

@@ -1,0 +1,151 @@
+#include <algorithm>
+#include <cstdlib>
+
+#include <fmt/format.h>
+
+#include "ingot/error.hpp"
+#include "ingot/plan.hpp"
+
+namespace ingot {
+namespace {
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+std::string under(const std::string& folder, const std::string& path) {
+  if (folder.empty() || path.starts_with('/')) return path;
+  return folder.ends_with('/') ? folder + path : folder + "/" + path;
+}
+
+bool exists(Disk& disk, const std::string& path) {
+  const Disk::Kind kind = disk.kind(path);
+  return kind == Disk::Kind::file || kind == Disk::Kind::folder;
+}
+
+// One component of a Hub name or a revision: what huggingface_hub allows, so nothing that could
+// leave the cache folder.
+bool component(std::string_view part) {
+  const auto allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '_' || c == '.' || c == '+' || c == '=';
+  };
+  return !part.empty() && part.size() <= 200 && part.front() != '.' && part.back() != '.' &&
+         part.find("..") == std::string_view::npos &&
+         std::all_of(part.begin(), part.end(), allowed);
+}
+
+// Components between slashes, at most `most`.
+bool components(std::string_view text, int most) {
+  for (int n = 1;; ++n) {
+    const std::size_t slash = text.find('/');
+    if (n > most || !component(text.substr(0, slash))) return false;
+    if (slash == std::string_view::npos) return true;
+    text.remove_prefix(slash + 1);
+  }
+}
+
+bool hexadecimal(std::string_view text) {
+  return std::all_of(text.begin(), text.end(),
+                     [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
+}
+
+// Where huggingface_hub keeps its downloads.
+std::string hub_cache() {
+  const std::string home = variable("HOME");
+  const auto expand = [&](const std::string& path) {
+    return path.starts_with("~/") ? under(home, path.substr(2)) : path;
+  };
+  if (const std::string cache = variable("HF_HUB_CACHE"); !cache.empty()) return expand(cache);
+  if (const std::string hub = variable("HF_HOME"); !hub.empty()) return under(expand(hub), "hub");
+  const std::string cache = variable("XDG_CACHE_HOME");
+  return under(cache.empty() ? under(home, ".cache") : expand(cache), "huggingface/hub");
+}
+
+// The commit a revision stands for in a repository's cache folder, or empty: a branch or tag
+// through refs/, else a commit, whole or abbreviated, among the snapshots.
+std::string commit_of(Disk& disk, const std::string& repository, const std::string& revision) {
+  const std::string ref = repository + "/refs/" + revision;
+  if (disk.kind(ref) == Disk::Kind::file) {
+    std::string commit = read_text(disk, ref, 1000);
+    commit.erase(
+        std::find_if(commit.begin(), commit.end(), [](char c) { return c == '\n' || c == '\r'; }),
+        commit.end());
+    if (commit.size() < 7 || !hexadecimal(commit)) {
+      fail(Code::format,
+           fmt::format("{} does not hold a commit; remove the file and download the model "
+                       "again",
+                       ref));
+    }
+    return commit;
+  }
+  constexpr std::size_t kShortest = 4;
+  if (revision.size() < kShortest || !hexadecimal(revision)) return "";
+  const std::string snapshots = repository + "/snapshots";
+  if (disk.kind(snapshots) != Disk::Kind::folder) return "";
+  std::string found;
+  for (const std::string& name : disk.list(snapshots)) {
+    if (!name.starts_with(revision)) continue;
+    if (!found.empty()) {
+      fail(Code::usage, fmt::format("revision '{}' is ambiguous in {}: {} and {}; give more digits",
+                                    revision, snapshots, found, name));
+    }
+    found = name;
+  }
+  return found;
+}
+
+}  // namespace
+
+ModelRef settle(Disk& disk, ModelRef ref, const std::string& root) {
+  if (!ref.mapped && (!ref.revision.empty() || !ref.adapters.empty() || ref.path != ref.text) &&
+      exists(disk, under(root, ref.text))) {
+    ref.path = ref.text;
+    ref.revision.clear();
+    ref.adapters.clear();
+  }
+  return ref;
+}
+
+std::string resolve(Disk& disk, const ModelRef& given, const std::string& root) {
+  const ModelRef ref = settle(disk, given, root);
+  if (ref.path.empty())
+    fail(Code::usage, fmt::format("the model '{}' has no path or name", ref.text));
+  const std::string local = under(root, ref.path);
+  if (exists(disk, local)) {
+    if (!ref.revision.empty()) {
+      fail(Code::usage,
+           fmt::format("'{}' names a revision of {}, and what is on disk has none; remove "
+                       "'@{}'",
+                       ref.text, local, ref.revision));
+    }
+    return local;
+  }
+  if (!components(ref.path, 2)) {
+    fail(Code::missing,
+         fmt::format("there is no folder or file {} for the model '{}'", local, ref.text));
+  }
+  const std::string revision = ref.revision.empty() ? "main" : ref.revision;
+  if (!components(revision, 8)) {
+    fail(Code::usage,
+         fmt::format("'{}' is not a branch, tag or commit in the model '{}'", revision, ref.text));
+  }
+  const std::string cache = hub_cache();
+  std::string name = "models--" + ref.path;
+  if (const std::size_t slash = name.find('/'); slash != std::string::npos)
+    name.replace(slash, 1, "--");
+  const std::string repository = under(cache, name);
+  if (const std::string commit = commit_of(disk, repository, revision); !commit.empty()) {
+    const std::string snapshot = repository + "/snapshots/" + commit;
+    if (disk.kind(snapshot) == Disk::Kind::folder) return snapshot;
+  }
+  fail(Code::missing,
+       fmt::format(
+           "the model '{}' is neither a folder or file ({}) nor in the Hub cache {} at revision "
+           "'{}'; download it with: hf download {}{}",
+           ref.text, local, cache, revision, ref.path,
+           ref.revision.empty() ? "" : " --revision " + ref.revision));
+}
+
+}  // namespace ingot
