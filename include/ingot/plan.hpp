@@ -30,7 +30,10 @@ struct PlanOptions {
 };
 
 // Rows of an input matrix rearranged to the output's vocabulary. Row r of the input is the mean (in
-// double, rounded once to f32) of the listed rows; none means zeros; one is a copy.
+// double, summed in the order listed, rounded once to f32) of the listed rows; none means zeros; one is
+// a copy. The rows of `averaged` list none and are all one row: the mean of all other rows of this
+// matrix (their f32 values, summed in double by rising row, divided by their number, rounded once to
+// f32; zeros if there are none). They are the padding, and ids without a token.
 struct RowMap {
   struct Pick {
     std::uint32_t model = 0;   // index into Plan::models
@@ -41,6 +44,7 @@ struct RowMap {
   std::uint64_t width = 0;                // elements of a row
   std::vector<std::uint64_t> first;       // rows + 1 offsets into picks
   std::vector<Pick> picks;
+  std::vector<std::uint64_t> averaged;    // rising
 };
 
 // One input of a job. Dense file bytes, unless `rows` rearranges them into f32.
