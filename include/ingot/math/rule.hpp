@@ -46,8 +46,8 @@ struct Rule {
 // What one source brings to an element.
 struct Source {
   float weight = 1.0F;
-  float factor = 1.0F;              // survivors are multiplied by it, if Facts::rescaled
-  std::uint32_t threshold = 0;      // magnitude key of the last kept rank
+  float factor = 1.0F;              // survivors are multiplied by it; 1 unless Facts::rescaled
+  std::uint32_t threshold = 0;      // magnitude key of the last kept rank (Mask::select)
   std::uint32_t all = 1;            // 1: the mask keeps every element
   std::uint64_t cut = 0;            // ties at the threshold are kept up to this index, inclusive
   std::uint64_t stream = 0;
@@ -57,11 +57,13 @@ struct Source {
 // Everything a formula needs beside the elements: computed once per tensor, on the host.
 struct Facts {
   std::int32_t sources = 0;
+  Formula formula = Formula::linear;
+  Mask mask = Mask::none;
   Vote vote = Vote::none;
   Divisor divisor = Divisor::none;
   bool rescaled = false;
   std::uint64_t seed = 0;
-  float scalar[kGlobals] = {};      // the formula's own: slerp's two coefficients, lambda, ...
+  float scalar[kGlobals] = {};      // the formula's own, named in its header: a divisor, lambda, ...
   Source source[kSources];
 };
 

@@ -36,5 +36,6 @@ INGOT_HD float fuse(float a, float b, float c) { return __builtin_fmaf(a, b, c);
 INGOT_HD double fuse(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
 INGOT_HD float magnitude(float x) { return from_bits(bits(x) & 0x7fffffffu); }
+INGOT_HD double magnitude(double x) { return x < 0 ? -x : x; }
 
 }  // namespace ingot::math

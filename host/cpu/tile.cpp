@@ -1,0 +1,727 @@
+// See tile.hpp. Only loops over raw pointers: no containers, no std templates, everything with
+// internal linkage, so that no code of one instruction set can stand in for another's.
+#include "cpu/tile.hpp"
+
+#include "ingot/math/key.hpp"
+#include "ingot/math/linear.hpp"
+#include "ingot/math/philox.hpp"
+#include "ingot/math/slerp.hpp"
+#include "ingot/math/ties.hpp"
+
+namespace ingot::cpu::INGOT_ISA {
+namespace {
+
+using math::Divisor;
+using math::Facts;
+using math::Format;
+using math::Formula;
+using math::Mask;
+using math::Overflow;
+using math::Vote;
+
+// Stored words: bytes that may be read as the element type they hold.
+typedef std::uint32_t Word32 __attribute__((may_alias));
+typedef std::uint16_t Word16 __attribute__((may_alias));
+typedef std::uint8_t Word8 __attribute__((may_alias));
+typedef std::uint64_t Word64 __attribute__((may_alias));
+
+template <Format f>
+struct Stored;
+template <>
+struct Stored<Format::f32> {
+  using Word = Word32;
+};
+template <>
+struct Stored<Format::f16> {
+  using Word = Word16;
+};
+template <>
+struct Stored<Format::bf16> {
+  using Word = Word16;
+};
+template <>
+struct Stored<Format::e4m3> {
+  using Word = Word8;
+};
+template <>
+struct Stored<Format::e5m2> {
+  using Word = Word8;
+};
+template <Format f>
+using Word = typename Stored<f>::Word;
+
+template <Format f>
+const Word<f>* words(const Input& input, std::uint32_t from) {
+  return reinterpret_cast<const Word<f>*>(input.data) + from;
+}
+
+template <Format f>
+struct Tag {
+  static constexpr Format format = f;
+};
+
+// Calls body(Tag<format>): one instantiation of its loop per stored format.
+template <class Body>
+void dispatch(Format format, Body body) {
+  switch (format) {
+    case Format::f32: body(Tag<Format::f32>{}); break;
+    case Format::f16: body(Tag<Format::f16>{}); break;
+    case Format::bf16: body(Tag<Format::bf16>{}); break;
+    case Format::e4m3: body(Tag<Format::e4m3>{}); break;
+    case Format::e5m2: body(Tag<Format::e5m2>{}); break;
+  }
+}
+
+// Calls body(Count<k>) for k = 1 to kUnrolled: one instantiation per number of sources.
+inline constexpr int kUnrolled = 8;
+
+template <int k>
+struct Count {
+  static constexpr int value = k;
+};
+
+template <class Body>
+void dispatch_count(int k, Body body) {
+  switch (k) {
+    case 1: body(Count<1>{}); break;
+    case 2: body(Count<2>{}); break;
+    case 3: body(Count<3>{}); break;
+    case 4: body(Count<4>{}); break;
+    case 5: body(Count<5>{}); break;
+    case 6: body(Count<6>{}); break;
+    case 7: body(Count<7>{}); break;
+    default: body(Count<8>{}); break;
+  }
+}
+
+std::uint32_t smaller(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
+
+const Input& source_of(const Run& run, int source) {
+  return run.inputs[source + (run.base ? 1 : 0)];
+}
+
+// ---- decode, encode ------------------------------------------------------------------------------
+
+template <Format f>
+void decode_words(const Word<f>* __restrict in, std::uint32_t n, float* __restrict out) {
+  for (std::uint32_t e = 0; e < n; ++e) out[e] = math::Codec<f>::decode(in[e]);
+}
+
+void decode(const Input& input, std::uint32_t from, std::uint32_t n, float* out) {
+  dispatch(input.format, [&](auto tag) {
+    constexpr Format f = decltype(tag)::format;
+    decode_words<f>(words<f>(input, from), n, out);
+  });
+}
+
+// The base of a step, or zeros.
+void decode_base(const Run& run, std::uint32_t from, std::uint32_t n, float* out) {
+  if (run.base) {
+    decode(run.inputs[0], from, n, out);
+  } else {
+    for (std::uint32_t e = 0; e < n; ++e) out[e] = 0.0F;
+  }
+}
+
+template <Format f>
+void encode_words(const float* __restrict in, std::uint32_t n, Overflow overflow,
+                  Word<f>* __restrict out) {
+  for (std::uint32_t e = 0; e < n; ++e) out[e] = math::Codec<f>::encode(in[e], overflow);
+}
+
+void encode(const float* in, std::uint32_t n, Format format, Overflow overflow, std::byte* output,
+            std::uint32_t from) {
+  dispatch(format, [&](auto tag) {
+    constexpr Format f = decltype(tag)::format;
+    encode_words<f>(in, n, overflow, reinterpret_cast<Word<f>*>(output) + from);
+  });
+}
+
+// ---- masks ---------------------------------------------------------------------------------------
+
+// First draws: eight per block, in memory order.
+void draw_blocks(std::uint64_t seed, std::uint64_t stream, std::uint64_t block, std::uint32_t blocks,
+                 std::uint32_t* __restrict out) {
+  for (std::uint32_t i = 0; i < blocks; ++i) {
+    const math::Block b = math::philox(seed, stream, block + i);
+    out[4 * i] = b.word[0];
+    out[4 * i + 1] = b.word[1];
+    out[4 * i + 2] = b.word[2];
+    out[4 * i + 3] = b.word[3];
+  }
+}
+
+// keep[e] = 1 or 0 for the elements first + e, `first` a multiple of 8.
+void draw_mask(const Facts& facts, const math::Source& source, std::uint64_t first, std::uint32_t n,
+               std::uint16_t* __restrict keep) {
+  alignas(64) std::uint32_t draws[kStep / 2];
+  draw_blocks(facts.seed, source.stream, first / 8, (n + 7) / 8, draws);
+  const Word16* half = reinterpret_cast<const Word16*>(draws);
+  const std::uint16_t upper = static_cast<std::uint16_t>(source.keep >> 32);
+  std::uint16_t ties = 0;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    keep[e] = half[e] < upper ? 1 : 0;
+    ties = static_cast<std::uint16_t>(ties | (half[e] == upper ? 1 : 0));
+  }
+  if (ties == 0) return;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    if (half[e] != upper) continue;
+    keep[e] = math::keep(half[e], source.keep, facts.seed, source.stream, first + e) ? 1 : 0;
+  }
+}
+
+template <Format f>
+void thin_none(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t n,
+               float* __restrict out) {
+  for (std::uint32_t e = 0; e < n; ++e) out[e] = math::delta(math::Codec<f>::decode(x[e]), base[e]);
+}
+
+// Keys and bounds have 31 bits; signed comparison is the cheap one.
+template <Format f>
+std::uint32_t thin_select(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t n,
+                          std::int32_t bound, float factor, float* __restrict out) {
+  std::uint32_t kept = 0;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    const float d = math::delta(math::Codec<f>::decode(x[e]), base[e]);
+    const bool keep = static_cast<std::int32_t>(math::key(d)) >= bound;
+    out[e] = math::survivor(d, keep, factor);
+    kept += keep ? 1u : 0u;
+  }
+  return kept;
+}
+
+template <Format f>
+std::uint32_t thin_random(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t n,
+                          const std::uint16_t* __restrict keep, float factor,
+                          float* __restrict out) {
+  std::uint32_t kept = 0;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    const float d = math::delta(math::Codec<f>::decode(x[e]), base[e]);
+    const std::uint32_t k = keep[e];
+    out[e] = math::survivor(d, k != 0, factor);
+    kept += k;
+  }
+  return kept;
+}
+
+// What the mask leaves of one source in a step; returns how many elements it let through.
+std::uint32_t thin(const Run& run, const Facts& facts, int s, std::uint32_t from, std::uint32_t n,
+                   const float* base, float* out) {
+  const math::Source& source = facts.source[s];
+  const Input& input = source_of(run, s);
+  const std::uint64_t first = run.first + from;
+  if (source.all != 0 || facts.mask == Mask::none) {
+    dispatch(input.format, [&](auto tag) {
+      constexpr Format f = decltype(tag)::format;
+      thin_none<f>(words<f>(input, from), base, n, out);
+    });
+    return n;
+  }
+  std::uint32_t kept = 0;
+  if (facts.mask == Mask::random) {
+    alignas(64) std::uint16_t keep[kStep];
+    draw_mask(facts, source, first, n, keep);
+    dispatch(input.format, [&](auto tag) {
+      constexpr Format f = decltype(tag)::format;
+      kept = thin_random<f>(words<f>(input, from), base, n, keep, source.factor, out);
+    });
+    return kept;
+  }
+  // One comparison decides for elements up to the cut, another behind it.
+  std::uint32_t split = n;
+  if (source.cut >= first && source.cut - first < n) {
+    split = static_cast<std::uint32_t>(source.cut - first) + 1;
+  }
+  for (std::uint32_t at = 0; at < n;) {
+    const std::uint32_t end = at < split ? split : n;
+    const auto bound =
+        static_cast<std::int32_t>(math::bound(source.threshold, first + at, source.cut));
+    dispatch(input.format, [&](auto tag) {
+      constexpr Format f = decltype(tag)::format;
+      kept += thin_select<f>(words<f>(input, from + at), base + at, end - at, bound, source.factor,
+                             out + at);
+    });
+    at = end;
+  }
+  return kept;
+}
+
+// ---- formulas ------------------------------------------------------------------------------------
+
+// What a source brought to one step: its survivors.
+struct Step {
+  alignas(64) float base[kStep];
+  alignas(64) float out[kStep];
+  alignas(64) float alive[math::kSources][kStep];
+};
+
+template <Format f, int K>
+void linear_words(const Input* inputs, const Facts& facts, std::uint32_t from, std::uint32_t n,
+                  float* __restrict out) {
+  float weight[static_cast<std::size_t>(K)];
+  const Word<f>* x[static_cast<std::size_t>(K)];
+  for (int s = 0; s < K; ++s) {
+    weight[s] = facts.source[s].weight;
+    x[s] = words<f>(inputs[s], from);
+  }
+  for (std::uint32_t e = 0; e < n; ++e) {
+    float sum = 0.0F;
+#pragma GCC unroll 8
+    for (int s = 0; s < K; ++s) sum = math::weigh(sum, weight[s], math::Codec<f>::decode(x[s][e]));
+    out[e] = sum;
+  }
+}
+
+template <Format f>
+void linear_word(const Word<f>* __restrict x, float weight, std::uint32_t n, float* __restrict sum) {
+  for (std::uint32_t e = 0; e < n; ++e) {
+    sum[e] = math::weigh(sum[e], weight, math::Codec<f>::decode(x[e]));
+  }
+}
+
+void divide(float* __restrict sum, float divisor, std::uint32_t n) {
+  for (std::uint32_t e = 0; e < n; ++e) sum[e] = sum[e] / divisor;
+}
+
+void linear(const Run& run, const Facts& facts, std::uint32_t from, std::uint32_t n, float* out) {
+  bool uniform = run.sources <= kUnrolled;
+  for (int s = 1; s < run.sources; ++s) {
+    uniform = uniform && run.inputs[s].format == run.inputs[0].format;
+  }
+  if (uniform) {
+    dispatch(run.inputs[0].format, [&](auto tag) {
+      dispatch_count(run.sources, [&](auto count) {
+        linear_words<decltype(tag)::format, decltype(count)::value>(run.inputs, facts, from, n, out);
+      });
+    });
+  } else {
+    for (std::uint32_t e = 0; e < n; ++e) out[e] = 0.0F;
+    for (int s = 0; s < run.sources; ++s) {
+      dispatch(run.inputs[s].format, [&](auto tag) {
+        constexpr Format f = decltype(tag)::format;
+        linear_word<f>(words<f>(run.inputs[s], from), facts.source[s].weight, n, out);
+      });
+    }
+  }
+  if (facts.divisor != Divisor::none) divide(out, facts.scalar[math::kDivisor], n);
+}
+
+template <Format f>
+void scale_words(const Word<f>* __restrict x, float scale, std::uint32_t n, float* __restrict out) {
+  for (std::uint32_t e = 0; e < n; ++e) out[e] = math::Codec<f>::decode(x[e]) * scale;
+}
+
+void scale(const Run& run, const Facts& facts, std::uint32_t from, std::uint32_t n, float* out) {
+  dispatch(run.inputs[0].format, [&](auto tag) {
+    constexpr Format f = decltype(tag)::format;
+    scale_words<f>(words<f>(run.inputs[0], from), facts.source[0].weight, n, out);
+  });
+}
+
+template <Format f>
+void slerp_words(const float* __restrict v0, const Word<f>* __restrict v1, float near, float far,
+                 std::uint32_t n, float* __restrict out) {
+  for (std::uint32_t e = 0; e < n; ++e) {
+    out[e] = math::interpolate(v0[e], math::Codec<f>::decode(v1[e]), near, far);
+  }
+}
+
+void slerp(const Run& run, const Facts& facts, std::uint32_t from, std::uint32_t n,
+           const float* base, float* out) {
+  const Input& other = source_of(run, 0);
+  dispatch(other.format, [&](auto tag) {
+    constexpr Format f = decltype(tag)::format;
+    slerp_words<f>(base, words<f>(other, from), facts.scalar[math::kNear],
+                   facts.scalar[math::kFar], n, out);
+  });
+}
+
+// Sum of task vectors, K sources in registers. Leaves M in `out`; returns conflicts.
+template <int K>
+std::uint32_t sum_unrolled(const float (*__restrict alive)[kStep], const Facts& facts,
+                           std::uint32_t n, float* __restrict out) {
+  float weight[static_cast<std::size_t>(K)];
+  for (int s = 0; s < K; ++s) weight[s] = facts.source[s].weight;
+  std::uint32_t conflicts = 0;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    float merged = 0.0F;
+    math::Spread spread;
+#pragma GCC unroll 8
+    for (int s = 0; s < K; ++s) {
+      merged = math::weigh(merged, weight[s], alive[s][e]);
+      spread.add(alive[s][e] * weight[s]);
+    }
+    out[e] = merged;
+    conflicts += spread.conflict() ? 1u : 0u;
+  }
+  return conflicts;
+}
+
+void sum_source(const float* __restrict alive, float weight, std::uint32_t n,
+                float* __restrict merged, math::Spread* __restrict spread) {
+  for (std::uint32_t e = 0; e < n; ++e) {
+    merged[e] = math::weigh(merged[e], weight, alive[e]);
+    spread[e].add(alive[e] * weight);
+  }
+}
+
+void land(const float* __restrict base, float lambda, std::uint32_t n, float* __restrict out) {
+  for (std::uint32_t e = 0; e < n; ++e) out[e] = math::land(out[e], lambda, base[e]);
+}
+
+std::uint32_t sum(const Step& step, const Facts& facts, std::uint32_t n, float* out) {
+  std::uint32_t conflicts = 0;
+  if (facts.sources >= 1 && facts.sources <= kUnrolled) {
+    dispatch_count(facts.sources, [&](auto count) {
+      conflicts = sum_unrolled<decltype(count)::value>(step.alive, facts, n, out);
+    });
+  } else {
+    alignas(64) math::Spread spread[kStep];
+    for (std::uint32_t e = 0; e < n; ++e) out[e] = 0.0F;
+    for (int s = 0; s < facts.sources; ++s) {
+      sum_source(step.alive[s], facts.source[s].weight, n, out, spread);
+    }
+    for (std::uint32_t e = 0; e < n; ++e) conflicts += spread[e].conflict() ? 1u : 0u;
+  }
+  if (facts.divisor != Divisor::none) divide(out, facts.scalar[math::kDivisor], n);
+  land(step.base, facts.scalar[math::kLambda], n, out);
+  return conflicts;
+}
+
+template <Vote vote, Divisor divisor, int K>
+std::uint32_t consensus_unrolled(const Step& step, const Facts& facts, std::uint32_t n,
+                                 float* __restrict out) {
+  float weight[static_cast<std::size_t>(K)];
+  for (int s = 0; s < K; ++s) weight[s] = facts.source[s].weight;
+  const float* base = step.base;
+  const math::Consensus<vote, divisor, float, K> formula{weight, K, facts.scalar[math::kLambda]};
+  std::uint32_t conflicts = 0;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    float alive[static_cast<std::size_t>(K)];
+#pragma GCC unroll 8
+    for (int s = 0; s < K; ++s) alive[s] = step.alive[s][e];
+    bool conflict = false;
+    out[e] = formula(alive, alive, base[e], conflict);
+    conflicts += conflict ? 1u : 0u;
+  }
+  return conflicts;
+}
+
+// The same source by source, with the running sums of a step in memory.
+template <Vote vote, Divisor divisor>
+std::uint32_t consensus_stepwise(const Step& step, const Facts& facts, std::uint32_t n,
+                                 float* __restrict out) {
+  alignas(64) float votes[kStep];
+  alignas(64) float shares[kStep];
+  alignas(64) float least[kStep];
+  for (std::uint32_t e = 0; e < n; ++e) votes[e] = shares[e] = least[e] = out[e] = 0.0F;
+  for (int s = 0; s < facts.sources; ++s) {
+    const float* alive = step.alive[s];
+    const float weight = facts.source[s].weight;
+    for (std::uint32_t e = 0; e < n; ++e) {
+      votes[e] = math::elect<vote>(votes[e], math::voice<vote>(alive[e], weight));
+    }
+  }
+  for (int s = 0; s < facts.sources; ++s) {
+    const float* alive = step.alive[s];
+    const float weight = facts.source[s].weight;
+    for (std::uint32_t e = 0; e < n; ++e) {
+      const float opinion =
+          math::heard(math::voice<vote>(alive[e], weight), math::majority(votes[e]));
+      out[e] += math::agrees(opinion) ? alive[e] * weight : 0.0F;
+      shares[e] += math::agrees(opinion) ? math::share<divisor>(weight) : 0.0F;
+      least[e] = opinion < least[e] ? opinion : least[e];
+    }
+  }
+  std::uint32_t conflicts = 0;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    out[e] = math::land(math::mean<divisor>(out[e], shares[e]), facts.scalar[math::kLambda],
+                        step.base[e]);
+    conflicts += math::opposes(least[e]) ? 1u : 0u;
+  }
+  return conflicts;
+}
+
+template <Vote vote, Divisor divisor>
+std::uint32_t consensus(const Step& step, const Facts& facts, std::uint32_t n, float* out) {
+  std::uint32_t conflicts = 0;
+  if (facts.sources >= 1 && facts.sources <= kUnrolled) {
+    dispatch_count(facts.sources, [&](auto count) {
+      conflicts =
+          consensus_unrolled<vote, divisor, decltype(count)::value>(step, facts, n, out);
+    });
+  } else {
+    conflicts = consensus_stepwise<vote, divisor>(step, facts, n, out);
+  }
+  return conflicts;
+}
+
+std::uint32_t consensus(const Step& step, const Facts& facts, std::uint32_t n, float* out) {
+  if (facts.vote == Vote::total) return consensus<Vote::total, Divisor::count>(step, facts, n, out);
+  if (facts.vote == Vote::frequency) {
+    return consensus<Vote::frequency, Divisor::count>(step, facts, n, out);
+  }
+  if (facts.divisor == Divisor::none) {
+    return consensus<Vote::weighted, Divisor::none>(step, facts, n, out);
+  }
+  return consensus<Vote::weighted, Divisor::weight>(step, facts, n, out);
+}
+
+// Bits of the largest |out - base|; any NaN as the canonical one.
+std::uint32_t largest_change(const float* __restrict out, const float* __restrict base,
+                             std::uint32_t n) {
+  std::int32_t largest = 0;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    const auto change = static_cast<std::int32_t>(math::bits(out[e] - base[e]) & 0x7fffffffu);
+    largest = change > largest ? change : largest;
+  }
+  return largest > 0x7f800000 ? 0x7fc00000u : static_cast<std::uint32_t>(largest);
+}
+
+void apply(const Run& run, const Facts& facts, Format format, Overflow overflow, std::byte* output,
+           Counts& counts) {
+  Step step;
+  for (std::uint32_t from = 0; from < run.count; from += kStep) {
+    const std::uint32_t n = smaller(kStep, run.count - from);
+    if (run.base || facts.formula == Formula::sum || facts.formula == Formula::consensus) {
+      decode_base(run, from, n, step.base);
+    }
+    switch (facts.formula) {
+      case Formula::linear: linear(run, facts, from, n, step.out); break;
+      case Formula::scale: scale(run, facts, from, n, step.out); break;
+      case Formula::slerp: slerp(run, facts, from, n, step.base, step.out); break;
+      case Formula::sum:
+      case Formula::consensus:
+        for (int s = 0; s < facts.sources; ++s) {
+          counts.kept[s] += thin(run, facts, s, from, n, step.base, step.alive[s]);
+        }
+        counts.conflicts += facts.formula == Formula::sum ? sum(step, facts, n, step.out)
+                                                          : consensus(step, facts, n, step.out);
+        break;
+    }
+    if (run.base) {
+      const std::uint32_t change = largest_change(step.out, step.base, n);
+      counts.change = change > counts.change ? change : counts.change;
+    }
+    encode(step.out, n, format, overflow, output, from);
+  }
+}
+
+// ---- selection -----------------------------------------------------------------------------------
+
+template <Format f>
+void key_words(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t n,
+               std::uint32_t* __restrict keys) {
+  for (std::uint32_t e = 0; e < n; ++e) {
+    keys[e] = math::key(math::delta(math::Codec<f>::decode(x[e]), base[e]));
+  }
+}
+
+void keys(const Run& run, int source, std::uint32_t from, std::uint32_t count, std::uint32_t* out) {
+  alignas(64) float base[kStep];
+  decode_base(run, from, count, base);
+  const Input& input = source_of(run, source);
+  dispatch(input.format, [&](auto tag) {
+    constexpr Format f = decltype(tag)::format;
+    key_words<f>(words<f>(input, from), base, count, out);
+  });
+}
+
+// A window of one key: what is above it and what is at it.
+template <Format f>
+void count_point(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t n,
+                 std::int32_t point, Census& census) {
+  std::uint32_t above = 0, reached = 0;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    const auto k = static_cast<std::int32_t>(
+        math::key(math::delta(math::Codec<f>::decode(x[e]), base[e])));
+    above += k > point ? 1u : 0u;
+    reached += k >= point ? 1u : 0u;
+  }
+  census.above += above;
+  census.at_high += reached - above;
+}
+
+template <Format f>
+void count_window(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t from,
+                  std::uint32_t n, std::int32_t low, std::int32_t high, Census& census) {
+  std::uint32_t above = 0, at_high = 0, at_low = 0, between = 0;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    const auto k = static_cast<std::int32_t>(
+        math::key(math::delta(math::Codec<f>::decode(x[e]), base[e])));
+    above += k > high ? 1u : 0u;
+    at_high += k == high ? 1u : 0u;
+    at_low += k == low ? 1u : 0u;
+    between += k > low ? 1u : 0u;
+  }
+  between -= above + at_high;
+  census.above += above;
+  census.at_high += at_high;
+  census.at_low += at_low;
+  if (between == 0) return;
+  // Candidates are few: mark them, then look at eight marks at a time.
+  alignas(64) std::uint8_t mark[kStep] = {};
+  for (std::uint32_t e = 0; e < n; ++e) {
+    const auto k = static_cast<std::int32_t>(
+        math::key(math::delta(math::Codec<f>::decode(x[e]), base[e])));
+    mark[e] = k > low && k < high ? 1 : 0;
+  }
+  const Word64* marks = reinterpret_cast<const Word64*>(mark);
+  for (std::uint32_t eight = 0; eight < kStep / 8; ++eight) {
+    for (std::uint64_t left = marks[eight]; left != 0; left &= left - 1) {
+      const std::uint32_t e = 8 * eight + static_cast<std::uint32_t>(__builtin_ctzll(left)) / 8;
+      if (census.between < census.room) {
+        census.found[census.between] = {
+            math::key(math::delta(math::Codec<f>::decode(x[e]), base[e])), from + e};
+      }
+      ++census.between;
+    }
+  }
+}
+
+void verify(const Run& run, const Window* windows, const std::uint8_t* active, Census* census) {
+  alignas(64) float base[kStep];
+  for (std::uint32_t from = 0; from < run.count; from += kStep) {
+    const std::uint32_t n = smaller(kStep, run.count - from);
+    decode_base(run, from, n, base);
+    for (int s = 0; s < run.sources; ++s) {
+      if (active[s] == 0) continue;
+      const Input& input = source_of(run, s);
+      const auto low = static_cast<std::int32_t>(windows[s].low);
+      const auto high = static_cast<std::int32_t>(windows[s].high);
+      dispatch(input.format, [&](auto tag) {
+        constexpr Format f = decltype(tag)::format;
+        const Word<f>* x = words<f>(input, from);
+        if (low == high) {
+          count_point<f>(x, base, n, high, census[s]);
+        } else {
+          count_window<f>(x, base, from, n, low, high, census[s]);
+        }
+      });
+    }
+  }
+}
+
+// ---- folds ---------------------------------------------------------------------------------------
+
+inline constexpr int kTerms = 128;  // of one pass over the inputs
+
+// Rows of 256 lanes per step: each lane is loaded and stored once per step.
+inline constexpr std::uint32_t kRows = kStep / math::kLanes;
+
+void fold_products(const float* __restrict a, const float* __restrict b, double* __restrict lanes) {
+  for (std::uint32_t l = 0; l < math::kLanes; ++l) {
+    double lane = lanes[l];
+#pragma GCC unroll 8
+    for (std::uint32_t row = 0; row < kRows; ++row) {
+      lane = math::add_product(lane, a[row * math::kLanes + l], b[row * math::kLanes + l]);
+    }
+    lanes[l] = lane;
+  }
+}
+
+void fold_absolutes(const float* __restrict a, double* __restrict lanes) {
+  for (std::uint32_t l = 0; l < math::kLanes; ++l) {
+    double lane = lanes[l];
+#pragma GCC unroll 8
+    for (std::uint32_t row = 0; row < kRows; ++row) {
+      lane = math::add_absolute(lane, a[row * math::kLanes + l]);
+    }
+    lanes[l] = lane;
+  }
+}
+
+// The columns that a step's terms read, each once.
+struct Columns {
+  math::Column column[2 * math::kSources + 1];
+  int count = 0;
+  alignas(64) float base[kStep];
+  alignas(64) float number[2 * math::kSources + 1][kStep];
+};
+
+int place(Columns& columns, math::Column column) {
+  for (int c = 0; c < columns.count; ++c) {
+    if (columns.column[c].stream == column.stream && columns.column[c].index == column.index) {
+      return c;
+    }
+  }
+  columns.column[columns.count] = column;
+  return columns.count++;
+}
+
+// Decodes one column of a step; elements behind the end are +0.
+void fill(const Run& run, const Facts& facts, math::Column column, std::uint32_t from,
+          std::uint32_t n, const float* base, float* out) {
+  if (column.stream == math::Stream::value) {
+    decode(run.inputs[column.index], from, n, out);
+  } else if (column.stream == math::Stream::survivor) {
+    (void)thin(run, facts, column.index, from, n, base, out);
+  } else {
+    const Input& input = source_of(run, column.index);
+    dispatch(input.format, [&](auto tag) {
+      constexpr Format f = decltype(tag)::format;
+      thin_none<f>(words<f>(input, from), base, n, out);
+    });
+  }
+  for (std::uint32_t e = n; e < kStep; ++e) out[e] = 0.0F;
+}
+
+void fold_some(const Run& run, const Facts& facts, const math::Term* terms, int count,
+               std::uint32_t tiles, double* sums) {
+  Columns columns;
+  int a[kTerms], b[kTerms];
+  for (int t = 0; t < count; ++t) {
+    a[t] = place(columns, terms[t].a);
+    b[t] = place(columns, terms[t].b);
+  }
+  alignas(64) double lanes[kTerms][math::kLanes];
+  for (std::uint32_t tile = 0; tile < tiles; ++tile) {
+    for (int t = 0; t < count; ++t) {
+      for (std::uint32_t l = 0; l < math::kLanes; ++l) lanes[t][l] = 0.0;
+    }
+    const std::uint32_t begin = tile * math::kTile;
+    const std::uint32_t end = smaller(begin + math::kTile, run.count);
+    for (std::uint32_t from = begin; from < end; from += kStep) {
+      const std::uint32_t n = smaller(kStep, end - from);
+      decode_base(run, from, n, columns.base);
+      for (int c = 0; c < columns.count; ++c) {
+        fill(run, facts, columns.column[c], from, n, columns.base, columns.number[c]);
+      }
+      for (int t = 0; t < count; ++t) {
+        if (terms[t].kind == math::Term::Kind::product) {
+          fold_products(columns.number[a[t]], columns.number[b[t]], lanes[t]);
+        } else {
+          fold_absolutes(columns.number[a[t]], lanes[t]);
+        }
+      }
+    }
+    for (int t = 0; t < count; ++t) {
+      sums[static_cast<std::size_t>(t) * tiles + tile] = math::fold_lanes(lanes[t]);
+    }
+  }
+}
+
+void fold(const Run& run, const Facts& facts, const math::Term* terms, int count, double* sums) {
+  const std::uint32_t tiles = (run.count + math::kTile - 1) / math::kTile;
+  for (int first = 0; first < count; first += kTerms) {
+    const int some = count - first < kTerms ? count - first : kTerms;
+    fold_some(run, facts, terms + first, some, tiles,
+              sums + static_cast<std::size_t>(first) * tiles);
+  }
+}
+
+// ---- canaries ------------------------------------------------------------------------------------
+
+void canary(const float* in, float* out) {
+  out[0] = in[0] * in[0] - in[1];
+  out[1] = in[2] * in[3];
+  out[2] = in[3] / in[4];
+  out[3] = __builtin_sqrtf(in[5]);
+  out[4] = math::fuse(in[0], in[0], -in[1]);
+}
+
+}  // namespace
+
+const Tiles tiles = {apply, keys, verify, fold, canary};
+
+}  // namespace ingot::cpu::INGOT_ISA

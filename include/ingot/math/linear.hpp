@@ -1,0 +1,55 @@
+// Weighted sums: of the inputs themselves (linear), and of task vectors on top of a base.
+//
+// linear (Wortsman et al., "Model soups", 2022):
+//   S = 0;  S = fuse(w_i, x_i, S) in file order;  normalize: S / W, one true division, where W is
+//   the sum of the f32 weights, added in double and rounded once.
+//
+// task arithmetic (Ilharco et al., "Editing models with task arithmetic", 2022):
+//   d_i = x_i - b;  M = 0;  M = fuse(w_i, d_i', M) in file order, d_i' what a mask left of d_i;
+//   normalize: M / W, with W = 1 where |W| < 1e-8;  result fuse(lambda, M, b).
+#pragma once
+
+#include "ingot/math/rule.hpp"
+
+namespace ingot::math {
+
+// Facts::scalar of linear, sum and consensus.
+inline constexpr int kDivisor = 0;  // W; divided by only if Facts::divisor is Divisor::weight
+inline constexpr int kLambda = 1;   // sum and consensus
+
+// One more input in the sum.
+template <class T>
+INGOT_HD T weigh(T sum, float weight, T x) {
+  return fuse(static_cast<T>(weight), x, sum);
+}
+
+// What a task vector is at an element.
+template <class T>
+INGOT_HD T delta(T x, T base) {
+  return x - base;
+}
+
+// What a mask leaves of it: dropped elements are +0, whatever they were; survivors are rescaled.
+template <class T>
+INGOT_HD T survivor(T delta, bool kept, float factor) {
+  return kept ? delta * static_cast<T>(factor) : T{0};
+}
+
+// The merged task vector back on its base.
+template <class T>
+INGOT_HD T land(T merged, float lambda, T base) {
+  return fuse(static_cast<T>(lambda), merged, base);
+}
+
+// Largest and smallest of the weighted terms seen, to tell whether two disagree in sign.
+struct Spread {
+  float low = 0.0F, high = 0.0F;
+
+  INGOT_HD void add(float term) {
+    low = term < low ? term : low;
+    high = term > high ? term : high;
+  }
+  INGOT_HD bool conflict() const { return low < 0.0F && high > 0.0F; }
+};
+
+}  // namespace ingot::math

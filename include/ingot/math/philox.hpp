@@ -1,0 +1,71 @@
+// Randomness as a pure function: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
+// 1, 2, 3", 2011) and the keep decision of random masks. The layout is fixed by docs/numbers.md.
+#pragma once
+
+#include "ingot/math/target.hpp"
+
+namespace ingot::math {
+
+struct Block {
+  std::uint32_t word[4];
+};
+
+// Key = seed, counter = (block low, block high, stream low, stream high).
+INGOT_HD Block philox(std::uint64_t seed, std::uint64_t stream, std::uint64_t block) {
+  std::uint32_t k0 = static_cast<std::uint32_t>(seed);
+  std::uint32_t k1 = static_cast<std::uint32_t>(seed >> 32);
+  std::uint32_t c0 = static_cast<std::uint32_t>(block);
+  std::uint32_t c1 = static_cast<std::uint32_t>(block >> 32);
+  std::uint32_t c2 = static_cast<std::uint32_t>(stream);
+  std::uint32_t c3 = static_cast<std::uint32_t>(stream >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = std::uint64_t{0xd2511f53u} * c0;
+    const std::uint64_t p1 = std::uint64_t{0xcd9e8d57u} * c2;
+    c0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    c1 = static_cast<std::uint32_t>(p1);
+    c2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c3 = static_cast<std::uint32_t>(p0);
+    k0 += 0x9e3779b9u;
+    k1 += 0xbb67ae85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// First draw of an element: 16 bits, eight per block, the low half of a word before the high half.
+INGOT_HD std::uint32_t draw(const Block& block, std::uint32_t element_mod_8) {
+  return (block.word[element_mod_8 >> 1] >> ((element_mod_8 & 1u) * 16u)) & 0xffffu;
+}
+
+// Second draw, for the one element in 65,536 whose first draw equals the threshold's upper bits.
+INGOT_HD std::uint32_t second_draw(std::uint64_t seed, std::uint64_t stream, std::uint64_t element) {
+  const Block block = philox(seed, stream, (element / 4) | (std::uint64_t{1} << 63));
+  return block.word[element % 4];
+}
+
+INGOT_HD bool keep(std::uint32_t first, std::uint64_t threshold, std::uint64_t seed,
+                   std::uint64_t stream, std::uint64_t element) {
+  const std::uint32_t upper = static_cast<std::uint32_t>(threshold >> 32);
+  if (first != upper) return first < upper;
+  return second_draw(seed, stream, element) < static_cast<std::uint32_t>(threshold);
+}
+
+// Whether the mask keeps an element: true with probability threshold / 2^48.
+INGOT_HD bool keep(std::uint64_t seed, std::uint64_t stream, std::uint64_t element,
+                   std::uint64_t threshold) {
+  const Block block = philox(seed, stream, element / 8);
+  return keep(draw(block, static_cast<std::uint32_t>(element % 8)), threshold, seed, stream, element);
+}
+
+// The same for eight elements from `first`, a multiple of 8: bit j belongs to first + j.
+INGOT_HD std::uint32_t keep8(std::uint64_t seed, std::uint64_t stream, std::uint64_t first,
+                             std::uint64_t threshold) {
+  const Block block = philox(seed, stream, first / 8);
+  std::uint32_t mask = 0;
+  for (std::uint32_t j = 0; j < 8; ++j) {
+    const bool kept = keep(draw(block, j), threshold, seed, stream, first + j);
+    mask |= (kept ? 1u : 0u) << j;
+  }
+  return mask;
+}
+
+}  // namespace ingot::math

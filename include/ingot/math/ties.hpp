@@ -1,0 +1,88 @@
+// Sign election and disjoint mean (Yadav et al., "TIES-Merging: resolving interference when merging
+// models", 2023), in the two meanings people know.
+//
+//   terms     y_i = d_i' * w_i, rounded; d_i' what the mask left of the task vector
+//   vote      S = 0; in file order S += y_i (weighted), d_i' (total), sign of d_i' (frequency);
+//             the majority is + if S >= 0, else -
+//   agreement the voting term is not zero and not of the other sign; a NaN agrees with everybody, so
+//             that it reaches the result
+//   mean      M = 0; M += y_i in file order over the agreeing sources
+//             V = sum of their weights in f32, 1 where exactly zero (Divisor::weight),
+//             or their number, at least 1 (Divisor::count);  M / V
+//   result    fuse(lambda, M, b)
+//
+// Recipes vote weighted and divide by weights (if normalize); adapters vote total or frequency and
+// divide by the count. Votes, agreement and V are f32 decisions for every T.
+#pragma once
+
+#include "ingot/math/linear.hpp"
+
+namespace ingot::math {
+
+// The number with which a source votes: its term, or its task vector.
+template <Vote vote>
+INGOT_HD float voice(float survivor, float weight) {
+  return vote == Vote::weighted ? survivor * weight : survivor;
+}
+
+// The vote after one more voice.
+template <Vote vote>
+INGOT_HD float elect(float sum, float voice) {
+  if (vote != Vote::frequency) return sum + voice;
+  return sum + (voice > 0.0F ? 1.0F : voice < 0.0F ? -1.0F : 0.0F);
+}
+
+// The majority as a mask for sign bits: those who agree have their sign clear after the flip.
+INGOT_HD std::uint32_t majority(float votes) { return votes >= 0.0F ? 0u : 0x80000000u; }
+
+// A voice as the majority hears it: positive agrees, negative opposes.
+INGOT_HD float heard(float voice, std::uint32_t majority) { return from_bits(bits(voice) ^ majority); }
+INGOT_HD bool agrees(float heard) { return !(heard <= 0.0F); }
+INGOT_HD bool opposes(float heard) { return heard < 0.0F; }
+
+// What the divisor grows by when a source agrees.
+template <Divisor divisor>
+INGOT_HD float share(float weight) {
+  return divisor == Divisor::count ? 1.0F : weight;
+}
+
+// The mean from its two sums.
+template <Divisor divisor, class T>
+INGOT_HD T mean(T sum, float shares) {
+  if (divisor == Divisor::none) return sum;
+  if (divisor == Divisor::weight) return sum / static_cast<T>(shares == 0.0F ? 1.0F : shares);
+  return sum / static_cast<T>(shares >= 1.0F ? shares : 1.0F);
+}
+
+// The whole formula for one element. K sources known at compile time, or K = 0 and `sources` of them.
+template <Vote vote, Divisor divisor, class T, int K>
+struct Consensus {
+  const float* weight;
+  int sources;
+  float lambda;
+
+  // `survivor` in T, `decided` the same numbers as f32 arithmetic has them. Sets `conflict` if a
+  // voice opposes the majority.
+  INGOT_HD T operator()(const T* survivor, const float* decided, T base, bool& conflict) const {
+    const int k = K > 0 ? K : sources;
+    float votes = 0.0F;
+    for (int i = 0; i < k; ++i) {
+      votes = elect<vote>(votes, voice<vote>(decided[i], weight[i]));
+    }
+    const std::uint32_t side = majority(votes);
+    T sum{0};
+    float shares = 0.0F;
+    float least = 0.0F;
+    for (int i = 0; i < k; ++i) {
+      const float opinion = heard(voice<vote>(decided[i], weight[i]), side);
+      const T term = survivor[i] * static_cast<T>(weight[i]);
+      sum += agrees(opinion) ? term : T{0};
+      shares += agrees(opinion) ? share<divisor>(weight[i]) : 0.0F;
+      least = opinion < least ? opinion : least;
+    }
+    conflict = opposes(least);
+    return land(mean<divisor>(sum, shares), lambda, base);
+  }
+};
+
+}  // namespace ingot::math
