@@ -39,13 +39,19 @@ class Arithmetic {
 
 math::Format format_of(Dtype dtype) {
   switch (dtype) {
-    case Dtype::f32: return math::Format::f32;
-    case Dtype::f16: return math::Format::f16;
-    case Dtype::bf16: return math::Format::bf16;
-    case Dtype::f8_e4m3: return math::Format::e4m3;
-    case Dtype::f8_e5m2: return math::Format::e5m2;
+    case Dtype::f32:
+      return math::Format::f32;
+    case Dtype::f16:
+      return math::Format::f16;
+    case Dtype::bf16:
+      return math::Format::bf16;
+    case Dtype::f8_e4m3:
+      return math::Format::e4m3;
+    case Dtype::f8_e5m2:
+      return math::Format::e5m2;
     default:
-      fail(Code::internal, fmt::format("dtype {} has no codec and reached the arithmetic", name(dtype)));
+      fail(Code::internal,
+           fmt::format("dtype {} has no codec and reached the arithmetic", name(dtype)));
   }
 }
 
@@ -83,13 +89,18 @@ class Cpu final : public Backend {
  public:
   explicit Cpu(const Isa& isa) : isa_(isa), tiles_(*isa.tiles) {}
 
-  std::string describe() const override { return fmt::format("cpu, {} ({})", isa_.words, isa_.name); }
+  std::string describe() const override {
+    return fmt::format("cpu, {} ({})", isa_.words, isa_.name);
+  }
 
   std::byte* allocate(std::size_t bytes) override {
-    void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* memory =
+        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
-      fail(Code::memory, fmt::format("cannot allocate {} bytes of staging memory; the machine has too "
-                                     "little left, lower --memory", bytes));
+      fail(Code::memory,
+           fmt::format("cannot allocate {} bytes of staging memory; the machine has too "
+                       "little left, lower --memory",
+                       bytes));
     }
     ::madvise(memory, bytes, MADV_HUGEPAGE);
     return static_cast<std::byte*>(memory);
@@ -107,9 +118,11 @@ class Cpu final : public Backend {
     std::array<std::uint32_t, kSampled> run;
     stride = std::max(stride, kSampled);
     for (std::uint64_t window = 0; window < chunk.count; window += stride) {
-      const auto length = static_cast<std::uint32_t>(std::min<std::uint64_t>(stride, chunk.count - window));
+      const auto length =
+          static_cast<std::uint32_t>(std::min<std::uint64_t>(stride, chunk.count - window));
       const std::uint32_t n = std::min(kSampled, length);
-      const auto shift = static_cast<std::uint32_t>(scatter(chunk.first + window) % (length - n + 1));
+      const auto shift =
+          static_cast<std::uint32_t>(scatter(chunk.first + window) % (length - n + 1));
       for (std::size_t s = 0; s < keys.size(); ++s) {
         tiles_.keys(view.run(), static_cast<int>(s), static_cast<std::uint32_t>(window) + shift, n,
                     run.data());
@@ -158,7 +171,8 @@ class Cpu final : public Backend {
     });
   }
 
-  std::uint32_t locate(const Chunk& chunk, int source, std::uint32_t key, std::uint32_t n) override {
+  std::uint32_t locate(const Chunk& chunk, int source, std::uint32_t key,
+                       std::uint32_t n) override {
     std::uint32_t place = chunk.count;
     each_key(chunk, source, [&](std::uint32_t index, std::uint32_t found) {
       if (found != key || n-- != 0) return true;
@@ -184,7 +198,8 @@ class Cpu final : public Backend {
       const View view(item.chunk);
       const Work& work = *item.chunk.work;
       Counts counts;
-      tiles_.apply(view.run(), *item.facts, format_of(work.output), work.overflow, item.output, counts);
+      tiles_.apply(view.run(), *item.facts, format_of(work.output), work.overflow, item.output,
+                   counts);
       if (item.tally == nullptr) continue;
       for (int s = 0; s < math::kSources; ++s) item.tally->kept[s] += counts.kept[s];
       item.tally->conflicts += counts.conflicts;

@@ -31,13 +31,15 @@ const Isa& isa(const std::string& name) {
   for (const Isa& level : kLevels) {
     if (name.empty() ? runs(level.name) : name == level.name) {
       if (!runs(level.name)) {
-        fail(Code::device, "this machine has no " + std::string(level.words) + " (instruction set " +
-                               name + "); choose a lower one or leave the choice to ingot");
+        fail(Code::device, "this machine has no " + std::string(level.words) +
+                               " (instruction set " + name +
+                               "); choose a lower one or leave the choice to ingot");
       }
       return level;
     }
   }
-  if (name.empty()) fail(Code::device, "this machine lacks SSE4.2 (x86-64-v2), the least ingot needs");
+  if (name.empty())
+    fail(Code::device, "this machine lacks SSE4.2 (x86-64-v2), the least ingot needs");
   fail(Code::usage, "no instruction set is called \"" + name + "\"; expected v2, v3 or v4");
 }
 

@@ -64,11 +64,21 @@ struct Tag {
 template <class Body>
 void dispatch(Format format, Body body) {
   switch (format) {
-    case Format::f32: body(Tag<Format::f32>{}); break;
-    case Format::f16: body(Tag<Format::f16>{}); break;
-    case Format::bf16: body(Tag<Format::bf16>{}); break;
-    case Format::e4m3: body(Tag<Format::e4m3>{}); break;
-    case Format::e5m2: body(Tag<Format::e5m2>{}); break;
+    case Format::f32:
+      body(Tag<Format::f32>{});
+      break;
+    case Format::f16:
+      body(Tag<Format::f16>{});
+      break;
+    case Format::bf16:
+      body(Tag<Format::bf16>{});
+      break;
+    case Format::e4m3:
+      body(Tag<Format::e4m3>{});
+      break;
+    case Format::e5m2:
+      body(Tag<Format::e5m2>{});
+      break;
   }
 }
 
@@ -83,14 +93,30 @@ struct Count {
 template <class Body>
 void dispatch_count(int k, Body body) {
   switch (k) {
-    case 1: body(Count<1>{}); break;
-    case 2: body(Count<2>{}); break;
-    case 3: body(Count<3>{}); break;
-    case 4: body(Count<4>{}); break;
-    case 5: body(Count<5>{}); break;
-    case 6: body(Count<6>{}); break;
-    case 7: body(Count<7>{}); break;
-    default: body(Count<8>{}); break;
+    case 1:
+      body(Count<1>{});
+      break;
+    case 2:
+      body(Count<2>{});
+      break;
+    case 3:
+      body(Count<3>{});
+      break;
+    case 4:
+      body(Count<4>{});
+      break;
+    case 5:
+      body(Count<5>{});
+      break;
+    case 6:
+      body(Count<6>{});
+      break;
+    case 7:
+      body(Count<7>{});
+      break;
+    default:
+      body(Count<8>{});
+      break;
   }
 }
 
@@ -100,7 +126,8 @@ const Input& source_of(const Run& run, int source) {
   return run.inputs[source + (run.base ? 1 : 0)];
 }
 
-// ---- decode, encode ------------------------------------------------------------------------------
+// ---- decode, encode
+// ------------------------------------------------------------------------------
 
 template <Format f>
 void decode_words(const Word<f>* __restrict in, std::uint32_t n, float* __restrict out) {
@@ -137,11 +164,12 @@ void encode(const float* in, std::uint32_t n, Format format, Overflow overflow, 
   });
 }
 
-// ---- masks ---------------------------------------------------------------------------------------
+// ---- masks
+// ---------------------------------------------------------------------------------------
 
 // First draws: eight per block, in memory order.
-void draw_blocks(std::uint64_t seed, std::uint64_t stream, std::uint64_t block, std::uint32_t blocks,
-                 std::uint32_t* __restrict out) {
+void draw_blocks(std::uint64_t seed, std::uint64_t stream, std::uint64_t block,
+                 std::uint32_t blocks, std::uint32_t* __restrict out) {
   for (std::uint32_t i = 0; i < blocks; ++i) {
     const math::Block b = math::philox(seed, stream, block + i);
     out[4 * i] = b.word[0];
@@ -178,8 +206,9 @@ void thin_none(const Word<f>* __restrict x, const float* __restrict base, std::u
 
 // Keys and bounds have 31 bits; signed comparison is the cheap one.
 template <Format f>
-std::uint32_t thin_select(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t n,
-                          std::int32_t bound, float factor, float* __restrict out) {
+std::uint32_t thin_select(const Word<f>* __restrict x, const float* __restrict base,
+                          std::uint32_t n, std::int32_t bound, float factor,
+                          float* __restrict out) {
   std::uint32_t kept = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
     const float d = math::delta(math::Codec<f>::decode(x[e]), base[e]);
@@ -191,8 +220,8 @@ std::uint32_t thin_select(const Word<f>* __restrict x, const float* __restrict b
 }
 
 template <Format f>
-std::uint32_t thin_random(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t n,
-                          const std::uint16_t* __restrict keep, float factor,
+std::uint32_t thin_random(const Word<f>* __restrict x, const float* __restrict base,
+                          std::uint32_t n, const std::uint16_t* __restrict keep, float factor,
                           float* __restrict out) {
   std::uint32_t kept = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
@@ -246,7 +275,8 @@ std::uint32_t thin(const Run& run, const Facts& facts, int s, std::uint32_t from
   return kept;
 }
 
-// ---- formulas ------------------------------------------------------------------------------------
+// ---- formulas
+// ------------------------------------------------------------------------------------
 
 // What a source brought to one step: its survivors.
 struct Step {
@@ -273,7 +303,8 @@ void linear_words(const Input* inputs, const Facts& facts, std::uint32_t from, s
 }
 
 template <Format f>
-void linear_word(const Word<f>* __restrict x, float weight, std::uint32_t n, float* __restrict sum) {
+void linear_word(const Word<f>* __restrict x, float weight, std::uint32_t n,
+                 float* __restrict sum) {
   for (std::uint32_t e = 0; e < n; ++e) {
     sum[e] = math::weigh(sum[e], weight, math::Codec<f>::decode(x[e]));
   }
@@ -291,7 +322,8 @@ void linear(const Run& run, const Facts& facts, std::uint32_t from, std::uint32_
   if (uniform) {
     dispatch(run.inputs[0].format, [&](auto tag) {
       dispatch_count(run.sources, [&](auto count) {
-        linear_words<decltype(tag)::format, decltype(count)::value>(run.inputs, facts, from, n, out);
+        linear_words<decltype(tag)::format, decltype(count)::value>(run.inputs, facts, from, n,
+                                                                    out);
       });
     });
   } else {
@@ -331,8 +363,8 @@ void slerp(const Run& run, const Facts& facts, std::uint32_t from, std::uint32_t
   const Input& other = source_of(run, 0);
   dispatch(other.format, [&](auto tag) {
     constexpr Format f = decltype(tag)::format;
-    slerp_words<f>(base, words<f>(other, from), facts.scalar[math::kNear],
-                   facts.scalar[math::kFar], n, out);
+    slerp_words<f>(base, words<f>(other, from), facts.scalar[math::kNear], facts.scalar[math::kFar],
+                   n, out);
   });
 }
 
@@ -447,8 +479,7 @@ std::uint32_t consensus(const Step& step, const Facts& facts, std::uint32_t n, f
   std::uint32_t conflicts = 0;
   if (facts.sources >= 1 && facts.sources <= kUnrolled) {
     dispatch_count(facts.sources, [&](auto count) {
-      conflicts =
-          consensus_unrolled<vote, divisor, decltype(count)::value>(step, facts, n, out);
+      conflicts = consensus_unrolled<vote, divisor, decltype(count)::value>(step, facts, n, out);
     });
   } else {
     conflicts = consensus_stepwise<vote, divisor>(step, facts, n, out);
@@ -487,9 +518,15 @@ void apply(const Run& run, const Facts& facts, Format format, Overflow overflow,
       decode_base(run, from, n, step.base);
     }
     switch (facts.formula) {
-      case Formula::linear: linear(run, facts, from, n, step.out); break;
-      case Formula::scale: scale(run, facts, from, n, step.out); break;
-      case Formula::slerp: slerp(run, facts, from, n, step.base, step.out); break;
+      case Formula::linear:
+        linear(run, facts, from, n, step.out);
+        break;
+      case Formula::scale:
+        scale(run, facts, from, n, step.out);
+        break;
+      case Formula::slerp:
+        slerp(run, facts, from, n, step.base, step.out);
+        break;
       case Formula::sum:
       case Formula::consensus:
         for (int s = 0; s < facts.sources; ++s) {
@@ -507,7 +544,8 @@ void apply(const Run& run, const Facts& facts, Format format, Overflow overflow,
   }
 }
 
-// ---- selection -----------------------------------------------------------------------------------
+// ---- selection
+// -----------------------------------------------------------------------------------
 
 template <Format f>
 void key_words(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t n,
@@ -533,8 +571,8 @@ void count_point(const Word<f>* __restrict x, const float* __restrict base, std:
                  std::int32_t point, Census& census) {
   std::uint32_t above = 0, reached = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
-    const auto k = static_cast<std::int32_t>(
-        math::key(math::delta(math::Codec<f>::decode(x[e]), base[e])));
+    const auto k =
+        static_cast<std::int32_t>(math::key(math::delta(math::Codec<f>::decode(x[e]), base[e])));
     above += k > point ? 1u : 0u;
     reached += k >= point ? 1u : 0u;
   }
@@ -547,8 +585,8 @@ void count_window(const Word<f>* __restrict x, const float* __restrict base, std
                   std::uint32_t n, std::int32_t low, std::int32_t high, Census& census) {
   std::uint32_t above = 0, at_high = 0, at_low = 0, between = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
-    const auto k = static_cast<std::int32_t>(
-        math::key(math::delta(math::Codec<f>::decode(x[e]), base[e])));
+    const auto k =
+        static_cast<std::int32_t>(math::key(math::delta(math::Codec<f>::decode(x[e]), base[e])));
     above += k > high ? 1u : 0u;
     at_high += k == high ? 1u : 0u;
     at_low += k == low ? 1u : 0u;
@@ -562,8 +600,8 @@ void count_window(const Word<f>* __restrict x, const float* __restrict base, std
   // Candidates are few: mark them, then look at eight marks at a time.
   alignas(64) std::uint8_t mark[kStep] = {};
   for (std::uint32_t e = 0; e < n; ++e) {
-    const auto k = static_cast<std::int32_t>(
-        math::key(math::delta(math::Codec<f>::decode(x[e]), base[e])));
+    const auto k =
+        static_cast<std::int32_t>(math::key(math::delta(math::Codec<f>::decode(x[e]), base[e])));
     mark[e] = k > low && k < high ? 1 : 0;
   }
   const Word64* marks = reinterpret_cast<const Word64*>(mark);
@@ -602,7 +640,8 @@ void verify(const Run& run, const Window* windows, const std::uint8_t* active, C
   }
 }
 
-// ---- folds ---------------------------------------------------------------------------------------
+// ---- folds
+// ---------------------------------------------------------------------------------------
 
 inline constexpr int kTerms = 128;  // of one pass over the inputs
 
@@ -710,7 +749,8 @@ void fold(const Run& run, const Facts& facts, const math::Term* terms, int count
   }
 }
 
-// ---- canaries ------------------------------------------------------------------------------------
+// ---- canaries
+// ------------------------------------------------------------------------------------
 
 void canary(const float* in, float* out) {
   out[0] = in[0] * in[0] - in[1];

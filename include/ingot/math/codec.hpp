@@ -1,9 +1,9 @@
 // Storage formats: exact decoding to f32, encoding with one rounding to nearest, ties to even.
 //
-// Integer arithmetic, one exact subtraction (decode) and one magic addition (encode) for subnormals;
-// no branches, so loops over these functions vectorise. Conversion instructions are not used: they
-// disagree about NaN between machines. Written at encode, the only NaN of a format is the quiet one
-// with its sign clear: 7fc00000, 7e00, 7fc0, 7f, 7f.
+// Integer arithmetic, one exact subtraction (decode) and one magic addition (encode) for
+// subnormals; no branches, so loops over these functions vectorise. Conversion instructions are not
+// used: they disagree about NaN between machines. Written at encode, the only NaN of a format is
+// the quiet one with its sign clear: 7fc00000, 7e00, 7fc0, 7f, 7f.
 #pragma once
 
 #include "ingot/math/rule.hpp"
@@ -47,8 +47,8 @@ namespace detail {
 // A small binary format: `mantissa` stored bits, smallest normal exponent 1 - bias. `code` is the
 // word without its sign, at most 15 bits.
 
-// Adding and taking away the smallest normal number turns the subnormal codes into exact multiples of
-// the smallest subnormal one, without a subnormal f32 operand.
+// Adding and taking away the smallest normal number turns the subnormal codes into exact multiples
+// of the smallest subnormal one, without a subnormal f32 operand.
 template <int mantissa, int bias>
 INGOT_HD std::uint32_t widen(std::uint32_t code) {
   constexpr std::uint32_t shift = 23 - mantissa;
@@ -59,15 +59,16 @@ INGOT_HD std::uint32_t widen(std::uint32_t code) {
 }
 
 // `magnitude` is the f32 without its sign. Rounds to the code; results beyond the format's largest
-// are left to the caller, who has the overflow rule. Below the smallest normal number the addition of
-// a power of two whose last place is the smallest subnormal does the rounding.
+// are left to the caller, who has the overflow rule. Below the smallest normal number the addition
+// of a power of two whose last place is the smallest subnormal does the rounding.
 template <int mantissa, int bias>
 INGOT_HD std::uint32_t narrow(std::uint32_t magnitude) {
   constexpr std::uint32_t shift = 23 - mantissa;
   constexpr std::uint32_t least = std::uint32_t{127 - bias + 1} << 23;
   constexpr std::uint32_t magic = std::uint32_t{127 - bias + 1 + 23 - mantissa} << 23;
   const std::uint32_t normal = (magnitude - (std::uint32_t{127 - bias} << 23) +
-                                ((1u << (shift - 1)) - 1u) + ((magnitude >> shift) & 1u)) >> shift;
+                                ((1u << (shift - 1)) - 1u) + ((magnitude >> shift) & 1u)) >>
+                               shift;
   const std::uint32_t small = bits(from_bits(magnitude) + from_bits(magic)) - magic;
   return magnitude < least ? small : normal;
 }

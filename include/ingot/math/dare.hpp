@@ -1,5 +1,5 @@
-// Random drop (Yu et al., "Language models are super Mario: absorbing abilities from homologous models
-// as a free lunch", 2023).
+// Random drop (Yu et al., "Language models are super Mario: absorbing abilities from homologous
+// models as a free lunch", 2023).
 //
 // An element of a task vector is kept with probability `density`, by philox.hpp; survivors are
 // multiplied by a Fact: the ratio of the L1 norms before and after the drop (recipes), or

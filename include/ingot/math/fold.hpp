@@ -1,9 +1,9 @@
 // Sums over a tensor whose bits do not depend on who adds: one fixed shape.
 //
 // Within a tile of 16,384 elements lane l of 256 adds elements l, l + 256, ... in index order, in
-// double, from +0.0; the lanes fold by halves (128, 64, ..., 1); tile sums combine pairwise by index,
-// level by level, an odd last one moving up unchanged. Absent elements of the last tile count as
-// +0.0, which changes no lane.
+// double, from +0.0; the lanes fold by halves (128, 64, ..., 1); tile sums combine pairwise by
+// index, level by level, an odd last one moving up unchanged. Absent elements of the last tile
+// count as +0.0, which changes no lane.
 #pragma once
 
 #include "ingot/math/rule.hpp"

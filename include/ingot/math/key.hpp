@@ -17,8 +17,8 @@ INGOT_HD std::uint32_t key(float x) {
   return u < kNanKey ? u : kNanKey;
 }
 
-// True for the k largest keys of a tensor, ties to the lowest index: `threshold` is the k-th largest
-// key and `cut` the index of the last element with that key that is kept.
+// True for the k largest keys of a tensor, ties to the lowest index: `threshold` is the k-th
+// largest key and `cut` the index of the last element with that key that is kept.
 INGOT_HD bool selected(std::uint32_t key, std::uint32_t threshold, std::uint64_t index,
                        std::uint64_t cut) {
   return key > threshold || (key == threshold && index <= cut);

@@ -18,8 +18,8 @@ namespace ingot::math {
 
 enum class Kind : std::uint8_t { real, boolean };
 
-// Whose value a parameter is: one per output tensor; one per source but the base; one per input, the
-// base included.
+// Whose value a parameter is: one per output tensor; one per source but the base; one per input,
+// the base included.
 enum class Scope : std::uint8_t { global, source, every };
 
 struct Parameter {
@@ -41,15 +41,15 @@ enum class Base : std::uint8_t {
 struct Method {
   const char* name;
   Base base;
-  int least, most;             // number of inputs, the base not counted for Base::origin
-  const Parameter* parameters; // globals and locals in the order of Rule::globals / Rule::locals
+  int least, most;              // number of inputs, the base not counted for Base::origin
+  const Parameter* parameters;  // globals and locals in the order of Rule::globals / Rule::locals
   int parameter_count;
   Formula formula;
   Mask mask;
   Vote vote;
-  Divisor divisor;             // what `normalize` divides by
-  Rescale rescale;             // what `rescale` multiplies survivors by
-  const char* paper;           // title and year, for the model card
+  Divisor divisor;    // what `normalize` divides by
+  Rescale rescale;    // what `rescale` multiplies survivors by
+  const char* paper;  // title and year, for the model card
 };
 
 // Magnitude selection of one source: keep key > threshold, and key == threshold up to index cut.
@@ -114,7 +114,8 @@ inline constexpr Parameter kPassthroughParameters[] = {
 };
 
 inline constexpr char kDarePaper[] =
-    "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch (2023)";
+    "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch "
+    "(2023)";
 
 inline constexpr Method kMethods[] = {
     {"linear", Base::ignored, 1, kSources, kLinearParameters, 2, Formula::linear, Mask::none,
@@ -123,8 +124,9 @@ inline constexpr Method kMethods[] = {
      "Increasing Inference Time (2022)"},
     {"slerp", Base::pivot, 2, 2, kSlerpParameters, 1, Formula::slerp, Mask::none, Vote::none,
      Divisor::none, Rescale::none, "Animating Rotation with Quaternion Curves (1985)"},
-    {"task_arithmetic", Base::origin, 0, kSources, kArithmeticParameters, 4, Formula::sum, Mask::none,
-     Vote::none, Divisor::weight, Rescale::none, "Editing Models with Task Arithmetic (2022)"},
+    {"task_arithmetic", Base::origin, 0, kSources, kArithmeticParameters, 4, Formula::sum,
+     Mask::none, Vote::none, Divisor::weight, Rescale::none,
+     "Editing Models with Task Arithmetic (2022)"},
     {"ties", Base::origin, 0, kSources, kTiesParameters, 6, Formula::consensus, Mask::select,
      Vote::weighted, Divisor::weight, Rescale::norm,
      "TIES-Merging: Resolving Interference When Merging Models (2023)"},
@@ -236,7 +238,8 @@ struct Weights {
     const int values = is_global ? 1 : rule.sources;
     for (int v = 0; v < values; ++v) {
       const double value = is_global ? rule.globals[global] : rule.locals[v][local];
-      if (!(value >= parameter.low && value <= parameter.high)) return "a parameter is out of range";
+      if (!(value >= parameter.low && value <= parameter.high))
+        return "a parameter is out of range";
     }
     ++(is_global ? global : local);
   }
@@ -251,8 +254,8 @@ struct Weights {
   return nullptr;
 }
 
-// Facts as far as they are known before the folds. `selections` has one entry per source, or is null
-// if needs(rule).select is false; entries of sources that keep all or nothing are not read.
+// Facts as far as they are known before the folds. `selections` has one entry per source, or is
+// null if needs(rule).select is false; entries of sources that keep all or nothing are not read.
 [[nodiscard]] inline Facts prepare(const Rule& rule, const Selection* selections) {
   const Method& m = method(rule.method);
   Facts facts;
@@ -291,7 +294,8 @@ struct Weights {
     // Division by 1 changes nothing; saying so saves it. A consensus divides by other sums.
     if (m.formula == Formula::consensus || divisor != 1.0F) facts.divisor = Divisor::weight;
   }
-  if (m.base == Base::origin) facts.scalar[kLambda] = static_cast<float>(rule.globals[kLambdaGlobal]);
+  if (m.base == Base::origin)
+    facts.scalar[kLambda] = static_cast<float>(rule.globals[kLambdaGlobal]);
   return facts;
 }
 
@@ -330,7 +334,7 @@ struct Outcome {
   T value{};
   std::uint64_t kept = 0;  // bit s: the mask let source s through
   bool conflict = false;
-  float change = 0.0F;     // |value - base| where there is a base and T is float
+  float change = 0.0F;  // |value - base| where there is a base and T is float
 };
 
 namespace detail {
@@ -344,12 +348,12 @@ template <class T, Vote vote, Divisor divisor>
 
 }  // namespace detail
 
-// The formula of a rule for one element: `x` the sources, `base` the base or 0, `index` the element's
-// place in the whole tensor. Float is what backends compute; double is the reference they are checked
-// against. Masks, votes and conflicts are decided in f32 for both.
+// The formula of a rule for one element: `x` the sources, `base` the base or 0, `index` the
+// element's place in the whole tensor. Float is what backends compute; double is the reference they
+// are checked against. Masks, votes and conflicts are decided in f32 for both.
 template <class T>
-[[nodiscard]] INGOT_HD Outcome<T> evaluate(const Rule&, const Facts& facts, const float* x, float base,
-                                           std::uint64_t index) {
+[[nodiscard]] INGOT_HD Outcome<T> evaluate(const Rule&, const Facts& facts, const float* x,
+                                           float base, std::uint64_t index) {
   Outcome<T> outcome;
   const T origin = static_cast<T>(base);
   const int k = facts.sources;
@@ -406,8 +410,8 @@ template <class T>
       value = detail::consent<T, Vote::frequency, Divisor::count>(facts, weight, alive, decided,
                                                                   origin, conflict);
     } else if (facts.divisor == Divisor::none) {
-      value = detail::consent<T, Vote::weighted, Divisor::none>(facts, weight, alive, decided, origin,
-                                                                conflict);
+      value = detail::consent<T, Vote::weighted, Divisor::none>(facts, weight, alive, decided,
+                                                                origin, conflict);
     } else {
       value = detail::consent<T, Vote::weighted, Divisor::weight>(facts, weight, alive, decided,
                                                                   origin, conflict);

@@ -37,7 +37,8 @@ INGOT_HD std::uint32_t draw(const Block& block, std::uint32_t element_mod_8) {
 }
 
 // Second draw, for the one element in 65,536 whose first draw equals the threshold's upper bits.
-INGOT_HD std::uint32_t second_draw(std::uint64_t seed, std::uint64_t stream, std::uint64_t element) {
+INGOT_HD std::uint32_t second_draw(std::uint64_t seed, std::uint64_t stream,
+                                   std::uint64_t element) {
   const Block block = philox(seed, stream, (element / 4) | (std::uint64_t{1} << 63));
   return block.word[element % 4];
 }
@@ -53,7 +54,8 @@ INGOT_HD bool keep(std::uint32_t first, std::uint64_t threshold, std::uint64_t s
 INGOT_HD bool keep(std::uint64_t seed, std::uint64_t stream, std::uint64_t element,
                    std::uint64_t threshold) {
   const Block block = philox(seed, stream, element / 8);
-  return keep(draw(block, static_cast<std::uint32_t>(element % 8)), threshold, seed, stream, element);
+  return keep(draw(block, static_cast<std::uint32_t>(element % 8)), threshold, seed, stream,
+              element);
 }
 
 // The same for eight elements from `first`, a multiple of 8: bit j belongs to first + j.

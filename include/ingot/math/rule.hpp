@@ -33,25 +33,25 @@ enum class Formula : std::uint8_t { linear, slerp, scale, sum, consensus };
 // One output tensor's arithmetic after every parameter is resolved. Values are doubles as the
 // recipe gave them; a method's settle() turns them into Facts.
 struct Rule {
-  std::int32_t method = -1;         // index into the closed list of methods.hpp
-  std::int32_t sources = 0;         // inputs without the base
-  bool base = false;                // a base tensor precedes the sources
-  std::uint64_t elements = 0;       // of the whole tensor
+  std::int32_t method = -1;    // index into the closed list of methods.hpp
+  std::int32_t sources = 0;    // inputs without the base
+  bool base = false;           // a base tensor precedes the sources
+  std::uint64_t elements = 0;  // of the whole tensor
   std::uint64_t seed = 0;
-  double globals[kGlobals] = {};            // by the method's own parameter order
+  double globals[kGlobals] = {};  // by the method's own parameter order
   double locals[kSources][kLocals] = {};
-  std::uint64_t stream[kSources] = {};      // random stream of each source (numbers.md, "Randomness")
+  std::uint64_t stream[kSources] = {};  // random stream of each source (numbers.md, "Randomness")
 };
 
 // What one source brings to an element.
 struct Source {
   float weight = 1.0F;
-  float factor = 1.0F;              // survivors are multiplied by it; 1 unless Facts::rescaled
-  std::uint32_t threshold = 0;      // magnitude key of the last kept rank (Mask::select)
-  std::uint32_t all = 1;            // 1: the mask keeps every element
-  std::uint64_t cut = 0;            // ties at the threshold are kept up to this index, inclusive
+  float factor = 1.0F;          // survivors are multiplied by it; 1 unless Facts::rescaled
+  std::uint32_t threshold = 0;  // magnitude key of the last kept rank (Mask::select)
+  std::uint32_t all = 1;        // 1: the mask keeps every element
+  std::uint64_t cut = 0;        // ties at the threshold are kept up to this index, inclusive
   std::uint64_t stream = 0;
-  std::uint64_t keep = 0;           // probability times 2^48, rounded down
+  std::uint64_t keep = 0;  // probability times 2^48, rounded down
 };
 
 // Everything a formula needs beside the elements: computed once per tensor, on the host.
@@ -63,7 +63,7 @@ struct Facts {
   Divisor divisor = Divisor::none;
   bool rescaled = false;
   std::uint64_t seed = 0;
-  float scalar[kGlobals] = {};      // the formula's own, named in its header: a divisor, lambda, ...
+  float scalar[kGlobals] = {};  // the formula's own, named in its header: a divisor, lambda, ...
   Source source[kSources];
 };
 

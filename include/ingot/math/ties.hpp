@@ -4,7 +4,8 @@
 //   terms     y_i = d_i' * w_i, rounded; d_i' what the mask left of the task vector
 //   vote      S = 0; in file order S += y_i (weighted), d_i' (total), sign of d_i' (frequency);
 //             the majority is + if S >= 0, else -
-//   agreement the voting term is not zero and not of the other sign; a NaN agrees with everybody, so
+//   agreement the voting term is not zero and not of the other sign; a NaN agrees with everybody,
+//   so
 //             that it reaches the result
 //   mean      M = 0; M += y_i in file order over the agreeing sources
 //             V = sum of their weights in f32, 1 where exactly zero (Divisor::weight),
@@ -36,7 +37,9 @@ INGOT_HD float elect(float sum, float voice) {
 INGOT_HD std::uint32_t majority(float votes) { return votes >= 0.0F ? 0u : 0x80000000u; }
 
 // A voice as the majority hears it: positive agrees, negative opposes.
-INGOT_HD float heard(float voice, std::uint32_t majority) { return from_bits(bits(voice) ^ majority); }
+INGOT_HD float heard(float voice, std::uint32_t majority) {
+  return from_bits(bits(voice) ^ majority);
+}
 INGOT_HD bool agrees(float heard) { return !(heard <= 0.0F); }
 INGOT_HD bool opposes(float heard) { return heard < 0.0F; }
 
@@ -54,7 +57,8 @@ INGOT_HD T mean(T sum, float shares) {
   return sum / static_cast<T>(shares >= 1.0F ? shares : 1.0F);
 }
 
-// The whole formula for one element. K sources known at compile time, or K = 0 and `sources` of them.
+// The whole formula for one element. K sources known at compile time, or K = 0 and `sources` of
+// them.
 template <Vote vote, Divisor divisor, class T, int K>
 struct Consensus {
   const float* weight;
