@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ingot/error.hpp"
+#include "store/json.hpp"
 
 namespace ingot {
 namespace {
@@ -201,10 +202,6 @@ std::string read_json(File& file) {
   std::string json(length, '\0');
   read_exact(file, 8, std::as_writable_bytes(std::span(json.data(), json.size())));
   if (json.empty() || json.front() != '{') stop("the header does not begin with '{'");
-  // The parser takes a zero byte for the end of its input; nothing may hide behind one.
-  if (const std::size_t zero = json.find('\0'); zero != json.npos) {
-    stop(fmt::format("the header has a zero byte at its byte {}", zero));
-  }
   return json;
 }
 
@@ -277,7 +274,7 @@ std::string cite(std::string_view name) {
 Header read_header(File& file, std::uint32_t index) {
   const std::string json = read_json(file);
   Sax sax(file.path());
-  nlohmann::json::sax_parse(json.data(), json.data() + json.size(), &sax);
+  parse_json(json, sax);
   std::vector<Claim>& claims = sax.claims;
   std::sort(claims.begin(), claims.end(),
             [](const Claim& a, const Claim& b) { return a.info.name < b.info.name; });

@@ -97,7 +97,9 @@ struct Entry {
 // file, tensor, expected and found. Index files are checked against the shards.
 class Checkpoint {
  public:
-  // `path` is a folder or a file. `shown` is the name used in messages and receipts.
+  // `path` is a folder, a file of weights or an index file. `shown` is the name used in receipts.
+  // In a folder an index is looked for first, and safetensors before `.bin`; shards and
+  // config.json must lie in the folder itself (or in the blobs of the same Hub cache repository).
   [[nodiscard]] static Checkpoint open(Disk& disk, const std::string& path, std::string shown);
 
   Checkpoint(Checkpoint&&) noexcept;
@@ -108,7 +110,8 @@ class Checkpoint {
   [[nodiscard]] const std::string& shown() const noexcept;
   [[nodiscard]] const std::vector<Entry>& entries() const noexcept;  // sorted by name
   [[nodiscard]] const Entry* find(std::string_view name) const noexcept;
-  // Opened weight files, paths relative to the folder through File::path().
+  // Opened weight files, shards in natural order. File::path() is the whole path; its last component
+  // is the name in the folder.
   [[nodiscard]] File& file(std::uint32_t index) const;
   [[nodiscard]] std::uint32_t file_count() const noexcept;
   [[nodiscard]] bool pickled() const noexcept;
