@@ -1,6 +1,7 @@
 #include "store/pickle.hpp"
 
 #include "ingot/error.hpp"
+#include "store/header.hpp"
 #include "store/zip.hpp"
 
 #include <fmt/format.h>
@@ -94,7 +95,50 @@ constexpr std::array kGlobals{
     Global{"_codecs", "encode", Role::opaque},
 };
 
-// Opcodes that are known and refused, for the message.
+// The opcodes that torch.save needs, in protocols 2 to 5 (names as in Python's pickletools).
+enum class Op : unsigned char {
+  proto = 0x80,
+  frame = 0x95,
+  stop = '.',
+  none = 'N',
+  newtrue = 0x88,
+  newfalse = 0x89,
+  binint = 'J',
+  binint1 = 'K',
+  binint2 = 'M',
+  long1 = 0x8a,
+  binfloat = 'G',
+  short_binbytes = 'C',
+  binbytes = 'B',
+  binbytes8 = 0x8e,
+  short_binunicode = 0x8c,
+  binunicode = 'X',
+  binunicode8 = 0x8d,
+  mark = '(',
+  empty_tuple = ')',
+  tuple1 = 0x85,
+  tuple2 = 0x86,
+  tuple3 = 0x87,
+  tuple = 't',
+  empty_list = ']',
+  append = 'a',
+  appends = 'e',
+  empty_dict = '}',
+  setitem = 's',
+  setitems = 'u',
+  binput = 'q',
+  long_binput = 'r',
+  memoize = 0x94,
+  binget = 'h',
+  long_binget = 'j',
+  global = 'c',
+  stack_global = 0x93,
+  reduce = 'R',
+  build = 'b',
+  binpersid = 'Q',
+};
+
+// All others, for the message.
 struct Refused {
   unsigned char code;
   std::string_view name;
@@ -152,34 +196,12 @@ struct Value {
   std::int64_t number = 0;
 };
 
-std::string_view word(Kind kind) {
-  switch (kind) {
-    case Kind::none:
-      return "None";
-    case Kind::boolean:
-      return "a boolean";
-    case Kind::integer:
-      return "an integer";
-    case Kind::opaque:
-      return "a scalar or bytes";
-    case Kind::text:
-      return "a string";
-    case Kind::tuple:
-      return "a tuple";
-    case Kind::list:
-      return "a list";
-    case Kind::dict:
-    case Kind::ordered:
-      return "a dictionary";
-    case Kind::global:
-      return "a type or function";
-    case Kind::storage:
-      return "a storage";
-    case Kind::tensor:
-      return "a tensor";
-  }
-  return "a value";
-}
+// In the order of Kind.
+constexpr std::array<std::string_view, 12> kWords{
+    "None",   "a boolean",    "an integer",   "a scalar or bytes",  "a string",  "a tuple",
+    "a list", "a dictionary", "a dictionary", "a type or function", "a storage", "a tensor"};
+
+std::string_view word(Kind kind) { return kWords[static_cast<std::size_t>(kind)]; }
 
 bool is_dict(Kind kind) { return kind == Kind::dict || kind == Kind::ordered; }
 
@@ -197,9 +219,11 @@ struct Tensor {
   std::uint64_t offset = 0;            // in the file
 };
 
-bool utf8(std::string_view text) {
+// UTF-8 without control characters: what may be a tensor's name in a safetensors file.
+bool printable(std::string_view text) {
   for (std::size_t i = 0; i < text.size();) {
     const auto lead = static_cast<unsigned char>(text[i++]);
+    if (lead < 0x20 || lead == 0x7f) return false;
     if (lead < 0x80) continue;
     const int more = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : 1;
     if (lead < 0xc2 || lead > 0xf4) return false;
@@ -235,7 +259,7 @@ class Machine {
               [](const Entry& a, const Entry& b) { return a.info.name < b.info.name; });
     for (std::size_t i = 1; i < entries.size(); ++i) {
       if (entries[i].info.name == entries[i - 1].info.name) {
-        refuse(fmt::format("has two tensors with the name {}", quote(entries[i].info.name)));
+        refuse(fmt::format("has two tensors with the name {}", cite(entries[i].info.name)));
       }
     }
     if (entries.empty()) refuse("holds no tensors");
@@ -251,13 +275,13 @@ class Machine {
     refuse(fmt::format("{} (opcode at byte {})", what, opcode_));
   }
 
-  // ---- bytes
-  // -------------------------------------------------------------------------------------
+  // ---- bytes ----------------------------------------------------------------------------------
 
   std::string_view take(std::uint64_t size) {
     if (size > pickle_.size() - at_) stop("ends inside an opcode");
-    if (at_ < frame_ && size > frame_ - at_)
+    if (opcode_ < frame_ && at_ + size > frame_) {
       stop("has an opcode that crosses the end of its frame");
+    }
     const std::string_view bytes = pickle_.substr(at_, size);
     at_ += size;
     return bytes;
@@ -277,8 +301,13 @@ class Machine {
     return take(end + 1).substr(0, end);
   }
 
-  // ---- stack
-  // -------------------------------------------------------------------------------------
+  void set_frame() {
+    const std::uint64_t size = number(8);
+    if (at_ < frame_ || size > pickle_.size() - at_) stop("has a frame of the wrong length");
+    frame_ = at_ + size;
+  }
+
+  // ---- stack ----------------------------------------------------------------------------------
 
   void push(Value value) { stack_.push_back(value); }
 
@@ -292,6 +321,13 @@ class Machine {
     const Value value = top();
     stack_.pop_back();
     return value;
+  }
+
+  // The last so many values, in the order they were pushed.
+  std::vector<Value> pop_last(std::size_t size) {
+    std::vector<Value> values(size);
+    for (std::size_t i = size; i-- > 0;) values[i] = pop();
+    return values;
   }
 
   // Everything above the last mark, which goes too.
@@ -309,11 +345,7 @@ class Machine {
     groups_.push_back(std::move(values));
   }
 
-  void push_tuple(std::size_t size) {
-    std::vector<Value> values(size);
-    for (std::size_t i = size; i-- > 0;) values[i] = pop();
-    push_group(Kind::tuple, std::move(values));
-  }
+  void push_tuple(std::size_t size) { push_group(Kind::tuple, pop_last(size)); }
 
   void push_text(std::uint64_t size) {
     const std::string_view bytes = take(size);
@@ -339,8 +371,7 @@ class Machine {
     push({Kind::integer, 0, static_cast<std::int64_t>(value)});
   }
 
-  // ---- memo
-  // --------------------------------------------------------------------------------------
+  // ---- memo -----------------------------------------------------------------------------------
 
   // Picklers number their memo 0, 1, 2, ...; a slot written twice or out of turn serves only
   // tricks.
@@ -354,8 +385,7 @@ class Machine {
     push(memo_[static_cast<std::size_t>(slot)]);
   }
 
-  // ---- containers
-  // --------------------------------------------------------------------------------
+  // ---- containers -----------------------------------------------------------------------------
 
   void append(const std::vector<Value>& values) {
     const Value list = top();
@@ -385,17 +415,30 @@ class Machine {
     stop(fmt::format("sets the state of {}", word(object.kind)));
   }
 
-  // ---- globals
-  // -----------------------------------------------------------------------------------
+  // ---- globals --------------------------------------------------------------------------------
 
-  void push_global(std::string_view module, std::string_view name) {
+  void push_global() {
+    const std::string_view module = line();
+    find_global(module, line());
+  }
+
+  void push_stack_global() {
+    const Value name = pop();
+    const Value module = pop();
+    if (name.kind != Kind::text || module.kind != Kind::text) {
+      stop("names a global by something other than strings");
+    }
+    find_global(text(module), text(name));
+  }
+
+  void find_global(std::string_view module, std::string_view name) {
     for (std::size_t i = 0; i < kGlobals.size(); ++i) {
       if (kGlobals[i].module == module && kGlobals[i].name == name) {
         return push({Kind::global, static_cast<std::uint32_t>(i), 0});
       }
     }
     stop(fmt::format("asks for {}, which is not on the list of what tensors need",
-                     quote(fmt::format("{}.{}", module, name))));
+                     cite(fmt::format("{}.{}", module, name))));
   }
 
   void reduce() {
@@ -443,7 +486,7 @@ class Machine {
       case Role::dtype:
         break;
     }
-    stop(fmt::format("calls {}", quote(fmt::format("{}.{}", global.module, global.name))));
+    stop(fmt::format("calls {}", cite(fmt::format("{}.{}", global.module, global.name))));
   }
 
   // ("storage", type, key, location, elements): a member of the archive.
@@ -462,22 +505,21 @@ class Machine {
     const std::string name = prefix_ + std::string(text(parts[2]));
     const Member* member = find_member(members_, name);
     if (member == nullptr) {
-      stop(fmt::format("needs the storage {}, which is not in the archive", quote(name)));
+      stop(fmt::format("needs the storage {}, which is not in the archive", cite(name)));
     }
     const Dtype dtype = kGlobals[parts[1].index].dtype;
     std::uint64_t bytes = 0;
     if (__builtin_mul_overflow(static_cast<std::uint64_t>(parts[4].number), bits(dtype) / 8,
                                &bytes) ||
         bytes != member->size) {
-      stop(fmt::format("gives the storage {} {} elements of {}, but it has {} bytes", quote(name),
+      stop(fmt::format("gives the storage {} {} elements of {}, but it has {} bytes", cite(name),
                        parts[4].number, ingot::word(dtype), member->size));
     }
     push({Kind::storage, static_cast<std::uint32_t>(storages_.size()), 0});
     storages_.push_back({dtype, member->offset, member->size});
   }
 
-  // ---- tensors
-  // -----------------------------------------------------------------------------------
+  // ---- tensors --------------------------------------------------------------------------------
 
   void check_grad(const Value& requires_grad, const Value& hooks) const {
     if (requires_grad.kind != Kind::boolean) stop("has a tensor with an odd requires_grad");
@@ -579,8 +621,7 @@ class Machine {
     return last;
   }
 
-  // ---- result
-  // ------------------------------------------------------------------------------------
+  // ---- result ---------------------------------------------------------------------------------
 
   // The group that maps names to tensors.
   std::uint32_t weights(const Value& top) const {
@@ -596,9 +637,9 @@ class Machine {
       const std::string_view key = text(items[i]);
       for (std::size_t k = 0; k < kWrappers.size(); ++k) {
         if (key != kWrappers[k]) continue;
-        if (std::exchange(seen[k], true)) refuse(fmt::format("has two entries {}", quote(key)));
+        if (std::exchange(seen[k], true)) refuse(fmt::format("has two entries {}", cite(key)));
         if (k == 1 && !all_tensors(items[i + 1])) continue;
-        if (inner != nullptr) refuse("holds weights under both \"state_dict\" and \"model\"");
+        if (inner != nullptr) refuse("holds weights under both 'state_dict' and 'model'");
         inner = &items[i + 1];
       }
     }
@@ -622,167 +663,127 @@ class Machine {
   [[nodiscard]] Entry entry(const Value& key, const Value& value, std::uint32_t index) const {
     if (key.kind != Kind::text) refuse(fmt::format("names a tensor by {}", word(key.kind)));
     const std::string_view name = text(key);
-    if (!utf8(name) || name == "__metadata__") {
-      refuse(fmt::format("has a tensor with the unusable name {}", quote(name)));
+    if (!printable(name) || name == "__metadata__") {
+      refuse(fmt::format("has a tensor with the unusable name {}", cite(name)));
     }
     if (value.kind != Kind::tensor) {
       refuse(
-          fmt::format("has {} under {} where a tensor is expected", word(value.kind), quote(name)));
+          fmt::format("has {} under {} where a tensor is expected", word(value.kind), cite(name)));
     }
     const Tensor& tensor = tensors_[value.index];
     return {{std::string(name), tensor.dtype, tensor.shape}, index, tensor.offset, tensor.strides};
   }
 
-  // ---- the loop
-  // ----------------------------------------------------------------------------------
+  // ---- the loop -------------------------------------------------------------------------------
 
   Value execute() {
-    for (std::uint32_t steps = 0;; ++steps) {
-      if (steps == kMaxSteps) refuse(fmt::format("has more than {} opcodes", kMaxSteps));
-      opcode_ = at_;
-      const auto code = static_cast<unsigned char>(take(1).front());
-      if ((steps == 0) != (code == 0x80)) stop("does not begin with its protocol, given once");
-      switch (code) {
-        case 0x80: {  // PROTO
-          const std::uint64_t protocol = number(1);
-          if (protocol < 2 || protocol > 5) stop(fmt::format("is of protocol {}", protocol));
-          break;
-        }
-        case 0x95: {  // FRAME
-          const std::uint64_t size = number(8);
-          if (at_ < frame_ || size > pickle_.size() - at_) stop("has a frame of the wrong length");
-          frame_ = at_ + size;
-          break;
-        }
-        case '.': {  // STOP
-          const Value result = pop();
-          if (!stack_.empty() || !marks_.empty()) stop("ends with values left over");
-          if (at_ != pickle_.size()) stop("has bytes after its end");
-          return result;
-        }
-        case 'N':
-          push({Kind::none});
-          break;
-        case 0x88:
-          push({Kind::boolean, 0, 1});
-          break;
-        case 0x89:
-          push({Kind::boolean, 0, 0});
-          break;
-        case 'K':
-          push({Kind::integer, 0, static_cast<std::int64_t>(number(1))});
-          break;
-        case 'M':
-          push({Kind::integer, 0, static_cast<std::int64_t>(number(2))});
-          break;
-        case 'J':  // BININT, signed
-          push({Kind::integer, 0, static_cast<std::int32_t>(number(4))});
-          break;
-        case 0x8a:
-          push_long(number(1));
-          break;
-        case 'G':
-          push_opaque(8);
-          break;  // BINFLOAT
-        case 'C':
-          push_opaque(number(1));
-          break;  // SHORT_BINBYTES
-        case 'B':
-          push_opaque(number(4));
-          break;  // BINBYTES
-        case 0x8e:
-          push_opaque(number(8));
-          break;  // BINBYTES8
-        case 0x8c:
-          push_text(number(1));
-          break;  // SHORT_BINUNICODE
-        case 'X':
-          push_text(number(4));
-          break;  // BINUNICODE
-        case 0x8d:
-          push_text(number(8));
-          break;  // BINUNICODE8
-        case '(':
-          marks_.push_back(stack_.size());
-          break;
-        case ')':
-          push_tuple(0);
-          break;
-        case 0x85:
-          push_tuple(1);
-          break;
-        case 0x86:
-          push_tuple(2);
-          break;
-        case 0x87:
-          push_tuple(3);
-          break;
-        case 't':
-          push_group(Kind::tuple, pop_mark());
-          break;
-        case ']':
-          push_group(Kind::list, {});
-          break;
-        case '}':
-          push_group(Kind::dict, {});
-          break;
-        case 'a':
-          append({pop()});
-          break;
-        case 'e':
-          append(pop_mark());
-          break;
-        case 's': {  // SETITEM
-          const Value value = pop();
-          const Value key = pop();
-          set_items({key, value});
-          break;
-        }
-        case 'u':
-          set_items(pop_mark());
-          break;
-        case 'q':
-          put(number(1));
-          break;
-        case 'r':
-          put(number(4));
-          break;
-        case 0x94:
-          put(memo_.size());
-          break;  // MEMOIZE
-        case 'h':
-          get(number(1));
-          break;
-        case 'j':
-          get(number(4));
-          break;
-        case 'c': {  // GLOBAL
-          const std::string_view module = line();
-          push_global(module, line());
-          break;
-        }
-        case 0x93: {  // STACK_GLOBAL
-          const Value name = pop();
-          const Value module = pop();
-          if (name.kind != Kind::text || module.kind != Kind::text) {
-            stop("names a global by something other than strings");
-          }
-          push_global(text(module), text(name));
-          break;
-        }
-        case 'R':
-          reduce();
-          break;
-        case 'b':
-          build();
-          break;
-        case 'Q':
-          push_storage();
-          break;
-        default:
-          unknown(code);
-      }
+    begin();
+    for (std::uint32_t steps = 1; steps < kMaxSteps; ++steps) {
+      const Op op = next();
+      if (op == Op::stop) return end();
+      step(op);
     }
+    refuse(fmt::format("has more than {} opcodes", kMaxSteps));
+  }
+
+  Op next() {
+    opcode_ = at_;
+    return static_cast<Op>(take(1).front());
+  }
+
+  void begin() {
+    if (next() != Op::proto) stop("does not begin with its protocol");
+    const std::uint64_t protocol = number(1);
+    if (protocol < 2 || protocol > 5) stop(fmt::format("is of protocol {}", protocol));
+  }
+
+  Value end() {
+    const Value result = pop();
+    if (!stack_.empty() || !marks_.empty()) stop("ends with values left over");
+    if (at_ != pickle_.size()) stop("has bytes after its end");
+    return result;
+  }
+
+  void step(Op op) {
+    switch (op) {
+      case Op::frame:
+        return set_frame();
+      case Op::none:
+        return push({Kind::none});
+      case Op::newtrue:
+      case Op::newfalse:
+        return push({Kind::boolean, 0, op == Op::newtrue});
+      case Op::binint:
+        return push({Kind::integer, 0, static_cast<std::int32_t>(number(4))});
+      case Op::binint1:
+        return push({Kind::integer, 0, static_cast<std::int64_t>(number(1))});
+      case Op::binint2:
+        return push({Kind::integer, 0, static_cast<std::int64_t>(number(2))});
+      case Op::long1:
+        return push_long(number(1));
+      case Op::binfloat:
+        return push_opaque(8);
+      case Op::short_binbytes:
+        return push_opaque(number(1));
+      case Op::binbytes:
+        return push_opaque(number(4));
+      case Op::binbytes8:
+        return push_opaque(number(8));
+      case Op::short_binunicode:
+        return push_text(number(1));
+      case Op::binunicode:
+        return push_text(number(4));
+      case Op::binunicode8:
+        return push_text(number(8));
+      case Op::mark:
+        return marks_.push_back(stack_.size());
+      case Op::empty_tuple:
+        return push_tuple(0);
+      case Op::tuple1:
+        return push_tuple(1);
+      case Op::tuple2:
+        return push_tuple(2);
+      case Op::tuple3:
+        return push_tuple(3);
+      case Op::tuple:
+        return push_group(Kind::tuple, pop_mark());
+      case Op::empty_list:
+        return push_group(Kind::list, {});
+      case Op::append:
+        return append({pop()});
+      case Op::appends:
+        return append(pop_mark());
+      case Op::empty_dict:
+        return push_group(Kind::dict, {});
+      case Op::setitem:
+        return set_items(pop_last(2));
+      case Op::setitems:
+        return set_items(pop_mark());
+      case Op::binput:
+        return put(number(1));
+      case Op::long_binput:
+        return put(number(4));
+      case Op::memoize:
+        return put(memo_.size());
+      case Op::binget:
+        return get(number(1));
+      case Op::long_binget:
+        return get(number(4));
+      case Op::global:
+        return push_global();
+      case Op::stack_global:
+        return push_stack_global();
+      case Op::reduce:
+        return reduce();
+      case Op::build:
+        return build();
+      case Op::binpersid:
+        return push_storage();
+      case Op::proto:
+      case Op::stop:
+        break;
+    }
+    unknown(static_cast<unsigned char>(op));
   }
 
   [[noreturn]] void unknown(unsigned char code) const {
@@ -792,7 +793,7 @@ class Machine {
                          refused.name));
       }
     }
-    stop(fmt::format("uses the byte {:#04x}, which is no opcode", code));
+    stop(fmt::format("uses the byte {:#04x}, which is no opcode here", code));
   }
 
   const std::string& path_;
@@ -853,7 +854,7 @@ void check_magic(File& file) {
 std::string load(File& file, const Member& member, std::uint64_t limit) {
   if (member.size > limit) {
     fail(Code::format, fmt::format("{}: zip member {} has {} bytes; at most {} are read",
-                                   file.path(), quote(member.name), member.size, limit));
+                                   file.path(), cite(member.name), member.size, limit));
   }
   std::string bytes(static_cast<std::size_t>(member.size), '\0');
   read_exact(file, member.offset, std::as_writable_bytes(std::span(bytes)));
@@ -874,7 +875,7 @@ std::vector<Entry> read_pickle(File& file, std::uint32_t index) {
       fail(Code::format,
            fmt::format("{}: zip member {} lies outside the one folder that torch.save "
                        "makes",
-                       file.path(), quote(member.name)));
+                       file.path(), cite(member.name)));
     }
   }
   if (find_member(members, root + "constants.pkl") != nullptr) {
@@ -891,9 +892,9 @@ std::vector<Entry> read_pickle(File& file, std::uint32_t index) {
   if (const Member* order = find_member(members, root + "byteorder")) {
     const std::string text = load(file, *order, kWord);
     if (text != "little") {
-      fail(Code::format, fmt::format("{}: has the byte order {}, only \"little\" is read; save it "
+      fail(Code::format, fmt::format("{}: has the byte order {}, only 'little' is read; save it "
                                      "again on a little-endian machine",
-                                     file.path(), quote(text)));
+                                     file.path(), cite(text)));
     }
   }
   if (const Member* version = find_member(members, root + "version")) {
@@ -904,7 +905,7 @@ std::vector<Entry> read_pickle(File& file, std::uint32_t index) {
     const std::string_view left(rest, static_cast<std::size_t>(text.data() + text.size() - rest));
     if (number < 1 || number > 10 || (left != "" && left != "\n")) {
       fail(Code::format, fmt::format("{}: has the format version {}; 1 to 10 are known",
-                                     file.path(), quote(text)));
+                                     file.path(), cite(text)));
     }
   }
   const std::string bytes = load(file, *pickle, kMaxPickle);

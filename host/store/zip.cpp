@@ -1,6 +1,7 @@
 #include "store/zip.hpp"
 
 #include "ingot/error.hpp"
+#include "store/header.hpp"
 
 #include <fmt/format.h>
 
@@ -118,7 +119,7 @@ class Reader {
     fail(Code::format, fmt::format("{}: the zip archive {}", file_.path(), what));
   }
   [[noreturn]] void bad(std::string_view member, std::string_view what) const {
-    fail(Code::format, fmt::format("{}: zip member {} {}", file_.path(), quote(member), what));
+    fail(Code::format, fmt::format("{}: zip member {} {}", file_.path(), cite(member), what));
   }
 
   [[nodiscard]] std::span<const std::byte> load(std::uint64_t offset, std::uint64_t bytes) {
@@ -298,7 +299,7 @@ class Reader {
   std::uint64_t gap_after(const Record* before, std::uint64_t at, std::uint64_t next,
                           const Record* after) const {
     const auto what = [&] {
-      return after != nullptr ? fmt::format("member {}", quote(after->name)) : "the directory";
+      return after != nullptr ? fmt::format("member {}", cite(after->name)) : "the directory";
     };
     if (next < at) {
       bad(before->name, fmt::format("overlaps {}: it ends at {}, after {}", what(), at, next));
@@ -381,22 +382,6 @@ const Member* find_member(const std::vector<Member>& members, std::string_view n
   const auto at = std::lower_bound(members.begin(), members.end(), name,
                                    [](const Member& m, std::string_view n) { return m.name < n; });
   return at != members.end() && at->name == name ? &*at : nullptr;
-}
-
-std::string quote(std::string_view text) {
-  constexpr std::size_t kLongest = 120;
-  std::string out = "\"";
-  for (const char c : text.substr(0, kLongest)) {
-    if (c == '"' || c == '\\') {
-      out.append({'\\', c});
-    } else if (c >= ' ' && c <= '~') {
-      out.push_back(c);
-    } else {
-      out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
-    }
-  }
-  if (text.size() > kLongest) out += "...";
-  return out + '"';
 }
 
 }  // namespace ingot

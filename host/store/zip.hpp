@@ -33,8 +33,4 @@ struct Member {
 [[nodiscard]] const Member* find_member(const std::vector<Member>& members,
                                         std::string_view name) noexcept;
 
-// Text from a file as it may stand in a message: in quotes, other than printable ASCII as escapes,
-// cut off after 120 characters.
-[[nodiscard]] std::string quote(std::string_view text);
-
 }  // namespace ingot

@@ -12,12 +12,11 @@ namespace ingot::test {
 // `size` little-endian bytes of value.
 inline std::string little(std::uint64_t value, std::size_t size) {
   std::string out;
-  for (std::size_t i = 0; i < size; ++i) out.push_back(static_cast<char>(value >> (8 * i)));
+  for (; size > 0; --size, value >>= 8) out.push_back(static_cast<char>(value));
   return out;
 }
 
-// ---- zip
-// -----------------------------------------------------------------------------------------
+// ---- zip --------------------------------------------------------------------------------------
 
 // An archive and where its parts begin, for tests that change some of them.
 struct Archive {
@@ -85,8 +84,7 @@ inline Archive zip(const Members& members, Style style = Style::torch) {
   return out;
 }
 
-// ---- pickle
-// --------------------------------------------------------------------------------------
+// ---- pickle -----------------------------------------------------------------------------------
 
 inline const std::string kProto = "\x80\x02";
 inline const std::string kFalse = "\x89";

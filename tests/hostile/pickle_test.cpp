@@ -68,8 +68,7 @@ std::string beside(const std::string& opcodes) {
 
 const std::string kTensor = tensor(storage("0", 6), 0, {2, 3}, {3, 1});
 
-// ---- what torch writes
-// -----------------------------------------------------------------------------
+// ---- what torch writes --------------------------------------------------------------------------
 
 // The tensors of a safetensors file, by the format's own definition.
 std::map<std::string, std::pair<TensorInfo, std::string>> safetensors(const std::string& bytes) {
@@ -163,8 +162,8 @@ TEST(Pickle, EveryStorageTypeHasItsElementType) {
               dtype);
     EXPECT_TRUE(refuses(with(tensor(storage("0", count + 1, type), 0, {1}, {1})), "but it has 24"));
   }
-  EXPECT_TRUE(refuses(with(tensor(storage("0", 24, "QInt8Storage"), 0, {1}, {1})),
-                      "\"torch.QInt8Storage\""));
+  EXPECT_TRUE(
+      refuses(with(tensor(storage("0", 24, "QInt8Storage"), 0, {1}, {1})), "'torch.QInt8Storage'"));
 }
 
 std::string untyped(const std::string& dtype, std::int64_t offset, std::int64_t count) {
@@ -236,7 +235,7 @@ TEST(Pickle, LaterProtocolsUseFramesMemoizeAndStackGlobal) {
     EXPECT_TRUE(refuses(checkpoint(proto + "\x95" + little(body.size() + 1, 8) + body, kStorage),
                         "frame of the wrong length"));
     EXPECT_TRUE(refuses(checkpoint(proto + "\x95" + little(~0ULL, 8) + body, kStorage), "frame"));
-    EXPECT_TRUE(refuses(checkpoint(proto + "\x95" + little(5, 8) + body, kStorage),
+    EXPECT_TRUE(refuses(checkpoint(proto + "\x95" + little(4, 8) + body, kStorage),
                         "crosses the end of its frame"));
     EXPECT_TRUE(refuses(checkpoint(proto + "\x95" + little(body.size() + 9, 8) + "\x95" +
                                        little(body.size(), 8) + body,
@@ -245,8 +244,7 @@ TEST(Pickle, LaterProtocolsUseFramesMemoizeAndStackGlobal) {
   }
 }
 
-// ---- wrappers
-// --------------------------------------------------------------------------------------
+// ---- wrappers -----------------------------------------------------------------------------------
 
 TEST(PickleWrapper, StateDictAndModelAreOpenedAndTheirNeighboursLeftOut) {
   const std::string weights = dict({{"w", kTensor}});
@@ -265,7 +263,7 @@ TEST(PickleWrapper, StateDictAndModelAreOpenedAndTheirNeighboursLeftOut) {
 TEST(PickleWrapper, ModelIsOpenedOnlyIfItHoldsTensorsOnly) {
   const std::string mixed = dict({{"w", kTensor}, {"n", "K\x01"}});
   EXPECT_TRUE(refuses(checkpoint(pickled(dict({{"model", mixed}})), kStorage),
-                      "has a dictionary under \"model\" where a tensor is expected"));
+                      "has a dictionary under 'model' where a tensor is expected"));
   // A tensor may be called so.
   EXPECT_EQ(read(checkpoint(pickled(dict({{"model", kTensor}})), kStorage)).at(0).info.name,
             "model");
@@ -275,23 +273,23 @@ TEST(PickleWrapper, WhatWouldBeLostOrIsUnclearIsRefused) {
   const std::string weights = dict({{"w", kTensor}});
   EXPECT_TRUE(
       refuses(checkpoint(pickled(dict({{"state_dict", weights}, {"model", weights}})), kStorage),
-              "both \"state_dict\" and \"model\""));
+              "both 'state_dict' and 'model'"));
   EXPECT_TRUE(refuses(
       checkpoint(pickled(dict({{"state_dict", weights}, {"state_dict", weights}})), kStorage),
-      "two entries \"state_dict\""));
+      "two entries 'state_dict'"));
   EXPECT_TRUE(refuses(
       checkpoint(pickled(dict({{"state_dict", weights}, {"w", kTensor}})), kStorage), "beside it"));
   EXPECT_TRUE(refuses(checkpoint(pickled(dict({{"w", kTensor}, {"epoch", "K\x07"}})), kStorage),
-                      "has an integer under \"epoch\""));
+                      "has an integer under 'epoch'"));
   EXPECT_TRUE(refuses(checkpoint(pickled(dict({{"w", kTensor}, {"w", kTensor}})), kStorage),
-                      "two tensors with the name \"w\""));
+                      "two tensors with the name 'w'"));
   EXPECT_TRUE(refuses(checkpoint(pickled("}")), "holds no tensors"));
   EXPECT_TRUE(refuses(checkpoint(pickled(kTensor), kStorage), "holds a tensor instead of"));
   EXPECT_TRUE(refuses(checkpoint(pickled("]")), "holds a list instead of"));
   EXPECT_TRUE(refuses(checkpoint(pickled("}K\x01" + kTensor + "s"), kStorage), "by an integer"));
   EXPECT_TRUE(
       refuses(checkpoint(pickled(dict({{"__metadata__", kTensor}})), kStorage), "unusable"));
-  EXPECT_TRUE(refuses(checkpoint(pickled(dict({{"a\xff", kTensor}})), kStorage), "\"a\\xff\""));
+  EXPECT_TRUE(refuses(checkpoint(pickled(dict({{"a\xff", kTensor}})), kStorage), "'a\xff'"));
   EXPECT_TRUE(
       refuses(checkpoint(pickled(dict({{"\xed\xa0\x80", kTensor}})), kStorage), "unusable"));
   EXPECT_EQ(read(checkpoint(pickled(dict({{"gewicht.\xc3\xa4", kTensor}})), kStorage)).size(), 1U);
@@ -312,8 +310,7 @@ TEST(PickleWrapper, NumbersOfTrainingProgramsBesideTheWeightsAreHarmless) {
   EXPECT_EQ(read(beside("C\x02xy")).size(), 1U);
 }
 
-// ---- forbidden
-// -------------------------------------------------------------------------------------
+// ---- forbidden ----------------------------------------------------------------------------------
 
 TEST(PickleForbidden, EveryOpcodeOffTheListIsRefusedByName) {
   const std::vector<std::pair<std::string, std::string>> opcodes{
@@ -402,7 +399,7 @@ TEST(PickleForbidden, EveryGlobalOffTheListIsRefusedByName) {
                                                         {"", ""},
                                                         {"collections.OrderedDict", ""},
                                                         {"Torch", "FloatStorage"}}) {
-    const std::string said = "asks for \"" + module + "." + name + "\"";
+    const std::string said = "asks for '" + module + "." + name + "'";
     EXPECT_TRUE(refuses(beside(global(module, name)), said)) << said;
     EXPECT_TRUE(refuses(beside(text(module) + text(name) + "\x93"), said)) << said;
     EXPECT_TRUE(refuses(beside(global(module, name) + tuple({text("true")}) + "R"), said)) << said;
@@ -419,8 +416,8 @@ TEST(PickleForbidden, NothingButTheListedFunctionsIsCalled) {
   EXPECT_TRUE(refuses(called(text("os.system")), "calls a string"));
   EXPECT_TRUE(refuses(called("}"), "calls a dictionary"));
   EXPECT_TRUE(refuses(called(kTensor), "calls a tensor"));
-  EXPECT_TRUE(refuses(called(global("torch", "FloatStorage")), "calls \"torch.FloatStorage\""));
-  EXPECT_TRUE(refuses(called(global("torch", "float32")), "calls \"torch.float32\""));
+  EXPECT_TRUE(refuses(called(global("torch", "FloatStorage")), "calls 'torch.FloatStorage'"));
+  EXPECT_TRUE(refuses(called(global("torch", "float32")), "calls 'torch.float32'"));
   EXPECT_TRUE(refuses(called(ordered()), "calls a dictionary"));
   EXPECT_TRUE(refuses(called(global("numpy", "dtype") + ")R"), "calls a scalar"));
   EXPECT_TRUE(
@@ -440,8 +437,7 @@ TEST(PickleForbidden, StatesAreSetOnNothingThatCouldUseThem) {
   EXPECT_TRUE(refuses(beside(storage("0", 6) + state + "b"), "sets the state of a storage"));
 }
 
-// ---- malformed
-// -------------------------------------------------------------------------------------
+// ---- malformed ----------------------------------------------------------------------------------
 
 TEST(PickleMalformed, EveryPrefixOfTheFileIsAnError) {
   const std::string whole = with(kTensor);
@@ -490,7 +486,7 @@ TEST(PickleMalformed, ProtocolsOtherThanTwoToFiveAreRefused) {
     EXPECT_TRUE(refuses(checkpoint("\x80" + std::string(1, protocol) + "}."), "is of protocol"));
   }
   EXPECT_TRUE(refuses(checkpoint("}."), "does not begin with its protocol"));
-  EXPECT_TRUE(refuses(checkpoint(kProto + kProto + "}."), "given once"));
+  EXPECT_TRUE(refuses(checkpoint(kProto + kProto + "}."), "the byte 0x80"));
 }
 
 TEST(PickleMalformed, TheStackTheMarksAndTheMemoCannotBeAbused) {
@@ -546,7 +542,7 @@ TEST(PickleMalformed, KnotsAndDepthAreNoTrouble) {
   EXPECT_EQ(read(beside(lists + std::string(999'999, 'a'))).size(), 1U);
   EXPECT_EQ(read(beside(tuples)).size(), 1U);
   EXPECT_TRUE(refuses(checkpoint(pickled("}\x94" + text("self") + "h" + little(0, 1) + "s")),
-                      "has a dictionary under \"self\""));
+                      "has a dictionary under 'self'"));
   EXPECT_TRUE(refuses(beside(std::string(5'000'000, 'N')), "more than 4194304 opcodes"));
 }
 
@@ -556,7 +552,7 @@ TEST(PickleMalformed, RepeatedWrappersAreNotWalkedRepeatedly) {
   for (int i = 0; i < 100'000; ++i) large += "NN";
   std::string many = "}(" + text("model") + "\x94" + large + "u";
   for (int i = 0; i < 200'000; ++i) many += std::string("h") + '\0' + "h\x01";
-  EXPECT_TRUE(refuses(checkpoint(pickled(many + "u")), "two entries \"model\""));
+  EXPECT_TRUE(refuses(checkpoint(pickled(many + "u")), "two entries 'model'"));
 }
 
 TEST(PickleMalformed, TensorsThatLeaveTheirStorageAreRefused) {
@@ -591,7 +587,7 @@ TEST(PickleMalformed, ATinyStorageIsNoHugeTensor) {
 }
 
 TEST(PickleMalformed, StoragesMustBeInTheArchiveAndOfTheirSize) {
-  EXPECT_TRUE(refuses(with(tensor(storage("1", 6), 0, {1}, {1})), "\"m/data/1\", which is not in"));
+  EXPECT_TRUE(refuses(with(tensor(storage("1", 6), 0, {1}, {1})), "'m/data/1', which is not in"));
   EXPECT_TRUE(refuses(with(tensor(storage("../data.pkl", 6), 0, {1}, {1})), "not in the archive"));
   EXPECT_TRUE(
       refuses(with(tensor(storage("0", 5), 0, {1}, {1})), "5 elements of float32, but it has 24"));
@@ -640,8 +636,7 @@ TEST(PickleMalformed, ArgumentsOfTheListedFunctionsAreChecked) {
   EXPECT_TRUE(refuses(rebuilt("_rebuild_parameter", {kTensor, kFalse}), "gives 2 arguments"));
 }
 
-// ---- other files
-// -----------------------------------------------------------------------------------
+// ---- other files --------------------------------------------------------------------------------
 
 TEST(PickleFormat, OtherFormatsAreRefusedByNameWithTheRemedy) {
   EXPECT_TRUE(refuses("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.",
@@ -678,8 +673,8 @@ TEST(PickleFormat, ByteOrderAndVersionAreChecked) {
   };
   EXPECT_EQ(read(archive("little", "2")).size(), 1U);
   EXPECT_EQ(read(archive("little", "10\n")).size(), 1U);
-  EXPECT_TRUE(refuses(archive("big", "3\n"), "byte order \"big\""));
-  EXPECT_TRUE(refuses(archive("middle", "3\n"), "byte order \"middle\""));
+  EXPECT_TRUE(refuses(archive("big", "3\n"), "byte order 'big'"));
+  EXPECT_TRUE(refuses(archive("middle", "3\n"), "byte order 'middle'"));
   EXPECT_TRUE(refuses(archive(std::string(65, 'l'), "3\n"), "at most 64 are read"));
   for (const std::string version : {"0", "11", "-1", "", "3x", "\n", "99999999999999999999"}) {
     EXPECT_TRUE(refuses(archive("little", version), "format version")) << version;

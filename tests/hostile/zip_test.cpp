@@ -97,7 +97,7 @@ TEST_P(Zip, BytesBeforeBetweenAndAfterTheMembersAreErrors) {
     move(archive_.end64 + 48);
     move(archive_.end64 + 56 + 8);
   }
-  EXPECT_TRUE(refuses(shifted, "has 2 bytes at 0, before member \"m/data.pkl\""));
+  EXPECT_TRUE(refuses(shifted, "has 2 bytes at 0, before member 'm/data.pkl'"));
 }
 
 TEST_P(Zip, CommentsAreRefusedEvenThoseThatHoldAnEndRecord) {
@@ -112,13 +112,13 @@ TEST_P(Zip, CommentsAreRefusedEvenThoseThatHoldAnEndRecord) {
 
 TEST_P(Zip, CompressedMembersAreRefusedByName) {
   EXPECT_TRUE(refuses(archive_.with(archive_.central[0] + 10, 8, 2),
-                      "zip member \"m/data.pkl\" is compressed (method 8)"));
+                      "zip member 'm/data.pkl' is compressed (method 8)"));
   EXPECT_TRUE(refuses(archive_.with(archive_.local[1] + 8, 8, 2),
-                      "zip member \"m/data/0\" has other flags or another method"));
+                      "zip member 'm/data/0' has other flags or another method"));
 }
 
 TEST_P(Zip, EncryptedMembersAreRefusedByName) {
-  EXPECT_TRUE(refuses(archive_.with(archive_.central[1] + 8, 1, 2), "\"m/data/0\" is encrypted"));
+  EXPECT_TRUE(refuses(archive_.with(archive_.central[1] + 8, 1, 2), "'m/data/0' is encrypted"));
   EXPECT_TRUE(refuses(archive_.with(archive_.central[1] + 8, 0x40, 2), "is encrypted"));
   EXPECT_TRUE(refuses(archive_.with(archive_.central[1] + 8, 0x2000, 2), "is encrypted"));
   EXPECT_TRUE(refuses(archive_.with(archive_.local[1] + 6, 1, 2), "other flags"));
@@ -138,7 +138,7 @@ TEST_P(Zip, MembersOutsideTheFileAreRefused) {
       refuses(archive_.with(archive_.central[2] + 42, 0x7fffffff, 4), "belong to no member"));
   std::string bytes = archive_.with(archive_.central[2] + 20, 0x7fffffff, 4);
   bytes.replace(archive_.central[2] + 24, 4, little(0x7fffffff, 4));
-  EXPECT_TRUE(refuses(bytes, "\"m/data/1\" claims 2147483647 bytes"));
+  EXPECT_TRUE(refuses(bytes, "'m/data/1' claims 2147483647 bytes"));
   // A local header that reaches into the directory.
   EXPECT_TRUE(refuses(archive_.with(archive_.local[2] + 28, 0xffff, 2), "claims 0 bytes"));
 }
@@ -169,13 +169,13 @@ TEST_P(Zip, NamesThatAreNoPlainRelativePathAreRefused) {
     EXPECT_TRUE(refuses(test::zip({{name, "x"}}, GetParam()).bytes, "not a plain relative path"))
         << name;
   }
-  EXPECT_TRUE(refuses(test::zip({{std::string("m/a\0b", 5), "x"}}, GetParam()).bytes, "m/a\\x00b"));
+  EXPECT_TRUE(refuses(test::zip({{std::string("m/a\0b", 5), "x"}}, GetParam()).bytes, "'m/a?b'"));
   EXPECT_EQ(read(test::zip({{"m\xc3\xb6/data..pkl", "x"}}, GetParam()).bytes).size(), 1U);
 }
 
 TEST_P(Zip, ANameThatOccursTwiceIsRefused) {
   const Archive twice = test::zip({{"m/data.pkl", "a"}, {"m/data.pkl", "b"}}, GetParam());
-  EXPECT_TRUE(refuses(twice.bytes, "zip member \"m/data.pkl\" occurs twice"));
+  EXPECT_TRUE(refuses(twice.bytes, "zip member 'm/data.pkl' occurs twice"));
 }
 
 TEST_P(Zip, AnArchiveOfNothingHasNoMembers) {
@@ -274,11 +274,6 @@ TEST(Zip64, FieldsOfMembersMustBeThereOnceAndFit) {
 TEST(ZipExtra, ASecondNameIsRefused) {
   const std::string path = little(0x7075, 2) + little(9, 2) + "\1" + little(0, 4) + "evil";
   EXPECT_TRUE(refuses(extended("", path, false), "second name"));
-}
-
-TEST(ZipQuote, MakesAnyTextPrintableAndShort) {
-  EXPECT_EQ(quote("a\"\\\n\xff"), "\"a\\\"\\\\\\x0a\\xff\"");
-  EXPECT_EQ(quote(std::string(1000, 'a')), "\"" + std::string(120, 'a') + "...\"");
 }
 
 }  // namespace
