@@ -47,17 +47,21 @@ struct RowMap {
   std::vector<std::uint64_t> averaged;    // rising
 };
 
-// One input of a job. Dense file bytes, unless `rows` rearranges them into f32.
+// One input of a job: the first Job::output.count() elements of a tensor, which has the output's shape
+// or, where embeddings are truncated, more rows. Work::inputs names the type of these bytes, f32 where
+// `rows` rearranges them or `narrow` rounds them.
 struct Operand {
   std::uint32_t model = 0;
   std::uint32_t entry = 0;
+  bool narrow = false;  // stored as f64; each value is rounded to f32, to nearest, when it is read
   std::shared_ptr<const RowMap> rows;  // shared by the operands of one vocabulary layout
 };
 
 // How an output tensor comes to be.
 enum class Action : std::uint8_t {
   merge,  // a formula over the operands
-  copy,   // the bytes of operand 0 (of all operands: they must agree, else the run stops)
+  copy,   // the bytes of operand 0 (of all operands: they must agree, else the run stops); the
+          // output has their type, and no operand is narrowed or rearranged
 };
 
 struct Job {

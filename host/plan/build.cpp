@@ -1,0 +1,117 @@
+// From a recipe and headers to the whole plan, step by step.
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "ingot/plan.hpp"
+#include "plan/config.hpp"
+#include "plan/draft.hpp"
+#include "plan/folder.hpp"
+#include "plan/layout.hpp"
+#include "plan/problems.hpp"
+#include "plan/rules.hpp"
+#include "plan/sections.hpp"
+#include "plan/tensors.hpp"
+#include "plan/types.hpp"
+
+namespace ingot {
+namespace plan {
+namespace {
+
+void check_tokenizer_setting(Draft& draft) {
+  const Vocabulary& setting = draft.recipe().vocabulary;
+  if (setting.kind != Vocabulary::Kind::unite && !setting.tokens) return;
+  draft.problems.error(Code::usage, fmt::format(
+      "{}: tokenizer {} is not supported yet; name 'base' or one of the models as its source",
+      draft.place(setting.mark), setting.tokens ? "'tokens'" : "source 'union'"));
+}
+
+// The type that most bytes of floating-point output have: what config.json names.
+Dtype prevailing(const std::vector<Job>& jobs) {
+  std::map<Dtype, std::uint64_t> bytes;
+  for (const Job& job : jobs) {
+    if (is_float(job.output.dtype)) bytes[job.output.dtype] += job.output.bytes();
+  }
+  if (bytes.empty()) return Dtype::f32;
+  return std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) {
+           return a.second < b.second;
+         })->first;
+}
+
+std::string edited_config(Draft& draft, const Written& written, std::optional<Dtype> wanted) {
+  const Config& config = draft.configs[draft.donor];
+  Edits edits;
+  edits.dtype = word(wanted ? *wanted : prevailing(draft.plan.jobs));
+  edits.uniform = wanted.has_value();
+  edits.stacks = written.stacks;
+  edits.models = draft.configs;
+  edits.shown = draft.shown(draft.donor);
+  for (const auto& count : draft.names.counts) {
+    if (count && count->place.object.find("vision") == std::string::npos) edits.text = count->place;
+  }
+  if (written.rows != written.donor_rows) edits.vocabulary = written.rows;
+  // A head of its own is read only by a model that is told so. Where the config is silent, the
+  // architecture's default fits the donor. A model without head was tied before.
+  if (written.head && config.tied().value_or(!written.donor_head)) edits.tied = false;
+  return config.edited(edits, draft.problems);
+}
+
+void write_companions(Disk& disk, Draft& draft, const Rules& rules, const Written& written,
+                      std::optional<Dtype> wanted) {
+  Plan& plan = draft.plan;
+  plan.companions = donated(disk, draft, tokenizer_folder(disk, draft));
+  if (draft.configs[draft.donor].present()) {
+    plan.companions.push_back({"config.json", {}, edited_config(draft, written, wanted)});
+  }
+  const std::string index = index_of(plan.jobs, plan.shards);
+  if (!index.empty()) plan.companions.push_back({"model.safetensors.index.json", {}, index});
+  if (plan.options.model_card) {
+    plan.companions.push_back({"README.md", {}, card(plan, rules.method())});
+  }
+  plan.companions.push_back({"recipe.yml", {}, plan.recipe.text});
+  std::sort(plan.companions.begin(), plan.companions.end(),
+            [](const Companion& a, const Companion& b) { return a.name < b.name; });
+}
+
+// Stops where what follows would only repeat what is already known to be wrong.
+void run(Disk& disk, Draft& draft, Rules& rules) {
+  const std::optional<Dtype> wanted =
+      wanted_dtype(draft.recipe(), draft.plan.options, draft.problems);
+  check_tokenizer_setting(draft);
+  if (!open_models(disk, draft) || !rules.usable()) return;
+  const std::vector<Part> parts = make_parts(draft, rules);
+  const Written written = write_tensors(disk, draft, rules, wanted, parts);
+  Plan& plan = draft.plan;
+  if (plan.jobs.empty() && !draft.problems.fatal()) {
+    draft.problems.error(Code::usage, fmt::format("{}: the output would have no tensors",
+                                                  plan.recipe.file));
+  }
+  if (draft.problems.fatal()) return;
+  plan.shards = lay_out(plan.jobs, plan.options.shard_bytes);
+  for (const Shard& shard : plan.shards) plan.bytes_out += shard.header.size() + shard.data_bytes;
+  write_companions(disk, draft, rules, written, wanted);
+}
+
+}  // namespace
+}  // namespace plan
+
+Plan build(Disk& disk, Recipe recipe, PlanOptions options) {
+  Plan result;
+  result.recipe = std::move(recipe);
+  result.options = std::move(options);
+  plan::Problems problems;
+  plan::Rules rules(result.recipe, result.options, problems);
+  plan::Draft draft{result, problems, {}, {}, 0, {}};
+  plan::run(disk, draft, rules);
+  result.problems = problems.finish();
+  for (const std::string& name : rules.waived()) result.recipe.waived.push_back(name);
+  return result;
+}
+
+bool Plan::sound() const noexcept {
+  return std::none_of(problems.begin(), problems.end(), [](const Problem& p) { return p.fatal; });
+}
+
+}  // namespace ingot

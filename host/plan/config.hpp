@@ -1,0 +1,86 @@
+// config.json: what a plan reads from it, and the edited copy that the output gets.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "plan/problems.hpp"
+#include "plan/roles.hpp"
+
+namespace ingot::plan {
+
+// Where a key stands: in the document itself or in one of its sub-configs.
+struct Place {
+  std::string object;  // "text_config"; empty: the document
+  std::string key;     // "num_hidden_layers"
+};
+
+struct LayerCount {
+  Place place;
+  std::uint64_t value = 0;
+};
+
+struct Edits;
+
+// One model's config.json. Key order, and numbers that JSON lacks but Python writes (NaN, Infinity),
+// survive reading and writing.
+class Config {
+ public:
+  Config() = default;
+  // `shown` is the model's name in messages. Empty text gives an empty config. Throws Error{format}.
+  Config(std::string_view text, const std::string& shown);
+
+  [[nodiscard]] bool present() const noexcept { return document_.is_object(); }
+
+  // The first class of `architectures`, or empty.
+  [[nodiscard]] std::string architecture() const;
+  // The method of a quantised checkpoint ("fp8", "gptq", "bitsandbytes"), or empty.
+  [[nodiscard]] std::string quantised() const;
+  // The layer count of a module whose weights hold `stored` layers: the key that says `stored`, else
+  // the first that says anything.
+  [[nodiscard]] std::optional<LayerCount> layers(std::string_view module, const Family* family,
+                                                 std::uint64_t stored) const;
+  // tie_word_embeddings, if the config says.
+  [[nodiscard]] std::optional<bool> tied() const;
+  // The value at a place, or null.
+  [[nodiscard]] const nlohmann::ordered_json* find(const Place& place) const;
+  // The document with edits, ready to be written. Adds warnings for what may need a hand.
+  [[nodiscard]] std::string edited(const Edits& edits, Problems& problems) const;
+
+ private:
+  nlohmann::ordered_json document_;
+  bool ascii_ = true;  // non-ASCII text was escaped in the file
+};
+
+// An output layer's origin.
+struct Origin {
+  std::uint32_t model = 0;
+  std::uint64_t layer = 0;
+};
+
+// A module whose layers were rearranged.
+struct Restacked {
+  Place count;                  // of the donor; an empty key: not known
+  std::uint64_t old_count = 0;  // the donor's
+  std::vector<Origin> layers;   // one per output layer
+};
+
+// What differs between the donor's config and the output's.
+struct Edits {
+  std::string dtype;             // word of the output's dtype
+  bool uniform = false;          // the whole output was asked to have it: sub-configs follow
+  std::vector<Restacked> stacks;
+  Place text;                    // object that holds the text model's keys (its key is unused)
+  std::optional<std::uint64_t> vocabulary;  // rows, where they differ from the donor's
+  std::optional<bool> tied;      // where the output must say so
+  std::span<const Config> models;           // by index of Origin::model
+  std::string shown;             // of the donor, for messages
+};
+
+}  // namespace ingot::plan

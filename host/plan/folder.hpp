@@ -1,0 +1,30 @@
+// The files of the output beside its weights.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ingot/math/methods.hpp"
+#include "plan/draft.hpp"
+
+namespace ingot::plan {
+
+// True for the files that make up a tokenizer, its chat template included.
+[[nodiscard]] bool of_tokenizer(const std::string& name);
+
+// True for what an output folder takes over from its donor: configuration, tokenizer, processors,
+// remote code, licence. Weights of any format, descriptions, leftovers of training and what a merge
+// writes itself stay behind.
+[[nodiscard]] bool taken_over(const std::string& name);
+
+// Where the output's tokenizer comes from: the model that a tokenizer setting names, else the donor.
+[[nodiscard]] std::string tokenizer_folder(Disk& disk, const Draft& draft);
+
+// The donor's files that go along, with the tokenizer of `tokenizer` (often the same folder) and the
+// chat template that the recipe asks for. Sorted by name.
+[[nodiscard]] std::vector<Companion> donated(Disk& disk, Draft& draft, const std::string& tokenizer);
+
+// README.md: model card with the recipe.
+[[nodiscard]] std::string card(const Plan& plan, const math::Method& method);
+
+}  // namespace ingot::plan

@@ -1,0 +1,67 @@
+#include "plan/layout.hpp"
+
+#include <algorithm>
+#include <tuple>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "store/header.hpp"
+
+namespace ingot::plan {
+
+std::vector<Shard> lay_out(std::vector<Job>& jobs, std::uint64_t shard_bytes) {
+  std::sort(jobs.begin(), jobs.end(), [](const Job& a, const Job& b) {
+    return natural_less(a.output.name, b.output.name);
+  });
+  std::vector<Shard> shards(1);
+  for (Job& job : jobs) {
+    const std::uint64_t bytes = job.output.bytes();
+    const std::uint64_t held = shards.back().data_bytes;
+    // Subtraction, because a sum of two lengths from files may not fit.
+    if (held > 0 && (bytes > shard_bytes || held > shard_bytes - bytes)) shards.emplace_back();
+    job.shard = static_cast<std::uint32_t>(shards.size() - 1);
+    shards.back().data_bytes += bytes;
+  }
+  std::stable_sort(jobs.begin(), jobs.end(), [](const Job& a, const Job& b) {
+    return std::tuple(a.shard, bits(b.output.dtype)) < std::tuple(b.shard, bits(a.output.dtype));
+  });
+  std::vector<std::vector<TensorInfo>> tensors(shards.size());
+  std::vector<std::uint64_t> ends(shards.size());
+  for (Job& job : jobs) {
+    job.offset = ends[job.shard];
+    ends[job.shard] += job.output.bytes();
+    tensors[job.shard].push_back(job.output);
+  }
+  for (std::size_t i = 0; i < shards.size(); ++i) {
+    shards[i].file = shards.size() == 1 ? "model.safetensors"
+                                        : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1,
+                                                      shards.size());
+    shards[i].header = print_header(tensors[i], {{"format", "pt"}});
+  }
+  return shards;
+}
+
+std::string index_of(const std::vector<Job>& jobs, const std::vector<Shard>& shards) {
+  if (shards.size() < 2) return {};
+  std::uint64_t total = 0;
+  for (const Shard& shard : shards) total += shard.data_bytes;
+  // By name, as Hugging Face's own writers sort it.
+  std::vector<const Job*> order;
+  for (const Job& job : jobs) order.push_back(&job);
+  std::sort(order.begin(), order.end(), [](const Job* a, const Job* b) {
+    return natural_less(a->output.name, b->output.name);
+  });
+  // An ordered_json would search its keys for every insertion.
+  std::string text = fmt::format("{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{",
+                                 total);
+  const char* comma = "";
+  for (const Job* job : order) {
+    text += fmt::format("{}\n    {}: \"{}\"", comma, nlohmann::json(job->output.name).dump(),
+                        shards[job->shard].file);
+    comma = ",";
+  }
+  return text + "\n  }\n}\n";
+}
+
+}  // namespace ingot::plan

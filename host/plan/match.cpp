@@ -1,0 +1,343 @@
+#include "plan/match.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+#include <optional>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace ingot::plan {
+namespace {
+
+// A number of six digits or more counts something else than layers.
+constexpr std::size_t kDigits = 5;
+
+// Prefixes of a checkpoint's names and what the output calls them. The first that fits counts.
+using Renames = std::vector<std::pair<std::string, std::string>>;
+
+// Heads stand beside the base module, so they never carry its prefix.
+bool beside_base(std::string_view name) {
+  const std::string_view first = first_component(name);
+  return first == "lm_head" || first == "embed_out" || first == "score" || first == "classifier" ||
+         first == "cls" || first == "qa_outputs" || first == "vocab_projector";
+}
+
+// Old BERT-type checkpoints call the weight and bias of a layer norm gamma and beta.
+std::string modern(std::string name) {
+  for (const auto& [old, now] : {std::pair{"LayerNorm.gamma", "weight"}, {"LayerNorm.beta", "bias"}}) {
+    if (name.ends_with(old)) name.replace(name.rfind('.') + 1, std::string::npos, now);
+  }
+  return name;
+}
+
+std::string rename(std::string_view name, const Renames& renames) {
+  for (const auto& [from, to] : renames) {
+    if (!name.starts_with(from) || (from.empty() && beside_base(name))) continue;
+    return modern(to + std::string(name.substr(from.size())));
+  }
+  return modern(std::string(name));
+}
+
+// How whole checkpoints of one architecture differ in their names.
+const std::vector<Renames>& candidates() {
+  static const std::vector<Renames> all = [] {
+    std::vector<Renames> list;
+    for (const char* prefix : {"model.", "transformer.", "gpt_neox.", "backbone.", "bert.", "roberta.",
+                               "distilbert.", "language_model.", "module.", "_orig_mod."}) {
+      list.push_back({{prefix, ""}});
+      list.push_back({{"", prefix}});
+    }
+    // Text-and-image models before and after transformers 4.52.
+    const Renames llava = {{"language_model.lm_head.", "lm_head."},
+                           {"language_model.model.", "model.language_model."},
+                           {"vision_tower.", "model.vision_tower."},
+                           {"multi_modal_projector.", "model.multi_modal_projector."}};
+    const Renames qwen = {{"model.", "model.language_model."}, {"visual.", "model.visual."}};
+    for (const Renames& now : {llava, qwen}) {
+      list.push_back(now);
+      Renames back;
+      for (const auto& [from, to] : now) back.emplace_back(to, from);
+      list.push_back(back);
+    }
+    return list;
+  }();
+  return all;
+}
+
+// The donor's own renames: the base module's prefix, where no name has it and the layers would.
+Renames donor_renames(const Checkpoint& donor, const Family* family) {
+  if (family == nullptr || family->prefix.empty()) return {};
+  const auto has = [&](std::string_view prefix) {
+    return std::any_of(donor.entries().begin(), donor.entries().end(),
+                       [&](const Entry& e) { return e.info.name.starts_with(prefix); });
+  };
+  std::string bare(family->stack.substr(family->prefix.size()));
+  if (has(family->prefix) || !has(bare + ".")) return {};
+  return {{"", std::string(family->prefix)}};
+}
+
+// The renames under which most names of `model` are names of the output.
+Renames match_names(const Checkpoint& model, const std::unordered_set<std::string>& known) {
+  const auto hits = [&](const Renames& renames) {
+    return std::count_if(model.entries().begin(), model.entries().end(), [&](const Entry& e) {
+      return known.contains(rename(e.info.name, renames));
+    });
+  };
+  Renames best;
+  auto most = hits(best);
+  if (most == static_cast<std::ptrdiff_t>(model.entries().size())) return best;
+  for (const Renames& renames : candidates()) {
+    const auto count = hits(renames);
+    if (count > most) {
+      best = renames;
+      most = count;
+    }
+  }
+  return best;
+}
+
+// Where a layer number may stand in a name.
+struct Number {
+  std::size_t begin = 0, end = 0;
+  std::uint32_t value = 0;
+};
+
+std::vector<Number> numbers(std::string_view name) {
+  std::vector<Number> found;
+  for (std::size_t dot = name.find('.'); dot != std::string_view::npos;) {
+    const std::size_t begin = dot + 1;
+    const std::size_t end = name.find('.', begin);
+    if (end == std::string_view::npos) break;
+    const std::string_view word = name.substr(begin, end - begin);
+    const bool digits = !word.empty() && word.size() <= kDigits &&
+                        word.find_first_not_of("0123456789") == std::string_view::npos &&
+                        (word.size() == 1 || word[0] != '0');
+    if (digits) {
+      Number number{begin, end, 0};
+      std::from_chars(word.data(), word.data() + word.size(), number.value);
+      found.push_back(number);
+    }
+    dot = end;
+  }
+  return found;
+}
+
+// Builds the catalogue model by model.
+class Cataloguer {
+ public:
+  Cataloguer(std::span<const Model> models, std::span<const Config> configs, std::uint32_t donor,
+             const Family* family, Problems& problems)
+      : models_(models), configs_(configs), donor_(donor), problems_(problems) {
+    out_.family = family;
+  }
+
+  Catalogue run() {
+    name_all();
+    find_paired();
+    find_odd_stacks();
+    out_.listings.resize(models_.size());
+    intern(donor_);  // first, so that the donor's order of templates counts
+    for (std::uint32_t m = 0; m < models_.size(); ++m) {
+      if (m != donor_) intern(m);
+    }
+    name_single_module();
+    for (std::uint32_t m = 0; m < models_.size(); ++m) count_layers(m);
+    return std::move(out_);
+  }
+
+ private:
+  void name_all() {
+    names_.resize(models_.size());
+    const Checkpoint& donor = models_[donor_].checkpoint;
+    translate(donor_, donor_renames(donor, out_.family));
+    std::unordered_set<std::string> known(names_[donor_].begin(), names_[donor_].end());
+    for (std::uint32_t m = 0; m < models_.size(); ++m) {
+      if (m != donor_) translate(m, match_names(models_[m].checkpoint, known));
+    }
+  }
+
+  void translate(std::uint32_t m, const Renames& renames) {
+    const auto& entries = models_[m].checkpoint.entries();
+    std::unordered_map<std::string_view, const Entry*> taken;
+    names_[m].reserve(entries.size());
+    for (const Entry& entry : entries) names_[m].push_back(rename(entry.info.name, renames));
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      const auto [it, fresh] = taken.emplace(names_[m][i], &entries[i]);
+      if (fresh) continue;
+      problems_.error(Code::format, fmt::format(
+          "{}: tensors '{}' and '{}' are two names of one tensor, '{}'; remove one of them",
+          models_[m].ref.text, it->second->info.name, entries[i].info.name, names_[m][i]));
+    }
+  }
+
+  void find_paired() {
+    bool encoder = false;
+    bool decoder = false;
+    for (const std::string& name : names_[donor_]) {
+      std::string_view rest = name;
+      if (rest.starts_with("model.")) rest.remove_prefix(6);
+      encoder = encoder || rest.starts_with("encoder.");
+      decoder = decoder || rest.starts_with("decoder.");
+    }
+    paired_ = encoder && decoder;
+  }
+
+  // Stacks whose name does not tell: one of exactly as many members as the donor's config has layers.
+  void find_odd_stacks() {
+    std::map<std::string_view, std::uint64_t> extent;
+    for (const std::string& name : names_[donor_]) {
+      for (const Number& number : numbers(name)) {
+        const std::string_view before = std::string_view(name).substr(0, number.begin - 1);
+        std::uint64_t& count = extent[before];
+        count = std::max<std::uint64_t>(count, std::uint64_t{number.value} + 1);
+        break;  // the first number of a name only
+      }
+    }
+    for (const auto& [before, count] : extent) {
+      if (count < 2) continue;
+      const auto layers = configs_[donor_].layers(module(before, paired_), out_.family, count);
+      if (layers && layers->value == count) odd_.emplace(before);
+    }
+  }
+
+  bool is_stack(std::string_view before) const {
+    return counts_layers(last_component(before)) || odd_.contains(std::string(before)) ||
+           (out_.family != nullptr && !out_.family->stack.empty() && before == out_.family->stack);
+  }
+
+  std::uint32_t module_of(std::string_view name) {
+    const std::string_view word = module(name, paired_);
+    for (std::uint32_t i = 0; i < out_.modules.size(); ++i) {
+      if (out_.modules[i] == word) return i;
+    }
+    out_.modules.emplace_back(word);
+    return static_cast<std::uint32_t>(out_.modules.size() - 1);
+  }
+
+  std::int32_t stack_of(std::string_view before) {
+    const auto [it, fresh] =
+        stacks_.emplace(std::string(before), static_cast<std::int32_t>(out_.stacks.size()));
+    if (fresh) out_.stacks.push_back({std::string(before), module_of(before)});
+    return it->second;
+  }
+
+  void intern(std::uint32_t m) {
+    const auto& entries = models_[m].checkpoint.entries();
+    Listing& listing = out_.listings[m];
+    listing.spots.reserve(entries.size());
+    std::string key;
+    for (std::uint32_t i = 0; i < entries.size(); ++i) {
+      const std::string_view name = names_[m][i];
+      std::string_view before = name;
+      std::string_view after;
+      std::uint32_t layer = 0;
+      bool layered = false;
+      for (const Number& number : numbers(name)) {
+        if (!is_stack(name.substr(0, number.begin - 1))) continue;
+        before = name.substr(0, number.begin - 1);
+        after = name.substr(number.end + 1);
+        layer = number.value;
+        layered = true;
+        break;
+      }
+      key.assign(before).append(1, '\0').append(after);
+      const auto [it, fresh] =
+          parts_.emplace(key, static_cast<std::uint32_t>(out_.templates.size()));
+      if (fresh) {
+        const Shape& shape = entries[i].info.shape;
+        Template part{std::string(before), std::string(after), kNoStack, 0, Role::other, false};
+        if (layered) {
+          part.stack = stack_of(before);
+          part.module = out_.stacks[static_cast<std::size_t>(part.stack)].module;
+          part.role = layer_role(after, shape);
+        } else {
+          part.module = module_of(name);
+          part.role = role(name, shape, out_.family);
+          part.trailing = trailing(name, part.role);
+        }
+        out_.templates.push_back(std::move(part));
+      }
+      listing.spots.push_back({out_.templates[it->second].stack, layer, it->second, i});
+    }
+    std::sort(listing.spots.begin(), listing.spots.end());
+  }
+
+  void name_single_module() {
+    if (out_.modules.size() == 1) out_.modules.front() = "default";
+  }
+
+  void count_layers(std::uint32_t m) {
+    Listing& listing = out_.listings[m];
+    listing.counts.assign(out_.stacks.size(), 0);
+    out_.counts.resize(out_.stacks.size());
+    for (const Spot& spot : listing.spots) {
+      if (spot.stack == kNoStack) continue;
+      std::uint64_t& count = listing.counts[static_cast<std::size_t>(spot.stack)];
+      count = std::max<std::uint64_t>(count, std::uint64_t{spot.layer} + 1);
+    }
+    // The deepest stack of a module is the one whose depth config.json tells.
+    for (std::uint32_t module = 0; module < out_.modules.size(); ++module) {
+      std::size_t main = out_.stacks.size();
+      for (std::size_t s = 0; s < out_.stacks.size(); ++s) {
+        if (out_.stacks[s].module != module) continue;
+        if (main == out_.stacks.size() || listing.counts[s] > listing.counts[main]) main = s;
+      }
+      if (main == out_.stacks.size() || listing.counts[main] == 0) continue;
+      std::uint64_t& stored = listing.counts[main];
+      const auto count = configs_[m].layers(out_.modules[module], out_.family, stored);
+      if (m == donor_) out_.counts[main] = count;
+      if (!count || count->value == stored) continue;
+      if (count->value > stored) {
+        problems_.warn(Code::format, fmt::format(
+            "{}: config.json says {} layers ({}), the weights hold {} ({})", models_[m].ref.text,
+            count->value, count->place.key, stored, out_.stacks[main].prefix));
+      } else {
+        stored = count->value;  // layers beyond are something else: multi-token prediction
+      }
+    }
+  }
+
+  std::span<const Model> models_;
+  std::span<const Config> configs_;
+  std::uint32_t donor_;
+  Problems& problems_;
+  Catalogue out_;
+  bool paired_ = false;
+  std::vector<std::vector<std::string>> names_;  // the output's name of every entry
+  std::unordered_set<std::string> odd_;
+  std::unordered_map<std::string, std::int32_t> stacks_;
+  std::unordered_map<std::string, std::uint32_t> parts_;
+};
+
+}  // namespace
+
+std::string Template::name(std::uint64_t layer) const {
+  return stack == kNoStack ? before : fmt::format("{}.{}.{}", before, layer, after);
+}
+
+std::span<const Spot> Listing::range(std::int32_t stack, std::uint64_t first,
+                                     std::uint64_t last) const {
+  const auto below = [](const Spot& spot, std::pair<std::int32_t, std::uint64_t> place) {
+    return std::pair(spot.stack, std::uint64_t{spot.layer}) < place;
+  };
+  const auto begin = std::lower_bound(spots.begin(), spots.end(), std::pair(stack, first), below);
+  const auto end = std::lower_bound(begin, spots.end(), std::pair(stack, last), below);
+  return {begin, end};
+}
+
+const Spot* Listing::find(std::uint32_t part) const {
+  const Spot wanted{kNoStack, 0, part, 0};
+  const auto it = std::lower_bound(spots.begin(), spots.end(), wanted);
+  return it != spots.end() && it->stack == kNoStack && it->part == part ? &*it : nullptr;
+}
+
+Catalogue catalogue(std::span<const Model> models, std::span<const Config> configs,
+                    std::uint32_t donor, const Family* family, Problems& problems) {
+  return Cataloguer(models, configs, donor, family, problems).run();
+}
+
+}  // namespace ingot::plan

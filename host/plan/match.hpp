@@ -1,0 +1,75 @@
+// Tensor names of all models as one set of templates: which tensors play the same part, which are
+// layers, which stand before or after them.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ingot/plan.hpp"
+#include "plan/config.hpp"
+#include "plan/roles.hpp"
+
+namespace ingot::plan {
+
+inline constexpr std::int32_t kNoStack = -1;
+
+// A tensor name with its layer number taken out: "model.layers" + number + "mlp.up_proj.weight".
+struct Template {
+  std::string before;              // the whole name where there is no layer number
+  std::string after;
+  std::int32_t stack = kNoStack;   // index into Catalogue::stacks
+  std::uint32_t module = 0;        // index into Catalogue::modules
+  Role role = Role::other;
+  bool trailing = false;           // follows the layers
+
+  [[nodiscard]] std::string name(std::uint64_t layer) const;
+};
+
+// Layers under one name: "model.layers".
+struct Stack {
+  std::string prefix;
+  std::uint32_t module = 0;
+};
+
+// One tensor of a model. Sorted by stack, layer, part.
+struct Spot {
+  std::int32_t stack = kNoStack;
+  std::uint32_t layer = 0;  // 0 where there is no stack
+  std::uint32_t part = 0;   // index into Catalogue::templates
+  std::uint32_t entry = 0;  // index into Checkpoint::entries()
+
+  friend auto operator<=>(const Spot&, const Spot&) = default;
+};
+
+// One model's tensors.
+struct Listing {
+  std::vector<Spot> spots;
+  std::vector<std::uint64_t> counts;  // layers of each stack, as config.json or the weights say
+
+  // The tensors of layers [first, last) of a stack; all outside layers for kNoStack.
+  [[nodiscard]] std::span<const Spot> range(std::int32_t stack, std::uint64_t first = 0,
+                                            std::uint64_t last = 1) const;
+  // The tensor outside layers that plays this part, or null.
+  [[nodiscard]] const Spot* find(std::uint32_t part) const;
+};
+
+// All models' tensors under the names that the output uses.
+struct Catalogue {
+  const Family* family = nullptr;
+  std::vector<Template> templates;
+  std::vector<Stack> stacks;
+  std::vector<std::string> modules;  // "default" if there is but one
+  std::vector<Listing> listings;     // by model
+  std::vector<std::optional<LayerCount>> counts;  // by stack: the donor's config key
+};
+
+// Joins the names of the models. The donor's names are the output's, except that the prefix of the base
+// module is added where its checkpoint lacks it; other models' names are translated to them.
+[[nodiscard]] Catalogue catalogue(std::span<const Model> models, std::span<const Config> configs,
+                                  std::uint32_t donor, const Family* family,
+                                  Problems& problems);
+
+}  // namespace ingot::plan

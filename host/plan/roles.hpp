@@ -1,0 +1,61 @@
+// What is known about architectures by name: a small table of families, and roles of tensors.
+//
+// Nothing here is needed to merge: layers come from tensor names (match.hpp). The table tells which
+// tensors belong to the vocabulary, how the base module is called, and what the user should hear.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "ingot/shape.hpp"
+
+namespace ingot::plan {
+
+// One family of architectures that share their tensor names. Empty: found by name.
+struct Family {
+  std::string_view stems;      // class names without their head ("Llama" of "LlamaForCausalLM")
+  std::string_view prefix;     // of the base module, with its dot: "model."
+  std::string_view stack;      // before the layer number: "model.layers"
+  std::string_view layers;     // config key of the layer count
+  std::string_view embedding;  // input embedding
+  std::string_view head;       // output head with rows of its own
+};
+
+// The family of a class in config.json's `architectures`, or null.
+[[nodiscard]] const Family* family(std::string_view architecture);
+
+enum class Role {
+  other,
+  embedding,  // rows are tokens
+  head,       // rows are tokens; may be tied to the embedding
+  head_bias,  // elements are tokens
+  bias,       // may be missing from some models
+  buffer,     // computed from the configuration when a model is loaded
+};
+
+// The role of a tensor that stands outside the layers, by its name.
+[[nodiscard]] Role role(std::string_view name, const Shape& shape, const Family* family);
+
+// The role of a tensor of a layer: bias, buffer or other.
+[[nodiscard]] Role layer_role(std::string_view name, const Shape& shape);
+
+[[nodiscard]] constexpr bool vocabulary(Role role) noexcept {
+  return role == Role::embedding || role == Role::head || role == Role::head_bias;
+}
+
+// True for tensors that follow the layers (final norm, head), false for those that precede them. In a
+// recipe of slices the first group comes from the last slice, the second from the first.
+[[nodiscard]] bool trailing(std::string_view name, Role role);
+
+// True if a component of this name, followed by a number, counts layers: "layers", "h", "block".
+[[nodiscard]] bool counts_layers(std::string_view component);
+
+// The module of a tensor as recipes name it: text_decoder, vision_tower, multi_modal_projector,
+// audio_tower, or, where a checkpoint has both (`paired`), encoder, decoder, shared.
+[[nodiscard]] std::string_view module(std::string_view name, bool paired);
+
+// The part of a name before its n-th dot or after; helpers of name matching.
+[[nodiscard]] std::string_view first_component(std::string_view name);
+[[nodiscard]] std::string_view last_component(std::string_view name);
+
+}  // namespace ingot::plan

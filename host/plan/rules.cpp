@@ -1,0 +1,213 @@
+#include "plan/rules.hpp"
+
+#include <algorithm>
+#include <iterator>
+
+#include <fmt/format.h>
+
+#include "base/hash.hpp"
+
+namespace ingot::plan {
+namespace {
+
+// What mergekit 0.1.5 knows, so that a recipe written for it hears why it cannot run.
+constexpr const char* kPeerMethods[] = {
+    "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "nuslerp", "multislerp", "karcher",
+    "sce", "ram", "ramplus_tl", "model_stock", "nearswap", "arcee_fusion"};
+constexpr const char* kPeerParameters[] = {
+    "weight", "density", "gamma", "epsilon", "int8_mask", "normalize", "rescale", "lambda", "t",
+    "scale", "nuslerp_row_wise", "nuslerp_flatten", "normalize_weights", "eps", "max_iter", "tol",
+    "filter_wise", "select_topk", "r", "alpha"};
+
+template <class List>
+bool listed(const List& list, std::string_view word) {
+  return std::any_of(std::begin(list), std::end(list),
+                     [&](std::string_view known) { return known == word; });
+}
+
+const math::Parameter* parameter_of(const math::Method& method, std::string_view name) {
+  const auto* end = method.parameters + method.parameter_count;
+  const auto* it = std::find_if(method.parameters, end,
+                                [&](const math::Parameter& p) { return p.name == name; });
+  return it == end ? nullptr : it;
+}
+
+std::string hint(std::string_view word, const std::vector<std::string>& known) {
+  const std::string near = nearest(word, known);
+  return near.empty() ? "" : fmt::format("; did you mean '{}'?", near);
+}
+
+}  // namespace
+
+Rules::Rules(const Recipe& recipe, const PlanOptions& options, Problems& problems)
+    : recipe_(recipe), options_(options), problems_(problems) {
+  index_ = math::find(recipe.method.c_str());
+  if (index_ < 0) {
+    std::vector<std::string> known;
+    for (int i = 0; i < math::kMethodCount; ++i) known.emplace_back(math::method(i).name);
+    const std::string place = fmt::format("{}:{}", recipe.file, recipe.method_mark.line);
+    if (listed(kPeerMethods, recipe.method)) {
+      problems_.error(Code::usage, fmt::format("{}: merge_method '{}' is not supported yet; there are {}",
+                                               place, recipe.method, fmt::join(known, ", ")));
+    } else {
+      problems_.error(Code::usage, fmt::format("{}: there is no merge_method '{}'{}; there are {}", place,
+                                               recipe.method, hint(recipe.method, known),
+                                               fmt::join(known, ", ")));
+    }
+    return;
+  }
+  const auto check_sources = [&](const std::vector<Source>& sources) {
+    for (const Source& source : sources) check(source.parameters, source.model.text, true);
+  };
+  const auto check_slices = [&](const std::vector<Slice>& slices) {
+    for (const Slice& slice : slices) {
+      check(slice.parameters, "the slice", false);
+      check_sources(slice.sources);
+    }
+  };
+  check(recipe.parameters, "the recipe", false);
+  check_sources(recipe.models);
+  check_slices(recipe.slices);
+  for (const Module& module : recipe.modules) {
+    check(module.parameters, fmt::format("module '{}'", module.name), false);
+    check_sources(module.models);
+    check_slices(module.slices);
+  }
+}
+
+void Rules::check(const Parameters& parameters, const std::string& where, bool of_model) {
+  for (const auto& [name, setting] : parameters) {
+    const std::string place = fmt::format("{}:{}", recipe_.file, setting.mark.line);
+    if (const math::Parameter* known = parameter_of(method(), name)) {
+      if (of_model && known->scope == math::Scope::global) {
+        problems_.warn(Code::usage, fmt::format(
+            "{}: '{}' under {} is not read: in {} it is one value for all models, set it under the "
+            "recipe's own parameters", place, name, where, recipe_.method));
+      }
+      continue;
+    }
+    bool elsewhere = listed(kPeerParameters, name);
+    for (int i = 0; i < math::kMethodCount && !elsewhere; ++i) {
+      elsewhere = parameter_of(math::method(i), name) != nullptr;
+    }
+    std::vector<std::string> own;
+    for (int i = 0; i < method().parameter_count; ++i) own.emplace_back(method().parameters[i].name);
+    if (elsewhere) {
+      problems_.warn(Code::usage, fmt::format("{}: parameter '{}' of {} is not read by {}, which reads {}",
+                                              place, name, where, recipe_.method,
+                                              fmt::join(own, ", ")));
+    } else if (options_.allow_unknown_keys) {
+      waived_.push_back(fmt::format("{} (line {})", name, setting.mark.line));
+      problems_.warn(Code::usage, fmt::format("{}: unknown parameter '{}' of {} is ignored, as asked for",
+                                              place, name, where));
+    } else {
+      std::vector<std::string> all = own;
+      all.insert(all.end(), std::begin(kPeerParameters), std::end(kPeerParameters));
+      problems_.error(Code::usage, fmt::format("{}: unknown parameter '{}' of {}{}", place, name, where,
+                                               hint(name, all)));
+    }
+  }
+}
+
+Binding Rules::bind(std::span<const Parameters* const> own,
+                    std::span<const Parameters* const> shared) const {
+  Binding binding;
+  for (int p = 0; p < method().parameter_count; ++p) {
+    const math::Parameter& parameter = method().parameters[p];
+    const auto find = [&](const Parameters* of_input) {
+      std::vector<const Setting*> found;
+      const auto look = [&](const Parameters* level) {
+        if (level == nullptr) return;
+        const auto it = level->find(parameter.name);
+        if (it != level->end()) found.push_back(&it->second);
+      };
+      look(of_input);
+      for (const Parameters* level : shared) look(level);
+      return found;
+    };
+    auto& rows = binding.settings.emplace_back();
+    if (parameter.scope == math::Scope::global) {
+      rows.push_back(find(nullptr));
+    } else {
+      for (const Parameters* of_input : own) rows.push_back(find(of_input));
+    }
+  }
+  return binding;
+}
+
+std::optional<double> Rules::value(const math::Parameter& parameter,
+                                   const std::vector<const Setting*>& settings,
+                                   std::string_view filtered, double t, const std::string& whose,
+                                   const std::string& output) {
+  const Kind kind = parameter.kind == math::Kind::boolean ? Kind::boolean : Kind::real;
+  for (const Setting* setting : settings) {
+    const auto key = [&] { return fmt::format("value {} {}", fmt::ptr(setting), parameter.name); };
+    std::optional<double> found;
+    try {
+      found = evaluate(*setting, parameter.name, filtered, t, kind, recipe_.file);
+    } catch (Error& e) {
+      e.add(fmt::format("planning {}{}", output, whose));
+      problems_.error_like(key(), e.code(), e.what());
+      return std::nullopt;
+    }
+    if (!found) continue;
+    if (!(*found >= parameter.low && *found <= parameter.high)) {
+      const std::string range =
+          parameter.low == 0 ? fmt::format("between 0 and {}", parameter.high) : "a finite number";
+      problems_.error_like(key(), Code::usage, fmt::format(
+          "{}:{}: parameter '{}'{} is {} for tensor {}; it must be {}", recipe_.file,
+          setting->mark.line, parameter.name, whose, *found, output, range));
+      return std::nullopt;
+    }
+    return found;
+  }
+  if (!parameter.required) return parameter.fallback;
+  problems_.error_like(fmt::format("required {}{}", parameter.name, whose), Code::usage, fmt::format(
+      "{}: {} needs parameter '{}'{} for tensor {}, and no level of the recipe gives it a value",
+      recipe_.file, recipe_.method, parameter.name, whose, output));
+  return std::nullopt;
+}
+
+std::optional<math::Rule> Rules::resolve(const Binding& binding, const std::string& output,
+                                         std::span<const Seat> sources, bool base, double t,
+                                         std::uint64_t elements) {
+  math::Rule rule;
+  rule.method = index_;
+  rule.sources = static_cast<std::int32_t>(sources.size());
+  rule.base = base;
+  rule.elements = elements;
+  rule.seed = options_.seed;
+  bool sound = true;
+  std::size_t global = 0;
+  std::size_t local = 0;
+  for (int p = 0; p < method().parameter_count; ++p) {
+    const math::Parameter& parameter = method().parameters[p];
+    const auto& rows = binding.settings[static_cast<std::size_t>(p)];
+    if (parameter.scope == math::Scope::global) {
+      const auto found = value(parameter, rows.front(), output, t, "", output);
+      sound = sound && found.has_value();
+      rule.globals[global++] = found.value_or(0);
+      continue;
+    }
+    for (std::size_t s = 0; s < sources.size(); ++s) {
+      const auto found = value(parameter, rows[sources[s].input], sources[s].tensor, t,
+                               " of " + sources[s].model, output);
+      sound = sound && found.has_value();
+      rule.locals[s][local] = found.value_or(0);
+    }
+    ++local;
+  }
+  if (!sound) return std::nullopt;
+  if (method().mask == math::Mask::random) {
+    for (std::size_t s = 0; s < sources.size(); ++s) rule.stream[s] = stream_key(output, "drop", s);
+  }
+  if (const char* why = math::invalid(rule)) {
+    problems_.error_like(fmt::format("invalid {}", why), Code::usage,
+                         fmt::format("{}: {} for tensor {}: {}", recipe_.file, recipe_.method, output,
+                                     why));
+    return std::nullopt;
+  }
+  return rule;
+}
+
+}  // namespace ingot::plan

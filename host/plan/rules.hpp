@@ -1,0 +1,67 @@
+// From a recipe's parameters to the arithmetic of one output tensor.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ingot/math/methods.hpp"
+#include "ingot/plan.hpp"
+#include "plan/problems.hpp"
+
+namespace ingot::plan {
+
+// The settings that may give a parameter its value for one section of the output, nearest first.
+struct Binding {
+  // By the method's parameters, then, for those of single models, by input.
+  std::vector<std::vector<std::vector<const Setting*>>> settings;
+};
+
+// One input of an output tensor as parameters see it.
+struct Seat {
+  std::uint32_t input = 0;  // index into the section's inputs
+  std::string model;        // for messages
+  std::string tensor;       // the name filters see
+};
+
+class Rules {
+ public:
+  // Checks the method and the names of all parameters of the recipe.
+  Rules(const Recipe& recipe, const PlanOptions& options, Problems& problems);
+
+  // False if the recipe's method does not exist: nothing else may be called then.
+  [[nodiscard]] bool usable() const noexcept { return index_ >= 0; }
+  [[nodiscard]] const math::Method& method() const { return math::method(index_); }
+  // Parameter names that are let through though nothing knows them, as "name (line n)".
+  [[nodiscard]] const std::vector<std::string>& waived() const noexcept { return waived_; }
+
+  // Looks settings up once per section. `own` are the parameters of each input (null: none), `shared`
+  // those of slice, module and recipe, nearest first.
+  [[nodiscard]] Binding bind(std::span<const Parameters* const> own,
+                             std::span<const Parameters* const> shared) const;
+
+  // The rule of an output tensor at gradient position t. `base` tells that a base tensor precedes the
+  // sources. Nothing, and a problem, if a value is missing or wrong.
+  [[nodiscard]] std::optional<math::Rule> resolve(const Binding& binding, const std::string& output,
+                                                  std::span<const Seat> sources, bool base, double t,
+                                                  std::uint64_t elements);
+
+ private:
+  void check(const Parameters& parameters, const std::string& where, bool of_model);
+  [[nodiscard]] std::optional<double> value(const math::Parameter& parameter,
+                                            const std::vector<const Setting*>& settings,
+                                            std::string_view filtered, double t,
+                                            const std::string& whose, const std::string& output);
+
+  const Recipe& recipe_;
+  const PlanOptions& options_;
+  Problems& problems_;
+  int index_ = -1;
+  std::vector<std::string> waived_;
+};
+
+}  // namespace ingot::plan

@@ -1,0 +1,255 @@
+#include "plan/sections.hpp"
+
+#include <algorithm>
+#include <array>
+#include <set>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace ingot::plan {
+namespace {
+
+class Maker {
+ public:
+  Maker(Draft& draft, const Rules& rules)
+      : draft_(draft), rules_(rules), recipe_(draft.recipe()), problems_(draft.problems) {}
+
+  std::vector<Part> run() {
+    if (!recipe_.models.empty()) {
+      add_whole(kAllModules, recipe_.models, nullptr, "models");
+    } else if (!recipe_.slices.empty()) {
+      if (draft_.names.modules.size() > 1) {
+        problems_.error(Code::usage, fmt::format(
+            "{}: {} has modules {}: name one under 'modules' and put the slices there",
+            draft_.place(recipe_.slices.front().mark), draft_.shown(draft_.donor),
+            fmt::join(draft_.names.modules, ", ")));
+        return {};
+      }
+      add_slices(0, recipe_.slices, nullptr, "");
+    } else {
+      add_modules();
+    }
+    return std::move(parts_);
+  }
+
+ private:
+  [[nodiscard]] std::uint64_t depth(std::uint32_t model, std::int32_t stack) const {
+    return draft_.names.listings[model].counts[static_cast<std::size_t>(stack)];
+  }
+  [[nodiscard]] std::uint32_t index(const ModelRef& ref) const { return draft_.by_text.at(ref.text); }
+
+  void add_modules() {
+    const auto& known = draft_.names.modules;
+    for (const Module& module : recipe_.modules) {
+      const auto it = std::find(known.begin(), known.end(), module.name);
+      if (it == known.end()) {
+        const std::string near = nearest(module.name, known);
+        problems_.error(Code::usage, fmt::format("{}: {} has no module '{}'; it has {}",
+                                                 draft_.place(module.mark),
+                                                 draft_.shown(draft_.donor), module.name,
+                                                 fmt::join(known, ", ")));
+        continue;
+      }
+      const auto number = static_cast<std::uint32_t>(it - known.begin());
+      const std::string where = fmt::format("modules.{}.", module.name);
+      if (!module.models.empty()) {
+        add_whole(number, module.models, &module.parameters, where + "models");
+      } else {
+        add_slices(number, module.slices, &module.parameters, where);
+      }
+    }
+    for (std::uint32_t m = 0; m < known.size(); ++m) {
+      const bool named = std::any_of(recipe_.modules.begin(), recipe_.modules.end(),
+                                     [&](const Module& module) { return module.name == known[m]; });
+      if (named) continue;
+      problems_.warn(Code::usage, fmt::format("{}: module '{}' of {} is not named and will not be written",
+                                              recipe_.file, known[m], draft_.shown(draft_.donor)));
+    }
+  }
+
+  void add_whole(std::uint32_t module, const std::vector<Source>& sources, const Parameters* of_module,
+                 std::string where) {
+    Section section;
+    section.where = std::move(where);
+    for (const Source& source : sources) {
+      section.inputs.push_back({index(source.model), 0, &source.parameters});
+    }
+    if (recipe_.base_model) {
+      const std::uint32_t base = index(*recipe_.base_model);
+      find_base(section, base);
+      if (!section.base) {  // whatever the method: mergekit's rule for whole models
+        section.inputs.push_back({base, 0, nullptr});
+        section.base = section.inputs.size() - 1;
+      }
+    }
+    if (!check(section) || !check_depths(section, module)) return;
+    bind(section, nullptr, of_module);
+    parts_.push_back({module, {}});
+    parts_.back().sections.push_back(std::move(section));
+  }
+
+  bool check_depths(const Section& section, std::uint32_t module) {
+    const std::uint32_t first = section.inputs.front().model;
+    for (std::size_t s = 0; s < draft_.names.stacks.size(); ++s) {
+      const Stack& stack = draft_.names.stacks[s];
+      if (module != kAllModules && stack.module != module) continue;
+      for (const Input& input : section.inputs) {
+        const std::int32_t number = static_cast<std::int32_t>(s);
+        if (depth(first, number) == depth(input.model, number)) continue;
+        problems_.error(Code::shape, fmt::format(
+            "{}: {}: {} has {} layers ({}), {} has {}; whole models must be equally deep, slices need not",
+            recipe_.file, section.where, draft_.shown(first), depth(first, number), stack.prefix,
+            draft_.shown(input.model), depth(input.model, number)));
+        return false;
+      }
+    }
+    return true;
+  }
+
+  // The stack that slices of a module mean: the donor's deepest.
+  [[nodiscard]] std::int32_t main_stack(std::uint32_t module) const {
+    std::int32_t best = kNoStack;
+    std::uint64_t most = 0;
+    for (std::size_t s = 0; s < draft_.names.stacks.size(); ++s) {
+      const std::int32_t number = static_cast<std::int32_t>(s);
+      if (draft_.names.stacks[s].module != module || depth(draft_.donor, number) <= most) continue;
+      most = depth(draft_.donor, number);
+      best = number;
+    }
+    return best;
+  }
+
+  void add_slices(std::uint32_t module, const std::vector<Slice>& slices, const Parameters* of_module,
+                  const std::string& where) {
+    const std::int32_t stack = main_stack(module);
+    if (stack == kNoStack) {
+      problems_.error(Code::format, fmt::format("{}: {} has no layers to slice",
+                                                draft_.place(slices.front().mark),
+                                                draft_.shown(draft_.donor)));
+      return;
+    }
+    Part part{module, {}};
+    std::uint64_t offset = 0;
+    for (std::size_t i = 0; i < slices.size(); ++i) {
+      const Slice& slice = slices[i];
+      Section section;
+      section.where = fmt::format("{}slices[{}] (line {})", where, i, slice.mark.line);
+      section.whole = false;
+      section.stack = stack;
+      section.offset = offset;
+      bool sound = true;
+      for (const Source& source : slice.sources) sound = add_range(section, source) && sound;
+      const auto& base = slice.base_model ? slice.base_model : recipe_.base_model;
+      sound = sound && (!base || add_base(section, index(*base))) && check(section);
+      if (!sound) continue;
+      bind(section, &slice.parameters, of_module);
+      offset += section.count;
+      part.sections.push_back(std::move(section));
+    }
+    parts_.push_back(std::move(part));
+  }
+
+  bool add_range(Section& section, const Source& source) {
+    const std::uint32_t model = index(source.model);
+    const std::uint64_t layers = depth(model, section.stack);
+    const auto [begin, end] = source.layer_range.value_or(
+        std::pair<std::int64_t, std::int64_t>{0, static_cast<std::int64_t>(layers)});
+    if (begin < 0 || end <= begin || static_cast<std::uint64_t>(end) > layers) {
+      problems_.error(Code::usage, fmt::format(
+          "{}: layer_range [{}, {}] of {}: it takes a beginning from 0 and an end after it, at most {}, "
+          "the number of the model's layers", draft_.place(source.mark), begin, end,
+          draft_.shown(model), layers));
+      return false;
+    }
+    const std::uint64_t count = static_cast<std::uint64_t>(end - begin);
+    if (!section.inputs.empty() && count != section.count) {
+      problems_.error(Code::usage, fmt::format(
+          "{}: {} gives {} layers to {}, and {} gives {}; sources of one slice give equally many",
+          draft_.place(source.mark), draft_.shown(model), count, section.where,
+          draft_.shown(section.inputs.front().model), section.count));
+      return false;
+    }
+    section.count = count;
+    section.inputs.push_back({model, static_cast<std::uint64_t>(begin), &source.parameters});
+    return true;
+  }
+
+  // A base that task vectors need and the slice does not list gives the layers that all sources give.
+  bool add_base(Section& section, std::uint32_t base) {
+    find_base(section, base);
+    if (section.base || rules_.method().base != math::Base::origin) return true;
+    const std::uint64_t first = section.inputs.front().first;
+    const bool same = std::all_of(section.inputs.begin(), section.inputs.end(),
+                                  [&](const Input& input) { return input.first == first; });
+    if (!same || first + section.count > depth(base, section.stack)) {
+      problems_.error(Code::usage, fmt::format(
+          "{}: {}: which layers of base_model {} are meant is not clear: list it among the sources with a "
+          "layer_range of its own", recipe_.file, section.where, draft_.shown(base)));
+      return false;
+    }
+    section.inputs.push_back({base, first, nullptr});
+    section.base = section.inputs.size() - 1;
+    return true;
+  }
+
+  static void find_base(Section& section, std::uint32_t base) {
+    for (std::size_t i = 0; i < section.inputs.size() && !section.base; ++i) {
+      if (section.inputs[i].model == base) section.base = i;
+    }
+  }
+
+  // The method's demands: base, number of models, none twice.
+  bool check(Section& section) {
+    const math::Method& method = rules_.method();
+    const std::string where = fmt::format("{}: {}", recipe_.file, section.where);
+    std::set<std::pair<std::uint32_t, std::uint64_t>> seen;
+    for (const Input& input : section.inputs) {
+      if (seen.emplace(input.model, input.first).second) continue;
+      problems_.error(Code::usage, fmt::format("{}: {} is listed twice{}", where,
+                                               draft_.shown(input.model),
+                                               section.whole ? "" : " with the same layers"));
+      return false;
+    }
+    if (method.base != math::Base::ignored && !section.base) {
+      problems_.error(Code::usage, fmt::format(
+          "{}: {} needs {}", where, method.name,
+          recipe_.base_model ? fmt::format("base_model {} among the models", recipe_.base_model->text)
+                             : "a base_model"));
+      return false;
+    }
+    const bool apart = method.base == math::Base::origin;
+    const std::size_t count = section.inputs.size() - (apart ? 1 : 0);
+    const auto least = static_cast<std::size_t>(method.least);
+    const auto most = static_cast<std::size_t>(method.most);
+    if (count < least || count > most) {
+      const bool appended = !apart && section.base && section.inputs[*section.base].own == nullptr;
+      problems_.error(Code::usage, fmt::format(
+          "{}: {} takes {} models{}, not {}{}", where, method.name,
+          least == most ? fmt::format("exactly {}", most) : fmt::format("{} to {}", least, most),
+          apart ? " beside the base" : "", count,
+          appended ? fmt::format(" (base_model {} counts as one)", recipe_.base_model->text) : ""));
+      return false;
+    }
+    if (method.base == math::Base::ignored) section.base.reset();  // an input like any other
+    return true;
+  }
+
+  void bind(Section& section, const Parameters* of_slice, const Parameters* of_module) const {
+    std::vector<const Parameters*> own;
+    for (const Input& input : section.inputs) own.push_back(input.own);
+    section.binding = rules_.bind(own, std::array{of_slice, of_module, &recipe_.parameters});
+  }
+
+  Draft& draft_;
+  const Rules& rules_;
+  const Recipe& recipe_;
+  Problems& problems_;
+  std::vector<Part> parts_;
+};
+
+}  // namespace
+
+std::vector<Part> make_parts(Draft& draft, const Rules& rules) { return Maker(draft, rules).run(); }
+
+}  // namespace ingot::plan

@@ -1,0 +1,568 @@
+#include "plan/tensors.hpp"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <tuple>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "plan/folder.hpp"
+#include "plan/types.hpp"
+#include "token/rows.hpp"
+#include "token/vocab.hpp"
+
+namespace ingot::plan {
+namespace {
+
+// The tensor of every input of a section that plays one part, null where an input has none.
+using Found = std::vector<const Spot*>;
+
+// Calls act(spot, found) once for every part at every place that some input of a section has. `lists`
+// are sorted; `first` is subtracted from layer numbers, so that layers of different models meet.
+template <class Keep, class Act>
+void join(std::vector<std::span<const Spot>> lists, const std::vector<std::uint64_t>& first, Keep keep,
+          Act act) {
+  using Key = std::tuple<std::int32_t, std::uint64_t, std::uint32_t>;
+  const auto key = [&](std::size_t i) {
+    const Spot& spot = lists[i].front();
+    return Key{spot.stack, spot.layer - first[i], spot.part};
+  };
+  for (;;) {
+    std::optional<Key> least;
+    for (std::size_t i = 0; i < lists.size(); ++i) {
+      while (!lists[i].empty() && !keep(lists[i].front())) lists[i] = lists[i].subspan(1);
+      if (!lists[i].empty() && (!least || key(i) < *least)) least = key(i);
+    }
+    if (!least) return;
+    Found found(lists.size(), nullptr);
+    for (std::size_t i = 0; i < lists.size(); ++i) {
+      if (lists[i].empty() || key(i) != *least) continue;
+      found[i] = &lists[i].front();
+      lists[i] = lists[i].subspan(1);
+    }
+    act(std::get<2>(*least), std::get<1>(*least), std::move(found));
+  }
+}
+
+// The vocabularies behind a tokenizer setting.
+struct Tokenizers {
+  Vocab output;
+  std::vector<std::optional<Vocab>> own;  // by model; none: as the output's donor
+};
+
+class Writer {
+ public:
+  Writer(Disk& disk, Draft& draft, Rules& rules, std::optional<Dtype> wanted)
+      : disk_(disk),
+        draft_(draft),
+        rules_(rules),
+        wanted_(wanted),
+        names_(draft.names),
+        problems_(draft.problems) {}
+
+  Written run(const std::vector<Part>& parts) {
+    index_parts();
+    read_tokenizers();
+    for (const Part& part : parts) {
+      if (part.sections.empty()) continue;
+      if (part.sections.front().whole) {
+        write_whole(part);
+      } else {
+        write_slices(part);
+      }
+    }
+    list_unused(parts);
+    written_.head = !heads_written_.empty();
+    return std::move(written_);
+  }
+
+ private:
+  // --- the catalogue at a glance
+
+  void index_parts() {
+    const std::size_t models = draft_.plan.models.size();
+    holds_.assign(models, std::vector<bool>(names_.templates.size()));
+    used_.resize(models);
+    for (std::size_t m = 0; m < models; ++m) {
+      for (const Spot& spot : names_.listings[m].spots) holds_[m][spot.part] = true;
+      used_[m].resize(names_.listings[m].spots.size());
+    }
+    for (std::uint32_t p = 0; p < names_.templates.size(); ++p) {
+      const Template& part = names_.templates[p];
+      if (part.role == Role::head) {
+        heads_.push_back(p);
+        written_.donor_head = written_.donor_head || holds_[draft_.donor][p];
+      }
+      if (part.role != Role::embedding) continue;
+      const bool best = names_.family != nullptr && part.before == names_.family->embedding;
+      embeddings_.insert(best ? embeddings_.begin() : embeddings_.end(), p);
+    }
+    if (!embeddings_.empty()) {
+      const Spot* spot = names_.listings[draft_.donor].find(embeddings_.front());
+      if (spot != nullptr) written_.donor_rows = draft_.entry(draft_.donor, spot->entry).info.shape[0];
+    }
+  }
+
+  void read_tokenizers() {
+    const Vocabulary& setting = draft_.recipe().vocabulary;
+    if (setting.kind != Vocabulary::Kind::base && setting.kind != Vocabulary::Kind::model) return;
+    try {
+      const std::string folder = tokenizer_folder(disk_, draft_);
+      auto output = read_vocab(disk_, folder);
+      if (!output) {
+        problems_.error(Code::missing, fmt::format("{}: {} has no tokenizer whose vocabulary can be read",
+                                                   draft_.place(setting.mark), folder));
+        return;
+      }
+      Tokenizers all{std::move(*output), {}};
+      for (const Model& model : draft_.plan.models) {
+        all.own.push_back(read_vocab(disk_, model.checkpoint.path()));
+      }
+      tokenizers_ = std::move(all);
+    } catch (Error& e) {
+      e.add("reading the tokenizers");
+      problems_.error(e.code(), e.what());
+    }
+  }
+
+  // --- enumeration
+
+  void write_whole(const Part& part) {
+    const Section& section = part.sections.front();
+    join(all_spots(section), std::vector<std::uint64_t>(section.inputs.size(), 0),
+         [&](const Spot& s) { return in_module(part, s); },
+         [&](std::uint32_t p, std::uint64_t layer, Found found) {
+           const std::int32_t stack = names_.templates[p].stack;
+           double t = 0;
+           if (stack != kNoStack) {
+             t = gradient(layer, depth(section.inputs.front().model, stack));
+           }
+           write(part, section, p, layer, layer, t, std::move(found));
+         });
+  }
+
+  void write_slices(const Part& part) {
+    check_stack(part);
+    const Section& first = part.sections.front();
+    const Section& last = part.sections.back();
+    // Layers of other stacks are no part of the slices: they stay where they are.
+    const auto outside = [&](const Section& section, bool trailing) {
+      join(all_spots(section), std::vector<std::uint64_t>(section.inputs.size(), 0),
+           [&](const Spot& s) {
+             return in_module(part, s) && s.stack != section.stack &&
+                    names_.templates[s.part].trailing == trailing;
+           },
+           [&](std::uint32_t p, std::uint64_t layer, Found found) {
+             write(part, section, p, layer, layer, 0, std::move(found));
+           });
+    };
+    outside(first, false);
+    Restacked stack;
+    const auto& count = names_.counts[static_cast<std::size_t>(first.stack)];
+    if (count) stack.count = count->place;
+    stack.old_count = depth(draft_.donor, first.stack);
+    for (const Section& section : part.sections) {
+      std::vector<std::span<const Spot>> lists;
+      std::vector<std::uint64_t> starts;
+      for (const Input& input : section.inputs) {
+        lists.push_back(names_.listings[input.model].range(section.stack, input.first,
+                                                           input.first + section.count));
+        starts.push_back(input.first);
+      }
+      join(std::move(lists), starts, [](const Spot&) { return true; },
+           [&](std::uint32_t p, std::uint64_t k, Found found) {
+             write(part, section, p, section.offset + k, k, gradient(k, section.count),
+                   std::move(found));
+           });
+      const Input& giver = section.inputs.front();
+      for (std::uint64_t k = 0; k < section.count; ++k) {
+        stack.layers.push_back({giver.model, giver.first + k});
+      }
+    }
+    written_.stacks.push_back(std::move(stack));
+    outside(last, true);
+    // The last slice's models may be tied while another has a head of its own.
+    for (const std::uint32_t head : heads_) {
+      if (names_.templates[head].module != part.module || heads_written_.contains(head)) continue;
+      if (std::any_of(part.sections.begin(), part.sections.end(), [&](const Section& section) {
+            return std::any_of(section.inputs.begin(), section.inputs.end(),
+                               [&](const Input& i) { return bool{holds_[i.model][head]}; });
+          })) {
+        write(part, last, head, 0, 0, 0, Found(last.inputs.size(), nullptr));
+      }
+    }
+  }
+
+  [[nodiscard]] std::vector<std::span<const Spot>> all_spots(const Section& section) const {
+    std::vector<std::span<const Spot>> lists;
+    for (const Input& input : section.inputs) lists.emplace_back(names_.listings[input.model].spots);
+    return lists;
+  }
+  [[nodiscard]] bool in_module(const Part& part, const Spot& spot) const {
+    return part.module == kAllModules || names_.templates[spot.part].module == part.module;
+  }
+  [[nodiscard]] std::uint64_t depth(std::uint32_t model, std::int32_t stack) const {
+    return names_.listings[model].counts[static_cast<std::size_t>(stack)];
+  }
+  // Where layer k of n lies on a gradient; what is no layer lies at its beginning (mergekit 1.3, 1.4).
+  [[nodiscard]] static double gradient(std::uint64_t k, std::uint64_t n) {
+    if (k >= n) return 0;
+    return n == 1 ? 1 : static_cast<double>(k) / static_cast<double>(n - 1);
+  }
+
+  // Layers of one stack have to be alike: a part that some of its models know and others do not makes no
+  // model.
+  void check_stack(const Part& part) {
+    for (std::uint32_t p = 0; p < names_.templates.size(); ++p) {
+      const Template& name = names_.templates[p];
+      if (name.stack != part.sections.front().stack || name.role == Role::buffer) continue;
+      const std::uint32_t first = part.sections.front().inputs.front().model;
+      for (const Section& section : part.sections) {
+        const std::uint32_t other = section.inputs.front().model;
+        if (holds_[first][p] == holds_[other][p]) continue;
+        const auto [with, without] = holds_[first][p] ? std::pair(first, other) : std::pair(other, first);
+        std::string text = fmt::format("layers of {} have {}, layers of {} have not: a stack of both is no "
+                                       "model", draft_.shown(with), name.after, draft_.shown(without));
+        const std::string key = fmt::format("stack {} {}", with, without);
+        if (draft_.plan.options.allow_mixed) {
+          problems_.warn_like(key, Code::missing, std::move(text));
+        } else {
+          problems_.error_like(key, Code::missing, std::move(text));
+        }
+        break;
+      }
+    }
+  }
+
+  // --- one output tensor
+
+  // One input that takes part.
+  struct Share {
+    std::size_t input = 0;  // index into the section's inputs
+    std::uint32_t model = 0;
+    const Entry* entry = nullptr;
+    std::uint32_t index = 0;  // of the entry
+    std::string name;         // as the catalogue calls it, for filters
+  };
+
+  // `layer` is the output's; `place` is the layer less the section's first, as join counts it.
+  void write(const Part& part, const Section& section, std::uint32_t p, std::uint64_t layer,
+             std::uint64_t place, double t, Found found) {
+    const Template& what = names_.templates[p];
+    const std::string output = what.name(layer);
+    if (what.role == Role::buffer) return write_buffer(part, section, p, output, found);
+    if (what.role == Role::head || what.role == Role::embedding) stand_in(section, p, output, found);
+
+    std::vector<Share> shares;  // the base first
+    bool sound = true;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      const Input& input = section.inputs[i];
+      if (found[i] == nullptr) {
+        sound = absent(section, p, i, output, found) && sound;
+        continue;
+      }
+      const std::uint64_t own = section.whole || what.stack != section.stack ? place : input.first + place;
+      Share share{i, input.model, &draft_.entry(input.model, found[i]->entry), found[i]->entry,
+                  names_.templates[found[i]->part].name(own)};
+      const bool base = section.base && *section.base == i;
+      shares.insert(base ? shares.begin() : shares.end(), std::move(share));
+    }
+    if (!sound || shares.empty()) return;
+
+    Job job;
+    job.output.name = output;
+    job.output.shape = shares.front().entry->info.shape;
+    for (const Share& share : shares) job.operands.push_back({share.model, share.index, false, {}});
+    if (!same_shapes(what, shares, job)) return;
+    if (!same_types(shares, job)) return;
+    if (job.action == Action::merge && !find_rule(section, shares, t, job)) return;
+    if (what.role == Role::head) heads_written_.insert(p);
+    if (!embeddings_.empty() && p == embeddings_.front()) written_.rows = job.output.shape[0];
+    add(std::move(job));
+  }
+
+  void add(Job job) {
+    const std::uint64_t most = job.output.count();
+    for (const Operand& operand : job.operands) {
+      const TensorInfo& info = draft_.entry(operand.model, operand.entry).info;
+      use(operand.model, operand.entry,
+          operand.rows ? info.bytes() : most * bits(info.dtype) / 8);
+      if (!operand.rows) continue;
+      for (const RowMap::Pick& pick : operand.rows->picks) {
+        use(pick.model, pick.entry, draft_.entry(pick.model, pick.entry).info.bytes());
+      }
+    }
+    draft_.plan.jobs.push_back(std::move(job));
+  }
+
+  void use(std::uint32_t model, std::uint32_t index, std::uint64_t bytes) {
+    if (used_[model][index]) return;
+    used_[model][index] = true;
+    draft_.plan.bytes_in += bytes;
+  }
+
+  // Buffers are computed when a model is loaded. One that all models have is taken along as it is;
+  // arithmetic, or another type, would only spoil it.
+  void write_buffer(const Part& part, const Section& section, std::uint32_t p, const std::string& output,
+                    const Found& found) {
+    std::optional<std::uint32_t> lacks;
+    for (const Section& other : part.sections) {
+      for (const Input& input : other.inputs) {
+        if (!holds_[input.model][p] && !lacks) lacks = input.model;
+      }
+    }
+    const bool all = std::all_of(found.begin(), found.end(), [](const Spot* s) { return s != nullptr; });
+    const std::size_t giver = section.base.value_or(0);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (found[i] == nullptr || (!lacks && all && i == giver)) continue;
+      const std::uint32_t model = section.inputs[i].model;
+      reasons_[{model, found[i]->entry}] =
+          lacks ? fmt::format("a buffer that {} lacks; it is computed when the model is loaded",
+                              draft_.shown(*lacks))
+          : all ? fmt::format("a buffer, taken from {}", draft_.shown(section.inputs[giver].model))
+                : "a buffer that other models lack; it is computed when the model is loaded";
+    }
+    if (lacks || !all) return;
+    Job job;
+    job.output = draft_.entry(section.inputs[giver].model, found[giver]->entry).info;
+    job.output.name = output;
+    job.action = Action::copy;
+    job.operands.push_back({section.inputs[giver].model, found[giver]->entry, false, {}});
+    job.reason = "a buffer, computed from the configuration";
+    add(std::move(job));
+  }
+
+  // Tied weights are stored once: a model without this one takes part with its other.
+  void stand_in(const Section& section, std::uint32_t p, const std::string& output, Found& found) {
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (found[i] != nullptr) continue;
+      const std::uint32_t model = section.inputs[i].model;
+      const Listing& listing = names_.listings[model];
+      for (const auto* others : {&embeddings_, &heads_}) {
+        for (const std::uint32_t other : *others) {
+          if (found[i] == nullptr && other != p) found[i] = listing.find(other);
+        }
+      }
+      if (found[i] == nullptr || draft_.configs[model].tied().value_or(true)) continue;
+      problems_.error(Code::missing, fmt::format(
+          "{} has no tensor {}, and its config.json says that weights are not tied "
+          "(tie_word_embeddings: false), so {} cannot stand in for it", draft_.shown(model), output,
+          draft_.entry(model, found[i]->entry).info.name));
+      found[i] = nullptr;
+    }
+  }
+
+  // What the absence of a tensor from one input means. Biases may be absent: the model takes no part.
+  bool absent(const Section& section, std::uint32_t p, std::size_t i, const std::string& output,
+              const Found& found) {
+    const Template& what = names_.templates[p];
+    const std::uint32_t model = section.inputs[i].model;
+    const bool base = section.base && *section.base == i;
+    const auto has = std::find_if(found.begin(), found.end(), [](const Spot* s) { return s != nullptr; });
+    if (has == found.end()) return false;  // stand_in has said why
+    const std::uint32_t owner = section.inputs[static_cast<std::size_t>(has - found.begin())].model;
+    const std::string key = fmt::format("absent {} {}", p, model);
+    if (what.role == Role::bias && !base && rules_.method().base != math::Base::pivot) {
+      problems_.warn_like(key, Code::missing, fmt::format(
+          "{} has no tensor {}, which {} has: it takes no part there", draft_.shown(model), output,
+          draft_.shown(owner)));
+      return true;
+    }
+    problems_.error_like(key, Code::missing, fmt::format(
+        "{} has no tensor {}, which {} has: all models of a merge need it", draft_.shown(model), output,
+        draft_.shown(owner)));
+    return false;
+  }
+
+  bool same_shapes(const Template& what, const std::vector<Share>& shares, Job& job) {
+    const Share& first = shares.front();
+    bool heights = false;
+    for (const Share& share : shares) {
+      const Shape& a = first.entry->info.shape;
+      const Shape& b = share.entry->info.shape;
+      if (a == b) continue;
+      Shape level = b;
+      if (vocabulary(what.role) && b.rank() == a.rank() && b.rank() > 0) level.set(0, a[0]);
+      if (!(level == a)) {
+        problems_.error_like(
+            fmt::format("shape {}{} {} {}", what.before, what.after, first.model, share.model),
+            Code::shape, fmt::format("tensor {}: {} has shape {}, {} has {}", job.output.name,
+                                     draft_.shown(first.model), a.text(), draft_.shown(share.model),
+                                     b.text()));
+        return false;
+      }
+      heights = true;
+    }
+    if (!vocabulary(what.role)) return true;
+    if (draft_.recipe().vocabulary.kind != Vocabulary::Kind::none) return map_vocabulary(shares, job);
+    return !heights || cut_vocabulary(shares, job);
+  }
+
+  // Matrices of different height without a tokenizer setting.
+  bool cut_vocabulary(const std::vector<Share>& shares, Job& job) {
+    const auto shorter = [](const Share& a, const Share& b) {
+      return a.entry->info.shape[0] < b.entry->info.shape[0];
+    };
+    const auto [low, high] = std::minmax_element(shares.begin(), shares.end(), shorter);
+    const std::uint64_t least = low->entry->info.shape[0];
+    const std::uint64_t most = high->entry->info.shape[0];
+    if (!draft_.plan.options.truncate_embeddings) {
+      problems_.error_like(fmt::format("height {} {}", least, most), Code::shape, fmt::format(
+          "vocabularies differ: {} has {} rows in {}, {} has {}; set tokenizer_source: base (or a model) to "
+          "match rows by token, or pass --unsafe-truncate-embeddings to keep the first {} rows of all",
+          job.output.name, least, draft_.shown(low->model), draft_.shown(high->model), most, least));
+      return false;
+    }
+    job.output.shape.set(0, least);
+    problems_.warn(Code::shape, fmt::format(
+        "{}: rows beyond {} are cut off (up to {} in {}), as --unsafe-truncate-embeddings asks",
+        job.output.name, least, most, draft_.shown(high->model)));
+    return true;
+  }
+
+  bool map_vocabulary(const std::vector<Share>& shares, Job& job) {
+    if (!tokenizers_) return false;  // said before
+    std::vector<ModelRows> rows;
+    std::optional<std::size_t> base;
+    for (const Share& share : shares) {
+      const Shape& shape = share.entry->info.shape;
+      if (draft_.recipe().base_model && share.model == draft_.donor) base = rows.size();
+      const auto& own = tokenizers_->own[share.model];
+      rows.push_back({own ? &*own : &tokenizers_->output, share.model, share.index, shape[0]});
+    }
+    const std::uint64_t pad = draft_.recipe().vocabulary.pad_to_multiple_of;
+    const std::uint64_t height = padded_rows(tokenizers_->output, pad);
+    std::uint64_t width = 1;
+    for (int axis = 1; axis < job.output.shape.rank(); ++axis) width *= job.output.shape[axis];
+    job.output.shape.set(0, height);
+    auto maps = map_rows(tokenizers_->output, rows, base, pad, width);
+    for (std::size_t i = 0; i < maps.size(); ++i) {
+      if (maps[i]) job.operands[i].rows = std::make_shared<const RowMap>(std::move(*maps[i]));
+    }
+    return true;
+  }
+
+  bool same_types(const std::vector<Share>& shares, Job& job) {
+    std::vector<Dtype> stored;
+    for (const Share& share : shares) stored.push_back(share.entry->info.dtype);
+    Meeting meeting = meet(stored, wanted_);
+    if (!meeting.refusal.empty()) {
+      std::string list;
+      for (const Share& share : shares) {
+        list += fmt::format("{}{} as {}", list.empty() ? "" : ", ", draft_.shown(share.model),
+                            word(share.entry->info.dtype));
+      }
+      problems_.error_like("type " + meeting.refusal, Code::dtype,
+                           fmt::format("tensor {} is stored in {}: {}", job.output.name, list,
+                                       meeting.refusal));
+      return false;
+    }
+    job.action = meeting.action;
+    job.reason = std::move(meeting.reason);
+    job.output.dtype = meeting.output;
+    job.work.inputs = std::move(meeting.inputs);
+    job.work.output = meeting.output;
+    job.work.overflow = draft_.plan.options.overflow;
+    for (std::size_t i = 0; i < job.operands.size(); ++i) {
+      job.operands[i].narrow = meeting.narrow[i] && !job.operands[i].rows;
+      if (!job.operands[i].rows) continue;
+      if (job.action == Action::copy) {
+        problems_.error(Code::dtype, fmt::format("tensor {} is stored as {}, whose rows cannot be matched "
+                                                 "by token", job.output.name, word(meeting.output)));
+        return false;
+      }
+      job.work.inputs[i] = Dtype::f32;
+    }
+    return true;
+  }
+
+  bool find_rule(const Section& section, const std::vector<Share>& shares, double t, Job& job) {
+    std::vector<Seat> seats;
+    for (const Share& share : shares) {
+      if (section.base && *section.base == share.input) continue;
+      seats.push_back({static_cast<std::uint32_t>(share.input), draft_.shown(share.model), share.name});
+    }
+    const auto rule = rules_.resolve(section.binding, job.output.name, seats, section.base.has_value(), t,
+                                     job.output.count());
+    if (!rule) return false;
+    job.work.rule = *rule;
+    copy_if_unchanged(job);
+    return true;
+  }
+
+  // Formulas that return one input as it is, in its own type, need no arithmetic.
+  void copy_if_unchanged(Job& job) {
+    const bool alone = job.operands.size() == 1;
+    if (!alone || job.operands[0].rows || job.work.inputs[0] != job.output.dtype) return;
+    if (job.operands[0].narrow) return;
+    const math::Rule& rule = job.work.rule;
+    const bool passes = rules_.method().formula == math::Formula::scale && rule.locals[0][0] == 1.0;
+    if (passes) {
+      job.reason = fmt::format("{} without scale", rules_.method().name);
+    } else if (rule.base) {
+      job.reason = "only the base has it";
+    } else {
+      return;
+    }
+    job.action = Action::copy;
+  }
+
+  // --- what is left
+
+  void list_unused(const std::vector<Part>& parts) {
+    std::vector<bool> modules(names_.modules.size());
+    std::vector<bool> takes_part(draft_.plan.models.size());
+    for (const Part& part : parts) {
+      for (std::size_t m = 0; m < modules.size(); ++m) {
+        modules[m] = modules[m] || part.module == kAllModules || part.module == m;
+      }
+      for (const Section& section : part.sections) {
+        for (const Input& input : section.inputs) takes_part[input.model] = true;
+      }
+    }
+    for (std::uint32_t m = 0; m < used_.size(); ++m) {
+      for (const Spot& spot : names_.listings[m].spots) {
+        if (used_[m][spot.entry]) continue;
+        const Template& what = names_.templates[spot.part];
+        const auto reason = reasons_.find({m, spot.entry});
+        draft_.plan.unused.push_back(
+            {m, spot.entry,
+             reason != reasons_.end() ? reason->second
+             : !takes_part[m]         ? "its model gives configuration and tokenizer only"
+             : !modules[what.module]
+                 ? fmt::format("module '{}' is not named in the recipe", names_.modules[what.module])
+             : what.stack != kNoStack ? fmt::format("layer {} is outside the recipe's slices", spot.layer)
+             : what.trailing ? "tensors after the layers come from the last slice"
+                             : "tensors before the layers come from the first slice"});
+      }
+    }
+  }
+
+  Disk& disk_;
+  Draft& draft_;
+  Rules& rules_;
+  std::optional<Dtype> wanted_;
+  const Catalogue& names_;
+  Problems& problems_;
+  std::optional<Tokenizers> tokenizers_;
+  std::vector<std::vector<bool>> holds_;  // by model and part
+  std::vector<std::uint32_t> heads_;
+  std::vector<std::uint32_t> embeddings_;  // the one that stands in for absent heads first
+  std::set<std::uint32_t> heads_written_;
+  std::vector<std::vector<bool>> used_;   // by model and entry
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::string> reasons_;  // by model and entry
+  Written written_;
+};
+
+}  // namespace
+
+Written write_tensors(Disk& disk, Draft& draft, Rules& rules, std::optional<Dtype> wanted,
+                      const std::vector<Part>& parts) {
+  return Writer(disk, draft, rules, wanted).run(parts);
+}
+
+}  // namespace ingot::plan

@@ -1,0 +1,123 @@
+#include "plan/types.hpp"
+
+#include <algorithm>
+#include <string_view>
+#include <unordered_set>
+
+#include <fmt/format.h>
+
+#include "plan/roles.hpp"
+
+namespace ingot::plan {
+namespace {
+
+std::optional<Dtype> parse_dtype(std::string_view text, const std::string& where, Problems& problems) {
+  constexpr std::string_view kTorch = "torch.";
+  if (text.starts_with(kTorch)) text.remove_prefix(kTorch.size());
+  std::vector<std::string> known;
+  for (int i = 0; i < kDtypes; ++i) {
+    const Dtype dtype = static_cast<Dtype>(i);
+    if (has_codec(dtype)) known.emplace_back(word(dtype));
+    if (word(dtype) != text) continue;
+    if (has_codec(dtype)) return dtype;
+    problems.error(Code::dtype, fmt::format(
+        "{} {}: ingot computes in float32 and writes {}; {} is not among them", where, text,
+        "bfloat16, float16, float32 and the float8 types", text));
+    return std::nullopt;
+  }
+  const std::string near = nearest(text, known);
+  problems.error(Code::usage, fmt::format("{} '{}' is no element type{}; there are {}", where, text,
+                                          near.empty() ? "" : fmt::format("; did you mean '{}'?", near),
+                                          fmt::join(known, ", ")));
+  return std::nullopt;
+}
+
+bool mark_of_codes(std::string_view last) {
+  return last == "qweight" || last == "qzeros" || last == "g_idx" || last == "absmax" ||
+         last == "quant_map" || last == "nested_absmax" || last == "SCB" || last == "weight_packed" ||
+         last.starts_with("quant_state");
+}
+
+// Types whose numbers come with a scale where a scale lies beside them.
+bool codes(Dtype dtype) {
+  return dtype == Dtype::f8_e4m3 || dtype == Dtype::f8_e5m2 || dtype == Dtype::i8 ||
+         dtype == Dtype::u8 || dtype == Dtype::i32 || bits(dtype) < 8;
+}
+
+std::string_view parent(std::string_view name) {
+  const std::size_t dot = name.rfind('.');
+  return dot == std::string_view::npos ? std::string_view() : name.substr(0, dot);
+}
+
+}  // namespace
+
+std::optional<Dtype> wanted_dtype(const Recipe& recipe, const PlanOptions& options,
+                                  Problems& problems) {
+  const auto read = [&](const std::string& text, const std::string& where) -> std::optional<Dtype> {
+    if (text.empty()) return std::nullopt;
+    return parse_dtype(text, where, problems);
+  };
+  const auto of_option = read(options.dtype, "--dtype");
+  const auto out = read(recipe.out_dtype, fmt::format("{}:{}: out_dtype", recipe.file,
+                                                      recipe.out_dtype_mark.line));
+  const auto all = read(recipe.dtype, fmt::format("{}:{}: dtype", recipe.file, recipe.dtype_mark.line));
+  return of_option ? of_option : out ? out : all;
+}
+
+Meeting meet(std::span<const Dtype> stored, std::optional<Dtype> wanted) {
+  Meeting meeting;
+  meeting.inputs.assign(stored.begin(), stored.end());
+  meeting.narrow.assign(stored.size(), false);
+  const Dtype first = stored.front();
+  const bool same = std::all_of(stored.begin(), stored.end(), [&](Dtype d) { return d == first; });
+  for (const Dtype dtype : stored) {
+    if (dtype == Dtype::c64 || (is_float(dtype) && bits(dtype) <= 8 && !has_codec(dtype))) {
+      meeting.refusal = fmt::format("{} cannot be merged", word(dtype));
+      return meeting;
+    }
+  }
+  if (std::any_of(stored.begin(), stored.end(), [](Dtype d) { return !is_float(d); })) {
+    meeting.action = Action::copy;
+    meeting.output = first;
+    meeting.reason = fmt::format("{} is copied where all inputs agree", word(first));
+    if (!same) meeting.refusal = "integers and booleans of different types do not meet";
+    return meeting;
+  }
+  if (std::find(stored.begin(), stored.end(), Dtype::f64) != stored.end()) {
+    if (!wanted) {
+      meeting.action = Action::copy;
+      meeting.output = Dtype::f64;
+      meeting.reason = "float64 is copied where all inputs agree";
+      if (!same) {
+        meeting.refusal = "ingot computes in float32: set dtype: float32 to narrow the float64 ones";
+      }
+      return meeting;
+    }
+    for (std::size_t i = 0; i < stored.size(); ++i) {
+      if (stored[i] != Dtype::f64) continue;
+      meeting.narrow[i] = true;
+      meeting.inputs[i] = Dtype::f32;
+    }
+  }
+  meeting.output = wanted ? *wanted : same ? first : Dtype::f32;
+  return meeting;
+}
+
+const Entry* scale_of(const Checkpoint& checkpoint) {
+  std::unordered_set<std::string_view> coded;  // modules with a tensor of codes
+  for (const Entry& entry : checkpoint.entries()) {
+    if (mark_of_codes(last_component(entry.info.name))) return &entry;
+    if (codes(entry.info.dtype)) coded.insert(parent(entry.info.name));
+  }
+  if (coded.empty()) return nullptr;
+  for (const Entry& entry : checkpoint.entries()) {
+    const std::string_view last = last_component(entry.info.name);
+    const bool scale = last.find("scale") != std::string_view::npos || last == "zero_point";
+    // "w.weight_scale" lies beside "w.weight", "w.weight.scale" below it.
+    const std::string_view owner = parent(entry.info.name);
+    if (scale && (coded.contains(owner) || coded.contains(parent(owner)))) return &entry;
+  }
+  return nullptr;
+}
+
+}  // namespace ingot::plan

@@ -1,0 +1,36 @@
+// Element types: what the recipe wants, what inputs promote to, what cannot be merged as numbers.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ingot/plan.hpp"
+#include "plan/problems.hpp"
+
+namespace ingot::plan {
+
+// The type of the output's floating-point tensors as options or recipe ask for it: PlanOptions::dtype,
+// else out_dtype, else dtype; nothing where none is given. Names that cannot be are problems.
+[[nodiscard]] std::optional<Dtype> wanted_dtype(const Recipe& recipe, const PlanOptions& options,
+                                                Problems& problems);
+
+// How the inputs of one output tensor meet.
+struct Meeting {
+  Action action = Action::merge;
+  Dtype output = Dtype::f32;
+  std::vector<Dtype> inputs;   // as Work::inputs
+  std::vector<bool> narrow;    // as Operand::narrow
+  std::string reason;          // of a copy
+  std::string refusal;         // why they cannot meet; empty: they can
+};
+
+// Without a wanted type the output has the one its inputs promote to: the common one, else f32.
+// Integers, booleans and, where no type is wanted, f64 are copied.
+[[nodiscard]] Meeting meet(std::span<const Dtype> stored, std::optional<Dtype> wanted);
+
+// A tensor that tells that others are stored as codes with scales, or null.
+[[nodiscard]] const Entry* scale_of(const Checkpoint& checkpoint);
+
+}  // namespace ingot::plan
