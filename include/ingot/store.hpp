@@ -81,6 +81,19 @@ class Disk {
 [[nodiscard]] std::string read_text(Disk& disk, const std::string& path,
                                     std::uint64_t limit = 100'000'000);
 
+// Lets tensors be computed on where they lie in the page cache. While a Guard lives, a mapped file that
+// shrinks or cannot be read ends in an Error and not in SIGBUS; without one, bytes are copied first.
+//
+// A program makes one in main, before its other threads, and keeps it to the end: it installs a signal
+// handler, which a library must not do unasked. A second one at the same time is Error{internal}.
+class Guard {
+ public:
+  Guard();
+  ~Guard();  // puts the previous handler back
+  Guard(const Guard&) = delete;
+  Guard& operator=(const Guard&) = delete;
+};
+
 // Where the bytes of one tensor lie.
 struct Entry {
   TensorInfo info;

@@ -1,0 +1,47 @@
+// Files seen as memory, for bytes that are in the page cache already (ring.hpp's resident()).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "ingot/store.hpp"
+
+namespace ingot {
+
+// A read-only view of a range of a file, gone with the object. Only while a Guard lives: losing
+// bytes underneath (the file shrinks, the disk fails) then gives zeros and sets torn(), where it
+// would otherwise kill the process.
+//
+// Any number of threads may read one window. Whoever used its bytes asks torn() afterwards and
+// throws the results away if it says so.
+class Window {
+ public:
+  // Whether windows of this file can be made: it has a descriptor, and a Guard lives.
+  [[nodiscard]] static bool possible(const File& file) noexcept;
+
+  // Maps `bytes` bytes at `offset`; the file must outlive the window. Error{io} if the file ends
+  // before, Error{memory} if there is no room for another mapping, Error{internal} if not
+  // possible().
+  Window(File& file, std::uint64_t offset, std::uint64_t bytes);
+  ~Window();
+  Window(Window&& other) noexcept;
+  Window& operator=(Window&& other) noexcept;
+
+  [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
+
+  // True if some of the bytes may not be the file's.
+  [[nodiscard]] bool torn() const noexcept;
+
+ private:
+  void close() noexcept;
+
+  std::span<const std::byte> bytes_;
+  std::byte* base_ = nullptr;  // of the mapping, which starts at a page; null: moved from, or empty
+  std::size_t length_ = 0;
+  std::size_t slot_ = 0;
+  std::uint64_t end_ = 0;  // in the file
+  int descriptor_ = -1;
+};
+
+}  // namespace ingot
