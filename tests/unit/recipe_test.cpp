@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "ingot/error.hpp"
+#include "ingot/plan.hpp"
 #include "ingot/recipe.hpp"
 #include "support.hpp"
 
@@ -271,6 +272,20 @@ models:
   EXPECT_EQ(get(2, "density"), 0.5);
   EXPECT_EQ(get(3, "weight"), 0.7);
   EXPECT_EQ(get(3, "density"), 0.5);
+}
+
+TEST(Recipe, ExamplesAreReadAndTheirModelsExist) {
+  const std::unique_ptr<Disk> disk = system_disk();
+  const std::vector<std::string> names = disk->list(test::example("recipes"));
+  EXPECT_GE(names.size(), 8U);
+  for (const std::string& name : names) {
+    const Recipe recipe = parse(read_text(*disk, test::example("recipes/" + name)), name, {});
+    EXPECT_TRUE(name == recipe.method + ".yml" || name == "pickled.yml") << name;
+    for (const ModelRef& model : models_of(recipe)) {
+      EXPECT_EQ(disk->kind(resolve(*disk, model, test::example(""))), Disk::Kind::folder)
+          << model.text;
+    }
+  }
 }
 
 // -- model references ---------------------------------------------------------------------------
