@@ -24,11 +24,10 @@ Error system_error(std::string_view action, int number) {
   return {absent ? Code::missing : Code::io, std::move(text)};
 }
 
-Error end_of_file(std::string_view path, std::uint64_t offset, std::uint64_t wanted,
-                  std::uint64_t size) {
-  return {Code::io, fmt::format("{} ends too early: {} bytes are needed at offset {}, the file has "
-                                "{} bytes; it is truncated or changed while it was read",
-                                path, wanted, offset, size)};
+Error end_of_file(std::string_view path, std::uint64_t offset, std::uint64_t wanted) {
+  return {Code::io, fmt::format("{} has no bytes at offset {}, where {} more are needed; it is "
+                                "truncated, or changed while it was read",
+                                path, offset, wanted)};
 }
 
 namespace {
@@ -268,11 +267,9 @@ class MachineDisk final : public Disk {
 }  // namespace
 
 void read_exact(File& file, std::uint64_t offset, std::span<std::byte> data) {
-  const std::uint64_t start = offset;
-  const std::size_t wanted = data.size();
   while (!data.empty()) {
     const std::size_t count = file.read(offset, data);
-    if (count == 0) throw end_of_file(file.path(), start, wanted, file.size());
+    if (count == 0) throw end_of_file(file.path(), offset, data.size());
     offset += count;
     data = data.subspan(count);
   }

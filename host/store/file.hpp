@@ -14,9 +14,8 @@ namespace ingot {
 // exist, Code::io otherwise. `action` names the path ("read /m/a.bin at byte 10").
 [[nodiscard]] Error system_error(std::string_view action, int number);
 
-// What a file that ends too early is called, by the ring as well.
-[[nodiscard]] Error end_of_file(std::string_view path, std::uint64_t offset, std::uint64_t wanted,
-                                std::uint64_t size);
+// The error of a file that ends `wanted` bytes too early, at `offset`.
+[[nodiscard]] Error end_of_file(std::string_view path, std::uint64_t offset, std::uint64_t wanted);
 
 // Disk::exchange for file systems that cannot do it in one step: in three, nothing is ever without
 // a name, and if the second fails the first is undone.

@@ -44,7 +44,7 @@ class File {
 };
 
 // Reads or writes all of data, retrying short transfers. End of file is Error{io} naming the file,
-// the offset and both sizes.
+// where it ends and how many bytes are missing.
 void read_exact(File& file, std::uint64_t offset, std::span<std::byte> data);
 void write_exact(File& file, std::uint64_t offset, std::span<const std::byte> data);
 

@@ -1,6 +1,7 @@
 // Recipes from people who mean harm, or from a broken editor: an Error with a line, in no time.
 #include <chrono>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "ingot/error.hpp"
@@ -50,36 +51,32 @@ TEST(HostileRecipe, DepthIsBoundedBeforeTheStackIs) {
   EXPECT_EQ(refusal(indented), "r.yml:33: more than 32 levels of nesting");
 }
 
-TEST(HostileRecipe, BillionLaughsStopAtTheNodeBound) {
-  std::string text = std::string(kHead) + "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
-  for (int i = 1; i < 30; ++i) {
-    const std::string last = "*a" + std::to_string(i - 1);
-    text += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [" + last;
-    for (int j = 1; j < 10; ++j) text += ", " + last;
-    text += "]\n";
+// `depth` lists, each of ten aliases of the one before.
+std::string laughs(int depth) {
+  std::string text = fmt::format("{}a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n", kHead);
+  for (int i = 1; i < depth; ++i) {
+    text += fmt::format("a{}: &a{} [{}]\n", i, i,
+                        fmt::join(std::vector<std::string>(10, fmt::format("*a{}", i - 1)), ", "));
   }
-  EXPECT_EQ(refusal(text),
+  return text;
+}
+
+TEST(HostileRecipe, BillionLaughsStopAtTheNodeBound) {
+  EXPECT_EQ(refusal(laughs(30)),
             "r.yml:9: the recipe has more than 262144 values once its aliases are written out");
 }
 
 TEST(HostileRecipe, MergeKeysCannotBombEither) {
-  std::string text = std::string(kHead) + "a0: &a0 {k0: x, k1: x, k2: x, k3: x}\n";
+  std::string text = fmt::format("{}a0: &a0 {{k0: x, k1: x, k2: x, k3: x}}\n", kHead);
   for (int i = 1; i < 30; ++i) {
-    const std::string last = "*a" + std::to_string(i - 1);
-    text += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " {<<: [" + last + ", " + last +
-            ", " + last + ", " + last + "], n" + std::to_string(i) + ": " + last + "}\n";
+    text +=
+        fmt::format("a{0}: &a{0} {{<<: [*a{1}, *a{1}, *a{1}, *a{1}], n{0}: *a{1}}}\n", i, i - 1);
   }
   EXPECT_NE(refusal(text).find("more than 262144 values"), std::string::npos);
 }
 
 TEST(HostileRecipe, WaivedBombsAreStillBombs) {
-  std::string text = std::string(kHead) + "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
-  for (int i = 1; i < 10; ++i) {
-    text += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [";
-    for (int j = 0; j < 10; ++j) text += (j ? ", *a" : "*a") + std::to_string(i - 1);
-    text += "]\n";
-  }
-  EXPECT_THROW((void)parse(text, "r.yml", {.allow_unknown_keys = true}), Error);
+  EXPECT_THROW((void)parse(laughs(10), "r.yml", {.allow_unknown_keys = true}), Error);
 }
 
 TEST(HostileRecipe, AliasesMustPointBackAndOut) {

@@ -1,5 +1,6 @@
 #include "token/rows.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "support.hpp"
@@ -25,7 +26,7 @@ std::string row(const RowMap& map, std::uint64_t r) {
   for (std::uint64_t i = map.first[r]; i < map.first[r + 1]; ++i) {
     const RowMap::Pick& pick = map.picks[i];
     EXPECT_EQ(pick.entry, pick.model + 100);
-    out += (out.empty() ? "" : "+") + std::to_string(pick.model) + "." + std::to_string(pick.row);
+    out += fmt::format("{}{}.{}", out.empty() ? "" : "+", pick.model, pick.row);
   }
   return out.empty() ? "zero" : out;
 }
@@ -33,7 +34,8 @@ std::string row(const RowMap& map, std::uint64_t r) {
 std::string text(const RowMap& map) {
   EXPECT_EQ(map.first.size(), map.rows + 1);
   std::string out;
-  for (std::uint64_t r = 0; r < map.rows; ++r) out += (r == 0 ? "" : " ") + row(map, r);
+  for (std::uint64_t r = 0; r < map.rows; ++r)
+    out += fmt::format("{}{}", r == 0 ? "" : " ", row(map, r));
   return out;
 }
 
