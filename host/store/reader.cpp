@@ -9,6 +9,7 @@
 #include "ingot/store.hpp"
 #include "store/header.hpp"
 #include "store/index.hpp"
+#include "store/pickle.hpp"
 
 namespace ingot {
 
@@ -57,8 +58,7 @@ std::string find_weights(Disk& disk, const std::string& folder) {
 }
 
 std::vector<Entry> read_entries(File& file, std::uint32_t index, bool pickled) {
-  if (pickled) fail(Code::format, file.path() + ": PyTorch files are not read by this build");
-  return read_header(file, index).entries;
+  return pickled ? read_pickle(file, index) : read_header(file, index).entries;
 }
 
 // Both lists are sorted by name, without twins, and must say the same.

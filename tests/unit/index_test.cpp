@@ -92,6 +92,40 @@ TEST(Checkpoint, ShardsGiveTheSameBytesAsOneFile) {
   }
 }
 
+TEST(Checkpoint, APyTorchFileGivesTheSameBytesAsSafetensors) {
+  const auto disk = system_disk();
+  const Checkpoint one = Checkpoint::open(*disk, test::example("models/python"), "one");
+  const Checkpoint bin = Checkpoint::open(*disk, test::example("models/python-bin"), "bin");
+  EXPECT_TRUE(bin.pickled());
+  ASSERT_EQ(names_of(one), names_of(bin));
+  for (std::size_t i = 0; i < one.entries().size(); ++i) {
+    const Entry& a = one.entries()[i];
+    const Entry& b = bin.entries()[i];
+    ASSERT_TRUE(b.strides.empty()) << b.info.name;
+    std::vector<std::byte> x(a.info.bytes());
+    std::vector<std::byte> y(b.info.bytes());
+    read_exact(one.file(a.file), a.offset, x);
+    read_exact(bin.file(b.file), b.offset, y);
+    EXPECT_EQ(x, y) << a.info.name;
+  }
+}
+
+TEST(Checkpoint, PyTorchShardsAreFoundThroughTheirIndex) {
+  const test::Folder folder;
+  const auto disk = system_disk();
+  const std::string bin = test::read_file(test::example("models/python-bin/pytorch_model.bin"));
+  test::write_file(folder / "pytorch_model-1.bin", bin);
+  std::string map;
+  for (const std::string& name :
+       names_of(Checkpoint::open(*disk, folder / "pytorch_model-1.bin", "m"))) {
+    map.append(map.empty() ? "\"" : ",\"").append(name).append(R"(":"pytorch_model-1.bin")");
+  }
+  test::write_file(folder / "pytorch_model.bin.index.json", R"({"weight_map":{)" + map + "}}");
+  const Checkpoint model = Checkpoint::open(*disk, folder.path(), "m");
+  EXPECT_TRUE(model.pickled());
+  EXPECT_FALSE(model.entries().empty());
+}
+
 TEST(Checkpoint, ShardsStandInNaturalOrder) {
   const test::Folder folder;
   test::write_file(folder / "m-10.safetensors", weights({"a"}));
