@@ -46,7 +46,7 @@ std::optional<double> read(const Scalar& point, Kind kind) {
   if (kind == Kind::integer && !(std::isfinite(*value) && std::trunc(*value) == *value)) {
     return std::nullopt;
   }
-  return value;
+  return kind == Kind::real ? *value : *value + 0.0;  // only a real number has a negative zero
 }
 
 const char* wanted(Kind kind) {

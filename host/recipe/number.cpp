@@ -39,6 +39,7 @@ std::optional<double> number(std::string_view text) {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
+  if (value == 0 && text.find_first_not_of("0123456789") == std::string_view::npos) return 0.0;
   return negative ? -value : value;
 }
 
