@@ -81,6 +81,22 @@ TEST_F(Resolve, HubNamesComeFromTheCacheByBranchTagAndCommit) {
   EXPECT_EQ(find("org/name@0123f"), snapshot(kOther));
 }
 
+// As the Hub's library lays a model out: the files of a snapshot are links to blobs beside it.
+TEST_F(Resolve, SnapshotOfLinksOpens) {
+  const std::string repository = folder_ / "cache/models--org--linked";
+  test::write_file(repository + "/refs/main", kCommit);
+  test::write_file(repository + "/blobs/1",
+                   test::read_file(test::example("models/base/model.safetensors")));
+  test::write_file(repository + "/blobs/2", "{}");
+  const std::string snapshot = repository + "/snapshots/" + kCommit;
+  std::filesystem::create_directories(snapshot);
+  std::filesystem::create_symlink("../../blobs/1", snapshot + "/model.safetensors");
+  std::filesystem::create_symlink("../../blobs/2", snapshot + "/config.json");
+  const Checkpoint checkpoint = Checkpoint::open(*disk_, find("org/linked"), "org/linked");
+  EXPECT_NE(checkpoint.find("lm_head.weight"), nullptr);
+  EXPECT_EQ(checkpoint.config(), "{}");
+}
+
 TEST_F(Resolve, AmbiguousCommitNamesBoth) {
   const std::string text = refusal("org/name@0123", Code::usage);
   EXPECT_NE(text.find(kCommit), std::string::npos);
