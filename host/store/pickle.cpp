@@ -878,11 +878,6 @@ std::vector<Entry> read_pickle(File& file, std::uint32_t index) {
                        file.path(), cite(member.name)));
     }
   }
-  if (find_member(members, root + "constants.pkl") != nullptr) {
-    fail(Code::format, fmt::format("{}: is a TorchScript archive, a program and not a checkpoint; "
-                                   "save its state_dict() as safetensors",
-                                   file.path()));
-  }
   const Member* pickle = find_member(members, root + "data.pkl");
   if (pickle == nullptr) {
     fail(Code::format,

@@ -235,8 +235,8 @@ class Reader {
 
     if ((record.flags & kEncrypted) != 0) bad(record.name, "is encrypted");
     if (method != 0) {
-      bad(record.name, fmt::format("is compressed (method {}), and torch.save never compresses; "
-                                   "save the checkpoint again or pack it with zip -0",
+      bad(record.name, fmt::format("is compressed (method {}), as TorchScript archives are and "
+                                   "checkpoints never; save the state_dict() of the model instead",
                                    method));
     }
     if ((record.flags & ~(kDescribed | kUtf8)) != 0) {
