@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "base/clip.hpp"
 #include "ingot/error.hpp"
 #include "ingot/recipe.hpp"
 #include "recipe/number.hpp"
@@ -14,7 +15,7 @@ namespace {
 std::string show(const Scalar& scalar) {
   if (const bool* flag = std::get_if<bool>(&scalar)) return *flag ? "true" : "false";
   if (const double* value = std::get_if<double>(&scalar)) return fmt::format("{}", *value);
-  return fmt::format("'{}'", std::get<std::string>(scalar).substr(0, 60));
+  return fmt::format("'{}'", clip(std::get<std::string>(scalar)));
 }
 
 std::optional<bool> truth(std::string_view text) {

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "base/clip.hpp"
 #include "ingot/error.hpp"
 #include "ingot/recipe.hpp"
 #include "recipe/number.hpp"
@@ -43,6 +44,7 @@ std::array<Keys, 9> all_keys() {
 constexpr const char* kIdle = "residual_weight";
 
 constexpr double kMostLayers = 1'000'000;
+constexpr std::size_t kMostText = 4096;  // bytes of a name or path, as file systems have it
 constexpr double kMostPadding = 1'048'576;
 
 const char* describe(const Node& node) {
@@ -114,7 +116,7 @@ class Reader {
     }
     vocabulary(top);
     if (const auto* pair = find(top, "chat_template")) {
-      recipe_.chat_template = text(*pair);
+      recipe_.chat_template = text(*pair, kRecipeBytes);
       recipe_.chat_template_mark = pair->value->mark;
     }
     if (const auto* pair = find(top, "name")) (void)text(*pair);
@@ -139,7 +141,7 @@ class Reader {
   }
 
   [[noreturn]] void unknown(const Node::Pair& pair, const Keys& keys) const {
-    const std::string key = pair.key.substr(0, 60);
+    const std::string key = clip(pair.key);
     if (key == kIdle) {
       bad(pair.mark, fmt::format("'{}' changes nothing, in mergekit neither; remove it (or "
                                  "--allow-unknown-keys)",
@@ -194,9 +196,13 @@ class Reader {
     return node;
   }
 
-  std::string text(const Node::Pair& pair) const {
+  std::string text(const Node::Pair& pair, std::size_t most = kMostText) const {
     const Node& node = expect(pair, Node::Kind::scalar, "text");
     if (node.text.empty()) bad(node.mark, fmt::format("'{}' is empty", pair.key));
+    if (node.text.size() > most) {
+      bad(node.mark, fmt::format("'{}' has {} bytes; at most {} are expected", pair.key,
+                                 node.text.size(), most));
+    }
     return node.text;
   }
 

@@ -9,6 +9,7 @@
 #include <yaml-cpp/exceptions.h>
 #include <yaml-cpp/parser.h>
 
+#include "base/clip.hpp"
 #include "ingot/error.hpp"
 
 namespace ingot {
@@ -160,7 +161,8 @@ class Builder : public YAML::EventHandler {
   static inline const std::string kStandard = "tag:yaml.org,2002:";
 
   void refuse_tag(const std::string& tag, Mark mark) const {
-    fault(file_, mark, fmt::format("the tag '{}' has no meaning in a recipe; remove it", tag));
+    fault(file_, mark,
+          fmt::format("the tag '{}' has no meaning in a recipe; remove it", clip(tag)));
   }
 
   void count(std::uint64_t nodes, Mark mark) {
@@ -219,6 +221,11 @@ class Builder : public YAML::EventHandler {
       frame.node->items.push_back(node);
     } else if (frame.key == nullptr) {
       if (node->kind != Node::Kind::scalar) fault(file_, mark, "a key must be a word");
+      if (node->text.size() > kRecipeKey) {
+        fault(file_, mark,
+              fmt::format("a key of {} bytes; the most that is read is {}", node->text.size(),
+                          kRecipeKey));
+      }
       frame.key = node;
       frame.key_mark = mark;
     } else {

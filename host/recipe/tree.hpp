@@ -16,6 +16,7 @@ namespace ingot {
 inline constexpr std::size_t kRecipeBytes = std::size_t{1} << 20;
 inline constexpr std::uint64_t kRecipeNodes = std::uint64_t{1} << 18;  // with aliases written out
 inline constexpr std::size_t kRecipeDepth = 32;
+inline constexpr std::size_t kRecipeKey = 256;  // bytes; an added token may be a key
 
 struct Node {
   enum class Kind { null, scalar, list, map };

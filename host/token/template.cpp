@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/clip.hpp"
 #include "ingot/error.hpp"
 
 namespace ingot {
@@ -201,7 +202,7 @@ std::optional<std::string> chat_template(const Recipe& recipe,
        fmt::format(
            "{}:{}: chat_template '{}' is neither a name ({}) nor a template, which has at least {} "
            "bytes and a '{{'{}",
-           recipe.file, recipe.chat_template_mark.line, wish.substr(0, 60), fmt::join(names, ", "),
+           recipe.file, recipe.chat_template_mark.line, clip(wish), fmt::join(names, ", "),
            kShortest, near.empty() ? "" : fmt::format("; did you mean '{}'?", near)));
 }
 

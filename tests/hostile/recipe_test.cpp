@@ -102,7 +102,13 @@ TEST(HostileRecipe, GiganticTextIsRefusedBySize) {
   EXPECT_EQ(refusal(std::string((1 << 20) + 1, 'a')),
             "r.yml: the recipe has 1048577 bytes; the most that is read is 1048576");
   const std::string big(1'000'000, 'a');
-  EXPECT_EQ(refusal(kHead + big + ": 1\n").size() < 400, true);
+  EXPECT_EQ(refusal("? " + big + "\n: 1\n"),
+            "r.yml:1: a key of 1000000 bytes; the most that is read is 256");
+  EXPECT_EQ(refusal("merge_method: " + big + "\nmodels: [{model: a}]\n"),
+            "r.yml:1: 'merge_method' has 1000000 bytes; at most 4096 are expected");
+  EXPECT_EQ(refusal("merge_method: linear\nmodels: [{model: " + big + "}]\n"),
+            "r.yml:2: 'model' has 1000000 bytes; at most 4096 are expected");
+  EXPECT_NE(refusal("a: !" + big + " 1\n"), "accepted");
   EXPECT_NE(refusal(kHead + std::string("parameters: {t: [") + repeat("1,", 400'000) + "]}"),
             "accepted");
   EXPECT_NE(refusal(repeat("k: 1\n", 200'000)), "accepted");
@@ -119,6 +125,26 @@ TEST(HostileRecipe, GiganticTextIsRefusedBySize) {
   EXPECT_NE(refusal(repeat("--- a\n", 150'000)), "accepted");
   EXPECT_NE(refusal("[" + repeat("a: ", 300'000)), "accepted");
   EXPECT_NE(refusal("{" + repeat("a, ", 300'000)), "accepted");
+}
+
+TEST(HostileRecipe, MessagesStayShortAndUtf8) {
+  std::string llamas;
+  for (int i = 0; i < 100; ++i) llamas += "\xf0\x9f\xa6\x99";
+  const Recipe recipe =
+      parse(fmt::format("{}parameters: {{t: a{}}}\n", kHead, llamas), "r.yml", {});
+  try {
+    (void)evaluate(recipe.parameters.at("t"), "t", "x", 0, Kind::real, "r.yml");
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.what(), fmt::format("r.yml:4: parameter 't' takes a number, not 'a{}…'",
+                                    llamas.substr(0, 56)));
+  }
+  EXPECT_EQ(refusal(fmt::format("{}a{}: 1\n", kHead, llamas.substr(0, 200))),
+            fmt::format(
+                "r.yml:4: unknown key 'a{}…' at the top level; known there: merge_method, models, "
+                "slices, modules, base_model, parameters, dtype, out_dtype, tokenizer_source, "
+                "tokenizer, chat_template, name (a method's parameters go under 'parameters')",
+                llamas.substr(0, 56)));
 }
 
 TEST(HostileRecipe, ManyDistinctKeysStayQuick) {
