@@ -37,7 +37,7 @@ class Window {
   void close() noexcept;
 
   std::span<const std::byte> bytes_;
-  std::byte* base_ = nullptr;  // of the mapping, which starts at a page; null: moved from, or empty
+  std::byte* base_ = nullptr;  // of the mapping, which is wider; null: moved from, or empty
   std::size_t length_ = 0;
   std::size_t slot_ = 0;
   std::uint64_t end_ = 0;  // in the file
