@@ -35,8 +35,8 @@ struct Completion {
 // Moves bytes for one thread: all calls on one object come from the same thread. Transfers complete
 // in any order. Large ones travel in pieces of 4 MiB. Destruction waits for what is in flight.
 //
-// Memory in huge pages (aligned to 2 MiB, MADV_HUGEPAGE) doubles the rate of direct transfers, from 1.3
-// to 2.7 GB/s for reads, and takes a fifth of the processor time: 0.009 s per GB.
+// Memory in huge pages (aligned to 2 MiB, MADV_HUGEPAGE) doubles the rate of direct transfers,
+// from 1.3 to 2.7 GB/s for reads, and takes a fifth of the processor time: 0.009 s per GB.
 class Ring {
  public:
   virtual ~Ring() = default;

@@ -149,8 +149,10 @@ TEST(HostileHeader, TheFirstByteMustOpenTheObject) {
 TEST(HostileHeader, OnlyWhiteSpaceMayFollowTheObject) {
   EXPECT_REFUSAL(packed(std::string(kGood) + "x", 4), "not valid JSON");
   EXPECT_REFUSAL(packed(std::string(kGood) + "{}", 4), "not valid JSON");
-  EXPECT_REFUSAL(packed(std::string(kGood) + std::string(1, '\0'), 4), "not valid JSON at its byte 55");
-  EXPECT_REFUSAL(packed(std::string(kGood) + std::string("\0{\"u\"", 5), 4), "not valid JSON at its byte 55");
+  EXPECT_REFUSAL(packed(std::string(kGood) + std::string(1, '\0'), 4),
+                 "not valid JSON at its byte 55");
+  EXPECT_REFUSAL(packed(std::string(kGood) + std::string("\0{\"u\"", 5), 4),
+                 "not valid JSON at its byte 55");
 }
 
 TEST(HostileHeader, CommentsTrailingCommasAndBareWordsAreNotJson) {
