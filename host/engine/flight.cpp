@@ -1,0 +1,262 @@
+#include "engine/flight.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "engine/supply.hpp"
+#include "ingot/math/fold.hpp"
+#include "ingot/math/methods.hpp"
+
+namespace ingot {
+namespace {
+
+// Copies move raw bytes, four hash blocks at a time.
+constexpr std::uint64_t kCopyChunk = std::uint64_t{4} << 20;
+
+}  // namespace
+
+Flight::Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& backend, bool hash)
+    : plan_(plan),
+      index_(job),
+      job_(plan.jobs[job]),
+      lodging_(lodging),
+      backend_(backend),
+      hash_(hash) {
+  const bool merge = job_.action == Action::merge;
+  elements_ = merge ? job_.work.rule.elements : job_.output.bytes();
+  chunk_elements_ = merge ? kChunk : kCopyChunk;
+  chunk_count_ = static_cast<std::uint32_t>((elements_ + chunk_elements_ - 1) / chunk_elements_);
+  for (const Operand& operand : job_.operands) {
+    width_.push_back(merge ? bits(staged_dtype(plan, operand)) / 8 : 1);
+    computed_.push_back(merge && !dense(plan, operand));
+  }
+  out_width_ = merge ? bits(job_.output.dtype) / 8 : 1;
+  std::uint64_t least = out_width_;
+  for (const std::uint64_t w : width_) least = std::min(least, w);
+  piece_ = backend.staged() ? chunk_elements_ : kHashBlock / least;
+
+  input_blocks_.resize(width_.size());
+  for (std::size_t i = 0; i < width_.size(); ++i) {
+    input_blocks_[i].resize((elements_ * width_[i] + kHashBlock - 1) / kHashBlock);
+  }
+  output_blocks_.resize((elements_ * out_width_ + kHashBlock - 1) / kHashBlock);
+  unwritten = chunk_count_;
+  if (chunk_count_ == 0) return;
+  if (merge) {
+    needs_ = math::needs(job_.work.rule);
+    if (needs_.select) {
+      selector_ = std::make_unique<Selector>(job_.work, lodging == Lodging::passing);
+    }
+    if (lodging == Lodging::resident) {
+      residence_ = backend.reside(job_.work);
+      if (residence_ == nullptr) lodging_ = Lodging::passing;
+    }
+  }
+  in.resize(chunk_count_);
+  out.resize(chunk_count_);
+  next();
+}
+
+std::uint64_t Flight::first(std::uint32_t chunk) const noexcept { return chunk * chunk_elements_; }
+
+std::uint32_t Flight::elements(std::uint32_t chunk) const noexcept {
+  return static_cast<std::uint32_t>(std::min(chunk_elements_, elements_ - first(chunk)));
+}
+
+std::uint64_t Flight::input_bytes(std::size_t operand, std::uint32_t chunk) const noexcept {
+  return elements(chunk) * width_[operand];
+}
+
+std::uint64_t Flight::input_offset(std::size_t operand, std::uint32_t chunk) const noexcept {
+  return first(chunk) * width_[operand];
+}
+
+std::uint64_t Flight::output_bytes(std::uint32_t chunk) const noexcept {
+  return elements(chunk) * out_width_;
+}
+
+std::uint64_t Flight::output_offset(std::uint32_t chunk) const noexcept {
+  return first(chunk) * out_width_;
+}
+
+bool Flight::reads() const noexcept { return !(lodging_ == Lodging::resident && admitted_); }
+
+void Flight::begin(Step step, std::vector<std::uint32_t> chunks) {
+  step_ = step;
+  chunks_ = std::move(chunks);
+  remaining_ = static_cast<std::uint32_t>(chunks_.size());
+}
+
+// The order of passes: everything lands (and is hashed) once, selection, sums under the mask, apply.
+void Flight::next() {
+  std::vector<std::uint32_t> all(chunk_count_);
+  for (std::uint32_t c = 0; c < chunk_count_; ++c) all[c] = c;
+  const bool selecting = selector_ && selector_->step() != Selector::Step::done;
+  const bool landing = !landed_ && (lodging_ == Lodging::held || lodging_ == Lodging::resident);
+  if (selecting && landing) return begin(Step::land, std::move(all));
+  if (selecting) return begin(Step::select, selector_->chunks());
+  if (step_ != Step::fold && step_ != Step::apply && job_.action == Action::merge) {
+    const auto* selection = selector_ ? selector_->result().data() : nullptr;
+    facts_ = math::prepare(job_.work.rule, selection);
+    if (needs_.folds > 0) {
+      const std::uint64_t tiles = (elements_ + kFoldTile - 1) / kFoldTile;
+      tiles_.resize(static_cast<std::size_t>(needs_.folds) * tiles);
+      return begin(Step::fold, std::move(all));
+    }
+  }
+  if (step_ != Step::apply) return begin(Step::apply, std::move(all));
+  begin(Step::done, {});
+}
+
+void Flight::advance() {
+  switch (step_) {
+    case Step::land:
+      break;
+    case Step::select:
+      selector_->advance();
+      break;
+    case Step::fold: {
+      const std::size_t tiles = tiles_.size() / static_cast<std::size_t>(needs_.folds);
+      std::vector<double> sums(static_cast<std::size_t>(needs_.folds));
+      for (std::size_t f = 0; f < sums.size(); ++f) {
+        sums[f] = math::combine(tiles_.data() + f * tiles, tiles);
+      }
+      math::conclude(job_.work.rule, sums.data(), facts_);
+      std::vector<double>().swap(tiles_);
+      break;
+    }
+    case Step::apply:
+    case Step::done:
+      break;
+  }
+  if (chunks_.size() == chunk_count_) {  // every chunk was visited
+    hashed_ = hashed_ || hashes();
+    admitted_ = admitted_ || residence_ != nullptr;
+    landed_ = true;
+  }
+  next();
+}
+
+bool Flight::hashes() const noexcept { return hash_ && !hashed_ && chunks_.size() == chunk_count_; }
+
+Chunk Flight::view(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs) const {
+  Chunk chunk;
+  chunk.work = &job_.work;
+  chunk.first = first;
+  chunk.count = count;
+  chunk.inputs = inputs;
+  chunk.residence = residence_.get();
+  return chunk;
+}
+
+void Flight::hash_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs) {
+  for (std::size_t i = 0; i < width_.size(); ++i) {
+    if (computed_[i]) continue;  // hashed as stored, by outcome()
+    hash_into(input_blocks_[i], first * width_[i], {inputs[i], count * width_[i]});
+  }
+}
+
+void Flight::hash_into(std::vector<Digest>& blocks, std::uint64_t at, std::span<const std::byte> data) {
+  for (std::size_t i = 0; i < data.size(); i += kHashBlock) {
+    blocks[(at + i) / kHashBlock] = hash_block(data.subspan(i, std::min(kHashBlock, data.size() - i)));
+  }
+}
+
+void Flight::visit(std::uint32_t chunk, const std::byte* const* inputs, std::byte* out_bytes,
+                   const Emit& emit) {
+  const std::uint64_t begin = first(chunk);
+  const std::uint32_t count = elements(chunk);
+  const bool hashing = hashes();
+  if (step_ != Step::apply) {
+    if (hashing) hash_inputs(begin, count, inputs);
+    const Chunk whole = view(begin, count, inputs);
+    if (residence_ && !admitted_) backend_.admit(whole);
+    if (step_ == Step::select) selector_->visit(backend_, whole);
+    if (step_ == Step::fold) fold(whole);
+    return;
+  }
+  Tally tally;
+  std::vector<const std::byte*> at(width_.size());
+  for (std::uint64_t done = 0; done < count; done += piece_) {
+    const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(piece_, count - done));
+    for (std::size_t i = 0; i < at.size(); ++i) {
+      at[i] = inputs[i] == nullptr ? nullptr : inputs[i] + done * width_[i];
+    }
+    if (hashing) hash_inputs(begin + done, n, at.data());
+    const std::byte* result = nullptr;
+    if (job_.action == Action::copy) {
+      compare(begin + done, n, at.data());
+      result = at[0];
+      if (!emit) std::memcpy(out_bytes + done, at[0], n);
+    } else {
+      // Pieces go out one by one from the same bytes, which stay in the cache; or side by side.
+      std::byte* target = emit ? out_bytes : out_bytes + done * out_width_;
+      const Backend::Item item{view(begin + done, n, at.data()), &facts_, target, &tally};
+      backend_.apply({&item, 1});
+      result = target;
+    }
+    const std::span<const std::byte> piece(result, n * out_width_);
+    if (hash_) hash_into(output_blocks_, (begin + done) * out_width_, piece);
+    if (emit) emit((begin + done) * out_width_, piece);
+  }
+  const std::lock_guard lock(mutex_);
+  tally_.add(tally);
+}
+
+void Flight::fold(const Chunk& chunk) {
+  const std::size_t all = tiles_.size() / static_cast<std::size_t>(needs_.folds);
+  const std::size_t here = (chunk.count + kFoldTile - 1) / kFoldTile;
+  std::vector<double> sums(static_cast<std::size_t>(needs_.folds) * here);
+  backend_.fold(chunk, facts_, sums);
+  const std::size_t tile = chunk.first / kFoldTile;
+  for (int f = 0; f < needs_.folds; ++f) {
+    std::copy_n(sums.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(f) * here), here,
+                tiles_.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(f) * all + tile));
+  }
+}
+
+// A copy is made only where all inputs hold the same bytes: anything else would need a formula that
+// this type does not have.
+void Flight::compare(std::uint64_t at, std::uint32_t bytes, const std::byte* const* inputs) const {
+  for (std::size_t i = 1; i < job_.operands.size(); ++i) {
+    if (std::memcmp(inputs[0], inputs[i], bytes) == 0) continue;
+    const auto shown = [&](std::size_t operand) {
+      return plan_.models[job_.operands[operand].model].ref.text;
+    };
+    fail(Code::dtype,
+         fmt::format("{} ({}) differs between {} and {} near byte {}: {} tensors are copied, not "
+                     "merged, so all models must agree on them", job_.output.name,
+                     name(job_.output.dtype), shown(0), shown(i), at, name(job_.output.dtype)));
+  }
+}
+
+Outcome Flight::outcome() {
+  Outcome result;
+  result.inputs.resize(width_.size());
+  if (hash_) {
+    for (std::size_t i = 0; i < width_.size(); ++i) {
+      result.inputs[i] = computed_[i] ? digest_operand(plan_, job_.operands[i])
+                                      : hash_digests(input_blocks_[i]);
+    }
+    result.output = hash_digests(output_blocks_);
+  }
+  result.tally = tally_;
+  result.facts = facts_;
+  return result;
+}
+
+void Flight::signal() {
+  const std::lock_guard lock(mutex_);
+  ended_flag_ = true;
+  ended_.notify_all();
+}
+
+void Flight::await() {
+  std::unique_lock lock(mutex_);
+  ended_.wait(lock, [this] { return ended_flag_; });
+  ended_flag_ = false;
+}
+
+}  // namespace ingot

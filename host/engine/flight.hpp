@@ -1,0 +1,129 @@
+// One output tensor on its way: which pass it is in, where its chunks lie, what was learnt.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "engine/arena.hpp"
+#include "engine/receipt.hpp"
+#include "engine/select.hpp"
+#include "ingot/math/methods.hpp"
+#include "ingot/merge.hpp"
+#include "store/window.hpp"
+
+namespace ingot {
+
+// Where a tensor's input bytes are while it is worked on.
+enum class Lodging : std::uint8_t {
+  mapped,    // windows on the page cache; any chunk at any time
+  held,      // all of them in the arena; any chunk once it has landed
+  passing,   // chunk by chunk through the arena, read again for every pass
+  resident,  // chunk by chunk through the arena once, then in the backend's memory
+};
+
+// A job's state across its passes. Jobs without facts have one pass; others are measured first.
+//
+// visit() may run on many threads at once, for different chunks; the rest is called between passes.
+class Flight {
+ public:
+  // Receives the output of an applying visit, piece by piece: offset in the tensor, bytes.
+  using Emit = std::function<void(std::uint64_t at, std::span<const std::byte>)>;
+
+  Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& backend, bool hash);
+
+  [[nodiscard]] std::size_t index() const noexcept { return index_; }
+  [[nodiscard]] const Job& job() const noexcept { return job_; }
+  [[nodiscard]] Lodging lodging() const noexcept { return lodging_; }
+  [[nodiscard]] std::uint32_t chunk_count() const noexcept { return chunk_count_; }
+  // Bytes of one chunk of an operand as staged, and where they start in the operand; of the output
+  // likewise.
+  [[nodiscard]] std::uint64_t input_bytes(std::size_t operand, std::uint32_t chunk) const noexcept;
+  [[nodiscard]] std::uint64_t input_offset(std::size_t operand, std::uint32_t chunk) const noexcept;
+  [[nodiscard]] std::uint64_t output_bytes(std::uint32_t chunk) const noexcept;
+  [[nodiscard]] std::uint64_t output_offset(std::uint32_t chunk) const noexcept;
+  // First element of a chunk; bytes of the largest piece an applying visit emits.
+  [[nodiscard]] std::uint64_t first(std::uint32_t chunk) const noexcept;
+  [[nodiscard]] std::uint64_t piece_bytes() const noexcept { return piece_ * out_width_; }
+  [[nodiscard]] bool computed(std::size_t operand) const noexcept { return computed_[operand]; }
+
+  // The chunks the current pass visits; empty once the tensor is done.
+  [[nodiscard]] const std::vector<std::uint32_t>& chunks() const noexcept { return chunks_; }
+  // True in the pass that writes the output.
+  [[nodiscard]] bool applying() const noexcept { return step_ == Step::apply; }
+  // True if a visit of this pass needs the operands' bytes from the caller.
+  [[nodiscard]] bool reads() const noexcept;
+
+  // Takes part in the current pass with one chunk. `inputs` are the operands' bytes, null where the
+  // backend holds them. In the applying pass the output goes to `out`: the whole chunk of it, or, given
+  // `emit`, one piece at a time.
+  void visit(std::uint32_t chunk, const std::byte* const* inputs, std::byte* out, const Emit& emit);
+
+  // Counts a finished visit; true for the one that ends the pass.
+  [[nodiscard]] bool visited() noexcept { return remaining_.fetch_sub(1) == 1; }
+  // Between passes: concludes the last one and prepares the next.
+  void advance();
+
+  // After the last pass.
+  [[nodiscard]] Outcome outcome();
+
+  // Wakes the reader, which drives the passes of a passing or resident tensor, and waits for that.
+  void signal();
+  void await();
+
+  // Staging, kept by the run: each chunk's bytes in the arena, windows by operand.
+  std::vector<Extent> in, out;
+  std::vector<Window> windows;
+  bool past_cache = false;  // output goes through `out` and the writer, not through the page cache
+  std::atomic<std::uint32_t> unwritten = 0;
+
+ private:
+  enum class Step : std::uint8_t { land, select, fold, apply, done };
+
+  void begin(Step step, std::vector<std::uint32_t> chunks);
+  void next();
+  [[nodiscard]] std::uint32_t elements(std::uint32_t chunk) const noexcept;
+  [[nodiscard]] bool hashes() const noexcept;
+  [[nodiscard]] Chunk view(std::uint64_t first, std::uint32_t count,
+                           const std::byte* const* inputs) const;
+  void hash_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs);
+  static void hash_into(std::vector<Digest>& blocks, std::uint64_t at, std::span<const std::byte> data);
+  void fold(const Chunk& chunk);
+  void compare(std::uint64_t at, std::uint32_t bytes, const std::byte* const* inputs) const;
+
+  const Plan& plan_;
+  std::size_t index_;
+  const Job& job_;
+  Lodging lodging_;
+  Backend& backend_;
+  bool hash_;
+  std::uint64_t elements_ = 0;        // of the tensor; bytes for a copy
+  std::uint64_t chunk_elements_ = 0;
+  std::uint32_t chunk_count_ = 0;
+  std::uint64_t piece_ = 0;           // elements that fill whole hash blocks of every operand
+  std::vector<std::uint64_t> width_;  // staged bytes per element, by operand
+  std::vector<bool> computed_;        // operands that are not runs of file bytes
+  std::uint64_t out_width_ = 0;
+  math::Needs needs_;
+  Step step_ = Step::land;
+  std::vector<std::uint32_t> chunks_;
+  std::atomic<std::uint32_t> remaining_ = 0;
+  bool hashed_ = false, landed_ = false, admitted_ = false;
+  std::unique_ptr<Selector> selector_;
+  std::unique_ptr<Residence> residence_;
+  std::vector<double> tiles_;         // fold sums, by term and tile of the whole tensor
+  math::Facts facts_;
+  std::vector<std::vector<Digest>> input_blocks_;
+  std::vector<Digest> output_blocks_;
+  Tally tally_;
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  bool ended_flag_ = false;
+};
+
+}  // namespace ingot

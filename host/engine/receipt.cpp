@@ -1,0 +1,231 @@
+#include "engine/receipt.hpp"
+
+#include <cmath>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "ingot/math/methods.hpp"
+
+namespace ingot {
+namespace {
+
+Digest digest_of(const std::string& text) {
+  return hash_block(std::as_bytes(std::span(text.data(), text.size())));
+}
+
+// Exact and the same on every machine: C's hexadecimal notation of an f32.
+std::string hex(float x) { return fmt::format("{:a}", x); }
+
+// Doubles as the shortest decimal that reads back the same; NaN (a parameter that is not set) as null.
+Json number(double x) { return std::isnan(x) ? Json(nullptr) : Json(x); }
+
+// Names that are not UTF-8 are shown with replacement characters instead of failing the run.
+std::string print(const Json& json) {
+  return json.dump(1, ' ', false, Json::error_handler_t::replace);
+}
+
+bool has_task_vectors(const Job& job) {
+  return job.action == Action::merge &&
+         math::method(job.work.rule.method).base == math::Base::origin;
+}
+
+}  // namespace
+
+Json describe_plan(const Plan& plan, const Job& job) {
+  Json entry;
+  entry["name"] = job.output.name;
+  entry["shard"] = plan.shards[job.shard].file;
+  entry["dtype"] = std::string(name(job.output.dtype));
+  Json shape = Json::array();
+  for (int i = 0; i < job.output.shape.rank(); ++i) shape.push_back(job.output.shape[i]);
+  entry["shape"] = std::move(shape);
+  const bool merge = job.action == Action::merge;
+  entry["rule"] = merge ? math::method(job.work.rule.method).name : "copy";
+  if (!job.reason.empty()) entry["reason"] = job.reason;
+  const math::Rule& rule = job.work.rule;
+  if (merge) {
+    const math::Method& method = math::method(rule.method);
+    Json globals = Json::object();
+    int at = 0;
+    for (int i = 0; i < method.parameter_count; ++i) {
+      const math::Parameter& p = method.parameters[i];
+      if (p.scope == math::Scope::global) globals[p.name] = number(rule.globals[at++]);
+    }
+    if (!globals.empty()) entry["parameters"] = std::move(globals);
+  }
+  Json sources = Json::array();
+  for (std::size_t i = 0; i < job.operands.size(); ++i) {
+    const Operand& operand = job.operands[i];
+    const Model& model = plan.models[operand.model];
+    const TensorInfo& info = model.checkpoint.entries()[operand.entry].info;
+    Json source;
+    source["model"] = model.ref.text;
+    source["tensor"] = info.name;
+    source["dtype"] = std::string(name(info.dtype));
+    if (operand.rows) source["rows"] = "rearranged to the output's vocabulary";
+    if (merge && rule.base && i == 0) {
+      source["role"] = "base";
+    } else if (merge) {
+      const math::Method& method = math::method(rule.method);
+      const std::size_t s = i - (rule.base ? 1 : 0);
+      int at = 0;
+      for (int p = 0; p < method.parameter_count; ++p) {
+        if (method.parameters[p].scope == math::Scope::global) continue;
+        source[method.parameters[p].name] = number(rule.locals[s][at++]);
+      }
+    }
+    sources.push_back(std::move(source));
+  }
+  entry["sources"] = std::move(sources);
+  return entry;
+}
+
+Json describe(const Plan& plan, const Job& job, const Outcome& outcome) {
+  Json entry = describe_plan(plan, job);
+  const math::Rule& rule = job.work.rule;
+  const bool merge = job.action == Action::merge;
+  const bool vectors = has_task_vectors(job);
+  for (std::size_t i = 0; i < job.operands.size(); ++i) {
+    Json& source = entry["sources"][i];
+    source["hash"] = outcome.inputs[i].text();
+    if (!vectors || (rule.base && i == 0)) continue;
+    const std::size_t s = i - (rule.base ? 1 : 0);
+    const math::Source& fact = outcome.facts.source[s];
+    source["kept"] = outcome.tally.kept[s];
+    source["dropped"] = rule.elements - outcome.tally.kept[s];
+    if (math::method(rule.method).mask == math::Mask::select && fact.all == 0) {
+      source["threshold"] = hex(math::from_bits(fact.threshold & 0x7fffffffu));
+      source["cut"] = fact.cut;
+    }
+    if (outcome.facts.rescaled) source["factor"] = hex(fact.factor);
+  }
+  if (merge && math::method(rule.method).formula == math::Formula::slerp) {
+    entry["coefficients"] = Json::array({hex(outcome.facts.scalar[0]), hex(outcome.facts.scalar[1])});
+  }
+  if (vectors) {
+    entry["conflicts"] = outcome.tally.conflicts;
+    entry["largest_change"] = hex(math::from_bits(outcome.tally.change));
+  }
+  entry["hash"] = outcome.output.text();
+  return entry;
+}
+
+Json describe_options(const PlanOptions& o) {
+  Json json;
+  json["seed"] = o.seed;
+  json["shard_bytes"] = o.shard_bytes;
+  json["dtype"] = o.dtype;
+  json["fp8_overflow"] = o.overflow == math::Overflow::saturate ? "saturate" : "propagate";
+  json["copy_tokenizer"] = o.copy_tokenizer;
+  json["model_card"] = o.model_card;
+  Json waivers = Json::array();
+  if (o.truncate_embeddings) waivers.push_back("truncate_embeddings");
+  if (o.allow_unknown_keys) waivers.push_back("allow_unknown_keys");
+  if (o.allow_mixed) waivers.push_back("allow_mixed");
+  if (o.allow_unchanged) waivers.push_back("allow_unchanged");
+  json["waivers"] = std::move(waivers);
+  return json;
+}
+
+PlanOptions parse_options(const Json& json) {
+  PlanOptions o;
+  o.seed = json.at("seed").get<std::uint64_t>();
+  o.shard_bytes = json.at("shard_bytes").get<std::uint64_t>();
+  o.dtype = json.at("dtype").get<std::string>();
+  o.overflow = json.at("fp8_overflow") == "saturate" ? math::Overflow::saturate
+                                                     : math::Overflow::propagate;
+  o.copy_tokenizer = json.at("copy_tokenizer").get<bool>();
+  o.model_card = json.at("model_card").get<bool>();
+  for (const auto& w : json.at("waivers")) {
+    if (w == "truncate_embeddings") o.truncate_embeddings = true;
+    if (w == "allow_unknown_keys") o.allow_unknown_keys = true;
+    if (w == "allow_mixed") o.allow_mixed = true;
+    if (w == "allow_unchanged") o.allow_unchanged = true;
+  }
+  return o;
+}
+
+std::string print_receipt(const Plan& plan, const std::vector<Json>& entries,
+                          const std::vector<std::pair<std::string, Digest>>& files) {
+  Json json;
+  json["format"] = kReceiptFormat;
+  json["recipe"] = {{"method", plan.recipe.method}, {"hash", digest_of(plan.recipe.text).text()}};
+  if (!plan.recipe.waived.empty()) json["recipe"]["unknown_keys"] = plan.recipe.waived;
+  json["options"] = describe_options(plan.options);
+  json["architecture"] = plan.architecture;
+
+  std::vector<std::uint64_t> unused(plan.models.size());
+  for (const Unused& u : plan.unused) ++unused[u.model];
+  Json models = Json::array();
+  for (std::size_t m = 0; m < plan.models.size(); ++m) {
+    const auto& checkpoint = plan.models[m].checkpoint;
+    models.push_back({{"model", plan.models[m].ref.text},
+                      {"format", checkpoint.pickled() ? "pytorch" : "safetensors"},
+                      {"tensors", checkpoint.entries().size()},
+                      {"unused", unused[m]}});
+  }
+  json["models"] = std::move(models);
+  json["tensors"] = entries;
+  Json left = Json::array();
+  for (const Unused& u : plan.unused) {
+    left.push_back({{"model", plan.models[u.model].ref.text},
+                    {"tensor", plan.models[u.model].checkpoint.entries()[u.entry].info.name},
+                    {"reason", u.reason}});
+  }
+  json["unused"] = std::move(left);
+  Json others = Json::array();
+  for (const auto& [file, digest] : files) others.push_back({{"file", file}, {"hash", digest.text()}});
+  json["files"] = std::move(others);
+  Json warnings = Json::array();
+  for (const Problem& p : plan.problems) {
+    if (!p.fatal) warnings.push_back(p.text);
+  }
+  json["warnings"] = std::move(warnings);
+  json["hash"] = digest_of(print(json)).text();
+  return print(json) + "\n";
+}
+
+Json parse_receipt(const std::string& text, const std::string& path) {
+  Json json = Json::parse(text, nullptr, false);
+  if (json.is_discarded() || !json.is_object() || !json.contains("format")) {
+    fail(Code::format, fmt::format("{}: not a receipt of ingot (expected a JSON object with "
+                                   "\"format\": \"{}\")", path, kReceiptFormat));
+  }
+  if (json["format"] != kReceiptFormat) {
+    fail(Code::format, fmt::format("{}: receipt format {} found, {} expected: verify with the ingot "
+                                   "that wrote it", path, json["format"].dump(), kReceiptFormat));
+  }
+  const auto at = json.find("hash");
+  if (at == json.end() || !at->is_string()) {
+    fail(Code::format, fmt::format("{}: the receipt has no self-hash: it was edited or cut off", path));
+  }
+  const auto told = at->get<std::string>();
+  json.erase(at);
+  if (const auto found = digest_of(print(json)).text(); found != told) {
+    fail(Code::format, fmt::format("{}: the receipt was edited or damaged: its self-hash is {}, its "
+                                   "contents give {}", path, told, found));
+  }
+  return json;
+}
+
+int unchanged(const Plan& plan, const std::vector<Json>& entries) {
+  if (entries.empty()) return -1;
+  for (std::size_t m = 0; m < plan.models.size(); ++m) {
+    const std::string& ref = plan.models[m].ref.text;
+    bool all = plan.models[m].checkpoint.entries().size() == entries.size();
+    for (std::size_t e = 0; all && e < entries.size(); ++e) {
+      const Json& entry = entries[e];
+      bool same = false;
+      for (const Json& source : entry["sources"]) {
+        same = same || (source["model"] == ref && source["hash"] == entry["hash"] &&
+                        source["dtype"] == entry["dtype"] && source["tensor"] == entry["name"]);
+      }
+      all = same;
+    }
+    if (all) return static_cast<int>(m);
+  }
+  return -1;
+}
+
+}  // namespace ingot

@@ -1,0 +1,51 @@
+// ingot.json: what became of every tensor, in a form that can be checked (docs/formats.md).
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "base/hash.hpp"
+#include "ingot/backend.hpp"
+#include "ingot/plan.hpp"
+
+namespace ingot {
+
+using Json = nlohmann::ordered_json;
+
+inline constexpr const char* kReceiptFormat = "ingot-receipt-1";
+inline constexpr const char* kReceiptName = "ingot.json";
+
+// What running a job brought to light.
+struct Outcome {
+  Digest output;
+  std::vector<Digest> inputs;  // by operand
+  Tally tally;
+  math::Facts facts;           // for Action::merge
+};
+
+// One entry of the receipt's "tensors". A pure function of its arguments.
+[[nodiscard]] Json describe(const Plan& plan, const Job& job, const Outcome& outcome);
+
+// The same without what only running can tell: what verify compares an entry with.
+[[nodiscard]] Json describe_plan(const Plan& plan, const Job& job);
+
+// The options that may change bytes, and the waivers that were used.
+[[nodiscard]] Json describe_options(const PlanOptions& options);
+[[nodiscard]] PlanOptions parse_options(const Json& json);
+
+// The whole receipt: `entries` by job, in order, and the hashes of the folder's other files. Ends in a
+// self-hash that finds accidents.
+[[nodiscard]] std::string print_receipt(const Plan& plan, const std::vector<Json>& entries,
+                                        const std::vector<std::pair<std::string, Digest>>& files);
+
+// Parses a receipt and checks its format and self-hash; throws Error{format}.
+[[nodiscard]] Json parse_receipt(const std::string& text, const std::string& path);
+
+// Index into plan.models of a model whose every tensor came out bit for bit, or -1. One whole model
+// passed through on purpose does not count.
+[[nodiscard]] int unchanged(const Plan& plan, const std::vector<Json>& entries);
+
+}  // namespace ingot

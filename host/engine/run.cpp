@@ -1,0 +1,582 @@
+// merge(): reads, visits and writes chunks in bounded memory (docs/architecture.md, "The run").
+//
+// Three roles. The caller's thread is the reader: it lends memory, issues reads and hands landed
+// chunks to the crew. The crew hashes, measures and applies. The writer puts output on disk.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "engine/crew.hpp"
+#include "engine/flight.hpp"
+#include "engine/output.hpp"
+#include "engine/supply.hpp"
+#include "engine/writer.hpp"
+#include "ingot/merge.hpp"
+#include "store/ring.hpp"
+
+namespace ingot {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Reads in flight: 2 MiB each, eight saturate the disk; twice that hides the gaps between chunks.
+constexpr unsigned kDepth = 16;
+// Finished tensors become durable, and so resumable, at this interval.
+constexpr std::chrono::seconds kJournal{5};
+// Most tensors that are worked on from the page cache at once, and their bytes.
+constexpr std::size_t kMapped = 12;
+constexpr std::uint64_t kMappedBytes = std::uint64_t{2} << 30;
+// What the process needs beside staging: code, headers, plan, receipts, stacks.
+constexpr std::uint64_t kOverhead = std::uint64_t{48} << 20;
+// Storage is probed only where the run is long enough to be worth a hundredth of a second.
+constexpr std::uint64_t kProbeBytes = std::uint64_t{64} << 20;
+
+std::uint64_t anonymous_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("RssAnon:")) return std::stoull(line.substr(8)) * 1024;
+  }
+  return 0;
+}
+
+class Run {
+ public:
+  Run(Backend& backend, const Plan& plan, Output& output, const MergeOptions& options,
+      const Watcher& watcher, Report& report)
+      : backend_(backend),
+        plan_(plan),
+        output_(output),
+        options_(options),
+        watcher_(watcher),
+        report_(report),
+        entries_(plan.jobs.size()),
+        threads_(options.threads > 0 ? options.threads
+                                     : std::max(1, static_cast<int>(std::thread::hardware_concurrency()))),
+        scratch_(static_cast<std::size_t>(threads_)),
+        arena_(backend, arena_bytes()),
+        ring_(make_ring(kDepth, true)),
+        writer_(true, [this](std::exception_ptr error) { crew_.fail(std::move(error)); }),
+        crew_(threads_) {
+    crew_.on_failure([this] { stop(); });
+  }
+
+  // Runs every job that a former run did not finish; entries by job.
+  std::vector<Json> go() {
+    for (const auto& [job, entry] : output_.finished()) {
+      entries_[job] = entry;
+      ++finished_;
+      ++report_.resumed;
+      done_bytes_ += job_bytes(job);
+    }
+    auto flushed = Clock::now();
+    try {
+      for (std::size_t job = 0; job < plan_.jobs.size(); ++job) {
+        if (output_.finished().contains(job)) continue;
+        if (crew_.failed()) break;
+        admit(job);
+        if (Clock::now() - flushed > kJournal) {
+          output_.flush();
+          flushed = Clock::now();
+        }
+      }
+      drain();
+    } catch (...) {
+      crew_.fail(std::current_exception());
+    }
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return crew_.failed() || finished_ == plan_.jobs.size(); });
+    lock.unlock();
+    crew_.check();
+    note_memory();
+    return std::move(entries_);
+  }
+
+  // After a failure: what is finished stays resumable.
+  void rescue() noexcept {
+    try {
+      output_.flush();
+    } catch (...) {  // the first error is on its way already
+    }
+  }
+
+ private:
+  // A chunk whose reads are under way.
+  struct Load {
+    std::shared_ptr<Flight> flight;
+    std::uint32_t chunk = 0;
+    std::size_t missing = 0;
+  };
+
+  [[nodiscard]] std::uint64_t arena_bytes() const {
+    std::uint64_t least = 0;   // the largest single chunk any job stages
+    std::uint64_t useful = 0;  // more than everything is never needed
+    for (const Job& job : plan_.jobs) {
+      std::uint64_t chunk = 0, all = 0;
+      const std::uint64_t n = job.action == Action::merge ? job.work.rule.elements : job.output.bytes();
+      const std::uint64_t part = job.action == Action::merge ? std::min(n, kChunk)
+                                                             : std::min<std::uint64_t>(n, 4 << 20);
+      for (const Operand& operand : job.operands) {
+        const std::uint64_t width = job.action == Action::merge ? bits(staged_dtype(plan_, operand)) / 8 : 1;
+        chunk += slot_bytes(part * width);
+        all += n * width;
+      }
+      const std::uint64_t width = job.action == Action::merge ? bits(job.output.dtype) / 8 : 1;
+      least = std::max(least, chunk + slot_bytes(part * width));
+      useful += all + n * width + 2 * kPage * (job.operands.size() + 1) * (n / kChunk + 1);
+    }
+    // Workers that write through the page cache hold one piece of output each.
+    const std::uint64_t aside = kOverhead + static_cast<std::uint64_t>(threads_) * (std::uint64_t{4} << 20);
+    if (options_.memory < aside + least) {
+      fail(Code::usage, fmt::format("--memory {} MiB is too small for this merge: its tensors need at "
+                                    "least {} MiB", options_.memory >> 20, (aside + least) / (1 << 20) + 1));
+    }
+    return std::min(options_.memory - aside, std::max(useful, least));
+  }
+
+  [[nodiscard]] static std::uint64_t slot_bytes(std::uint64_t bytes) {
+    return round_up(bytes, kPage) + kPage;  // the pages that enclose it, wherever it starts
+  }
+
+  [[nodiscard]] std::uint64_t job_bytes(std::size_t job) const {
+    std::uint64_t sum = plan_.jobs[job].output.bytes();
+    for (const Operand& o : plan_.jobs[job].operands) {
+      sum += plan_.models[o.model].checkpoint.entries()[o.entry].info.bytes();
+    }
+    return sum;
+  }
+
+  [[nodiscard]] const Entry& entry_of(const Operand& o) const {
+    return plan_.models[o.model].checkpoint.entries()[o.entry];
+  }
+  [[nodiscard]] File& file_of(const Operand& o) const {
+    return plan_.models[o.model].checkpoint.file(entry_of(o).file);
+  }
+
+  // Share of a job's input bytes in the page cache.
+  [[nodiscard]] double cached(const Job& job) const {
+    double in_cache = 0, all = 0;
+    for (const Operand& o : job.operands) {
+      const auto bytes = static_cast<double>(entry_of(o).info.bytes());
+      in_cache += bytes * resident(file_of(o), entry_of(o).offset, entry_of(o).info.bytes());
+      all += bytes;
+    }
+    return all == 0 ? 1 : in_cache / all;
+  }
+
+  [[nodiscard]] std::uint64_t chunk_bytes(const Flight& flight, std::uint32_t chunk) const {
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i < flight.job().operands.size(); ++i) {
+      sum += slot_bytes(flight.input_bytes(i, chunk));
+    }
+    return sum;
+  }
+
+  [[nodiscard]] Lodging lodge(const Job& job, bool& hot) const {
+    using Storage = MergeOptions::Storage;
+    bool computed = false, mappable = !backend_.staged() && Window::possible();
+    std::uint64_t bytes = 0;
+    for (const Operand& o : job.operands) {
+      computed = computed || (job.action == Action::merge && !dense(plan_, o));
+      mappable = mappable && file_of(o).descriptor() >= 0;
+      bytes += job.action == Action::merge
+                   ? job.work.rule.elements * bits(staged_dtype(plan_, o)) / 8
+                   : job.output.bytes();
+      bytes += 2 * kPage * (job.work.rule.elements / kChunk + 1);
+    }
+    hot = options_.storage == Storage::mapped || options_.storage == Storage::buffered ||
+          (options_.storage == Storage::automatic && cached(job) > 0.95);
+    if (!computed && mappable && hot && options_.storage != Storage::buffered) return Lodging::mapped;
+    if (job.action == Action::copy) return Lodging::passing;
+    const math::Needs needs = math::needs(job.work.rule);
+    if (!needs.select && needs.folds == 0) return Lodging::passing;
+    if (backend_.staged()) return Lodging::resident;
+    return bytes <= arena_.size() / 20 * 19 ? Lodging::held : Lodging::passing;
+  }
+
+  void admit(std::size_t index) {
+    const Job& job = plan_.jobs[index];
+    bool hot = false;
+    const Lodging lodging = lodge(job, hot);
+    if (lodging == Lodging::mapped) await_air(job_bytes(index));
+    // Shared by the reader, the visits and writes of its chunks; the last of them lets it go.
+    auto flight = std::make_shared<Flight>(plan_, index, lodging, backend_, options_.hash);
+    if (flight->chunk_count() == 0) {
+      finish(*flight);
+      return;
+    }
+    flight->past_cache = !hot && lodging != Lodging::mapped && output_.shard(job.shard).direct() >= 0;
+    switch (flight->lodging()) {
+      case Lodging::mapped:
+        note_path("page cache, mapped");
+        for (const Operand& o : job.operands) {
+          flight->windows.emplace_back(file_of(o), entry_of(o).offset, entry_of(o).info.bytes());
+        }
+        post(flight);
+        return;
+      case Lodging::held:
+        hold(flight, hot);
+        return;
+      case Lodging::passing:
+      case Lodging::resident:
+        pass(flight, hot);
+        return;
+    }
+  }
+
+  // Waits until little enough is worked on from the page cache.
+  void await_air(std::uint64_t bytes) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] {
+      return crew_.failed() || mapped_.empty() ||
+             (mapped_.size() < kMapped && mapped_bytes_ + bytes <= kMappedBytes);
+    });
+  }
+
+  void post(const std::shared_ptr<Flight>& flight) {
+    if (flight->lodging() == Lodging::mapped) {
+      const std::lock_guard lock(mutex_);
+      if (mapped_.emplace(flight->index(), job_bytes(flight->index())).second) {
+        mapped_bytes_ += job_bytes(flight->index());
+      }
+    }
+    const auto chunks = flight->chunks();  // a copy: the pass may end while it is being posted
+    for (const std::uint32_t chunk : chunks) post(flight, chunk);
+  }
+
+  void post(const std::shared_ptr<Flight>& flight, std::uint32_t chunk) {
+    crew_.post(flight->index(), [this, flight, chunk](int worker) { visit(flight, chunk, worker); });
+  }
+
+  // One extent for the whole tensor, so that it is met as soon as others are gone, given back in parts.
+  void hold(const std::shared_ptr<Flight>& flight, bool hot) {
+    std::uint64_t sum = 0;
+    for (std::uint32_t c = 0; c < flight->chunk_count(); ++c) {
+      sum += chunk_bytes(*flight, c);
+      if (flight->past_cache) sum += slot_bytes(flight->output_bytes(c));
+    }
+    Extent all = take(sum);
+    const auto chunks = flight->chunks();
+    for (const std::uint32_t c : chunks) {
+      if (crew_.failed()) return;
+      flight->in[c] = all.split(chunk_bytes(*flight, c));
+      if (flight->past_cache) flight->out[c] = all.split(slot_bytes(flight->output_bytes(c)));
+      load(flight, c, hot);
+    }
+  }
+
+  // Chunk by chunk through the arena, pass after pass.
+  void pass(const std::shared_ptr<Flight>& flight, bool hot) {
+    while (!flight->chunks().empty()) {
+      const auto chunks = flight->chunks();
+      const bool last = flight->applying();
+      for (const std::uint32_t c : chunks) {
+        if (crew_.failed()) return;
+        if (flight->reads()) flight->in[c] = take(chunk_bytes(*flight, c));
+        if (last && flight->past_cache) flight->out[c] = take(slot_bytes(flight->output_bytes(c)));
+        if (crew_.failed()) return;
+        if (flight->reads()) {
+          load(flight, c, hot);
+        } else {
+          post(flight, c);
+        }
+      }
+      if (last) return;
+      drain();
+      {
+        const std::lock_guard lock(mutex_);
+        awaited_ = flight;
+      }
+      if (!crew_.failed()) flight->await();
+      {
+        const std::lock_guard lock(mutex_);
+        awaited_ = nullptr;
+      }
+      if (crew_.failed()) return;
+      flight->advance();
+    }
+  }
+
+  // Memory, while landed reads go on being handed out.
+  Extent take(std::uint64_t bytes) {
+    for (;;) {
+      Extent extent = arena_.try_take(bytes);
+      if (extent.data() != nullptr || crew_.failed()) return extent;
+      if (ring_->pending() == 0) return arena_.take(bytes);
+      reap();
+    }
+  }
+
+  void load(const std::shared_ptr<Flight>& flight, std::uint32_t chunk, bool hot) {
+    const Job& job = flight->job();
+    const std::uint64_t token = next_token_++;
+    Load& record = loads_[token];
+    record = {flight, chunk, 1};
+    std::byte* slot = flight->in[chunk].data();
+    for (std::size_t i = 0; i < job.operands.size(); ++i) {
+      const Operand& o = job.operands[i];
+      const std::uint64_t bytes = flight->input_bytes(i, chunk);
+      if (flight->computed(i)) {
+        supply(plan_, o, flight->first(chunk), {slot, bytes});
+      } else {
+        const std::uint64_t begin = entry_of(o).offset + flight->input_offset(i, chunk);
+        File& file = file_of(o);
+        const bool direct = !hot && options_.storage != MergeOptions::Storage::buffered &&
+                            file.direct() >= 0 && bytes >= kPage;
+        note_path(direct ? "direct I/O" : "page cache, read");
+        Transfer transfer{&file, begin, {slot + begin % kPage, bytes}, false, false, token};
+        if (direct) {
+          const std::uint64_t from = begin / kPage * kPage;
+          transfer = {&file, from, {slot, round_up(begin + bytes, kPage) - from}, false, true, token};
+        }
+        ++record.missing;
+        ring_->submit(transfer);
+      }
+      slot += slot_bytes(bytes);
+    }
+    landed(token);
+    while (ring_->pending() >= 2 * kDepth) reap();
+  }
+
+  void reap() {
+    const Completion completion = ring_->wait();
+    if (completion.error) std::rethrow_exception(completion.error);
+    landed(completion.token);
+  }
+
+  void landed(std::uint64_t token) {
+    const auto at = loads_.find(token);
+    if (--at->second.missing > 0) return;
+    post(at->second.flight, at->second.chunk);
+    loads_.erase(at);
+  }
+
+  void drain() {
+    while (ring_->pending() > 0) reap();
+  }
+
+  // The crew's part: one chunk of one pass.
+  void visit(const std::shared_ptr<Flight>& flight, std::uint32_t chunk, int worker) {
+    const Job& job = flight->job();
+    const bool applying = flight->applying();
+    std::vector<const std::byte*> inputs(job.operands.size());
+    if (flight->lodging() == Lodging::mapped) {
+      for (std::size_t i = 0; i < inputs.size(); ++i) {
+        inputs[i] = flight->windows[i].bytes().data() + flight->input_offset(i, chunk);
+      }
+    } else if (flight->reads()) {
+      const std::byte* slot = flight->in[chunk].data();
+      for (std::size_t i = 0; i < inputs.size(); ++i) {
+        const std::uint64_t begin = entry_of(job.operands[i]).offset + flight->input_offset(i, chunk);
+        inputs[i] = slot + (flight->computed(i) ? 0 : begin % kPage);
+        slot += slot_bytes(flight->input_bytes(i, chunk));
+      }
+    }
+    File& shard = output_.shard(job.shard);
+    const std::uint64_t place = output_.place(job);
+    try {
+      if (!applying) {
+        flight->visit(chunk, inputs.data(), nullptr, {});
+      } else if (flight->past_cache) {
+        const std::uint64_t begin = place + flight->output_offset(chunk);
+        std::byte* target = flight->out[chunk].data() + begin % kPage;
+        flight->visit(chunk, inputs.data(), target, {});
+        writer_.push({&shard, begin, {target, flight->output_bytes(chunk)}, [this, flight, chunk] {
+                        flight->out[chunk] = {};
+                        written(*flight);
+                      }});
+      } else {
+        auto& scratch = scratch_[static_cast<std::size_t>(worker)];
+        if (scratch.size() < flight->piece_bytes()) scratch.resize(flight->piece_bytes());
+        flight->visit(chunk, inputs.data(), scratch.data(),
+                      [&](std::uint64_t at, std::span<const std::byte> piece) {
+                        write_exact(shard, place + at, piece);
+                      });
+      }
+    } catch (Error& error) {
+      throw error.add(fmt::format("merging {}", job.output.name));
+    }
+    for (std::size_t i = 0; i < flight->windows.size(); ++i) {
+      if (!flight->windows[i].torn()) continue;
+      fail(Code::io, fmt::format("{}: the file was cut short while {} was read from it",
+                                 file_of(job.operands[i]).path(),
+                                 entry_of(job.operands[i]).info.name));
+    }
+    if (applying || flight->lodging() == Lodging::passing || flight->lodging() == Lodging::resident) {
+      flight->in[chunk] = {};
+    }
+    if (applying) {
+      advance_progress(*flight, chunk);
+      if (!flight->past_cache) written(*flight);
+    }
+    if (!flight->visited()) return;
+    if (flight->lodging() == Lodging::passing || flight->lodging() == Lodging::resident) {
+      flight->signal();
+      return;
+    }
+    flight->advance();
+    post(flight);
+  }
+
+  // One more chunk of a tensor is with the system; after the last, so is the tensor.
+  void written(Flight& flight) {
+    if (flight.unwritten.fetch_sub(1) == 1) finish(flight);
+  }
+
+  void finish(Flight& flight) {
+    Json entry = describe(plan_, flight.job(), flight.outcome());
+    output_.done(flight.index(), entry);
+    const std::lock_guard lock(mutex_);
+    entries_[flight.index()] = std::move(entry);
+    ++finished_;
+    if (mapped_.erase(flight.index()) > 0) mapped_bytes_ -= job_bytes(flight.index());
+    changed_.notify_all();
+  }
+
+  // First error: everybody who waits must wake.
+  void stop() {
+    arena_.stop();
+    const std::lock_guard lock(mutex_);
+    if (awaited_) awaited_->signal();
+    changed_.notify_all();
+  }
+
+  // Counts a chunk and tells the watcher, about ten times a second.
+  void advance_progress(const Flight& flight, std::uint32_t chunk) {
+    std::uint64_t bytes = flight.output_bytes(chunk);
+    for (std::size_t i = 0; i < flight.job().operands.size(); ++i) bytes += flight.input_bytes(i, chunk);
+    const std::uint64_t done = done_bytes_.fetch_add(bytes) + bytes;
+    const std::int64_t now = Clock::now().time_since_epoch().count();
+    std::int64_t last = told_.load();
+    if (now - last < Clock::duration(std::chrono::milliseconds(100)).count() ||
+        !told_.compare_exchange_strong(last, now)) {
+      return;
+    }
+    const std::lock_guard lock(watching_);
+    note_memory();
+    if (watcher_) watcher_({done, plan_.bytes_in + plan_.bytes_out, flight.job().output.name});
+  }
+
+  void note_memory() { report_.peak_memory = std::max(report_.peak_memory, anonymous_bytes()); }
+
+  void note_path(const std::string& path) {
+    if (report_.storage.find(path) != std::string::npos) return;
+    report_.storage += report_.storage.empty() ? path : " + " + path;
+  }
+
+  Backend& backend_;
+  const Plan& plan_;
+  Output& output_;
+  const MergeOptions& options_;
+  const Watcher& watcher_;
+  Report& report_;
+  std::vector<Json> entries_;
+  int threads_;
+  std::mutex mutex_;                   // guards entries_, finished_, mapped_, awaited_
+  std::condition_variable changed_;
+  std::size_t finished_ = 0;
+  std::map<std::size_t, std::uint64_t> mapped_;  // jobs worked on from the page cache, their bytes
+  std::uint64_t mapped_bytes_ = 0;
+  std::shared_ptr<Flight> awaited_;    // shared with the reader, which sleeps on it
+  std::atomic<std::uint64_t> done_bytes_ = 0;
+  std::atomic<std::int64_t> told_ = 0;
+  std::mutex watching_;
+  std::uint64_t next_token_ = 0;
+  std::map<std::uint64_t, Load> loads_;
+  std::vector<std::vector<std::byte>> scratch_;  // by worker: one piece of output
+  Arena arena_;
+  std::unique_ptr<Ring> ring_;
+  // The threads come last: they are joined before anything they touch goes.
+  Writer writer_;
+  Crew crew_;
+};
+
+// Bytes per second of a direct read from an input that is not in the page cache, or 0.
+double probe(const Plan& plan) {
+  if (plan.bytes_in + plan.bytes_out < 8 * kProbeBytes) return 0;
+  for (const Job& job : plan.jobs) {
+    for (const Operand& o : job.operands) {
+      const Checkpoint& checkpoint = plan.models[o.model].checkpoint;
+      File& file = checkpoint.file(checkpoint.entries()[o.entry].file);
+      if (file.direct() < 0 || file.size() < kProbeBytes || resident(file, 0, kProbeBytes) > 0.5) continue;
+      constexpr std::uint64_t kPiece = std::uint64_t{2} << 20;
+      const std::unique_ptr<std::byte, void (*)(void*)> room(
+          static_cast<std::byte*>(std::aligned_alloc(kPage, kPiece * 8)), std::free);
+      const auto ring = make_ring(8, true);
+      const auto begin = Clock::now();
+      std::uint64_t at = 0;
+      for (std::uint64_t i = 0; i < 8; ++i, at += kPiece) {
+        ring->submit({&file, at, {room.get() + i * kPiece, kPiece}, false, true, i});
+      }
+      while (ring->pending() > 0) {
+        const Completion c = ring->wait();
+        if (c.error) std::rethrow_exception(c.error);
+        if (at >= kProbeBytes) continue;
+        ring->submit({&file, at, {room.get() + c.token * kPiece, kPiece}, false, true, c.token});
+        at += kPiece;
+      }
+      return static_cast<double>(kProbeBytes) /
+             std::chrono::duration<double>(Clock::now() - begin).count();
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+void Tally::add(const Tally& other) {
+  for (int s = 0; s < math::kSources; ++s) kept[s] += other.kept[s];
+  conflicts += other.conflicts;
+  change = std::max(change, other.change);
+}
+
+Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& out,
+             const MergeOptions& options, const Watcher& watcher) {
+  std::size_t fatal = 0;
+  for (const Problem& p : plan.problems) fatal += p.fatal ? 1 : 0;
+  for (const Problem& p : plan.problems) {
+    if (!p.fatal) continue;
+    fail(p.code, fatal == 1 ? p.text
+                            : fmt::format("{} ({} more: ingot plan shows all)", p.text, fatal - 1));
+  }
+  const auto begin = Clock::now();
+  Report report;
+  report.out = out;
+  report.backend = backend.describe();
+  for (const Problem& p : plan.problems) report.warnings.push_back(p.text);
+  for (const Job& job : plan.jobs) ++(job.action == Action::merge ? report.merged : report.copied);
+  report.tensors = plan.jobs.size();
+  report.unused = plan.unused.size();
+  report.bytes_read = plan.bytes_in;
+  report.bytes_written = plan.bytes_out;
+
+  Output output(disk, plan, out, options);
+  report.storage_rate = probe(plan);
+  std::vector<Json> entries;
+  {
+    Run run(backend, plan, output, options, watcher, report);
+    try {
+      entries = run.go();
+    } catch (Error& error) {
+      run.rescue();
+      throw error.add(fmt::format("--resume continues from {}", output.partial()));
+    }
+  }
+  const bool whole_copy = plan.models.size() == 1 && plan.recipe.method == "passthrough";
+  if (const int same = options.hash && !whole_copy ? unchanged(plan, entries) : -1; same >= 0) {
+    report.warnings.push_back(fmt::format("the merge changed nothing: every tensor equals {}'s bit for bit",
+                                          plan.models[static_cast<std::size_t>(same)].ref.text));
+  }
+  output.publish(entries);
+  report.receipt = out + "/" + kReceiptName;
+  report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  return report;
+}
+
+}  // namespace ingot
