@@ -30,7 +30,7 @@ Flight::Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& back
   chunk_count_ = static_cast<std::uint32_t>((elements_ + chunk_elements_ - 1) / chunk_elements_);
   for (const Operand& operand : job_.operands) {
     width_.push_back(merge ? bits(staged_dtype(plan, operand)) / 8 : 1);
-    computed_.push_back(merge && !dense(plan, operand));
+    computed_.push_back(!dense(plan, operand, merge));
   }
   out_width_ = merge ? bits(job_.output.dtype) / 8 : 1;
   std::uint64_t least = out_width_;

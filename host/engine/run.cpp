@@ -183,7 +183,7 @@ class Run {
     bool computed = false, mappable = !backend_.staged() && Window::possible();
     std::uint64_t bytes = 0;
     for (const Operand& o : job.operands) {
-      computed = computed || (job.action == Action::merge && !dense(plan_, o));
+      computed = computed || !dense(plan_, o, job.action == Action::merge);
       mappable = mappable && file_of(o).descriptor() >= 0;
       bytes += job.action == Action::merge
                    ? job.work.rule.elements * bits(staged_dtype(plan_, o)) / 8
@@ -323,7 +323,7 @@ class Run {
       const Operand& o = job.operands[i];
       const std::uint64_t bytes = flight->input_bytes(i, chunk);
       if (flight->computed(i)) {
-        supply(plan_, o, flight->first(chunk), {slot, bytes});
+        supply(plan_, o, job.action == Action::merge, flight->first(chunk), {slot, bytes});
       } else {
         const std::uint64_t begin = entry_of(o).offset + flight->input_offset(i, chunk);
         File& file = file_of(o);

@@ -65,17 +65,14 @@ void read_elements(const Plan& plan, std::uint32_t model, const Entry& entry, st
   }
 }
 
-// Decodes stored elements to f32: exactly, f64 with one rounding.
-void decode(Dtype dtype, std::span<const std::byte> stored, std::span<float> values) {
-  if (dtype == Dtype::f64) {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      double x;
-      std::memcpy(&x, stored.data() + i * sizeof x, sizeof x);
-      values[i] = static_cast<float>(x);
-    }
-    return;
+template <math::Format format>
+void decode_as(std::span<const std::byte> stored, std::span<float> values) {
+  using Codec = math::Codec<format>;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    typename Codec::Word word;
+    std::memcpy(&word, stored.data() + i * sizeof word, sizeof word);
+    values[i] = Codec::decode(word);
   }
-  math::decode(dtype, stored.data(), values.data(), values.size());
 }
 
 void read_values(const Plan& plan, std::uint32_t model, const Entry& entry, std::uint64_t first,
@@ -85,5 +82,100 @@ void read_values(const Plan& plan, std::uint32_t model, const Entry& entry, std:
   decode(entry.info.dtype, stored, values);
 }
 
+// One row of the rearranged matrix: zeros, a row of some model, or the mean of several, summed in
+// double in the order listed and rounded once.
+void read_row(const Plan& plan, const RowMap& map, std::uint64_t row, std::span<float> values,
+              std::vector<std::byte>& stored) {
+  const std::uint64_t begin = map.first[row], end = map.first[row + 1];
+  if (begin == end) {
+    std::fill(values.begin(), values.end(), 0.0F);
+    return;
+  }
+  std::vector<double> sum(end - begin > 1 ? values.size() : 0);
+  for (std::uint64_t p = begin; p < end; ++p) {
+    const RowMap::Pick& pick = map.picks[p];
+    read_values(plan, pick.model, entry_of(plan, pick.model, pick.entry), pick.row * map.width, values,
+                stored);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<double>(values[i]);
+  }
+  for (std::size_t i = 0; i < sum.size(); ++i) {
+    values[i] = static_cast<float>(sum[i] / static_cast<double>(end - begin));
+  }
+}
+
 }  // namespace
+
+void decode(Dtype dtype, std::span<const std::byte> stored, std::span<float> values) {
+  switch (dtype) {
+    case Dtype::f32: return decode_as<math::Format::f32>(stored, values);
+    case Dtype::f16: return decode_as<math::Format::f16>(stored, values);
+    case Dtype::bf16: return decode_as<math::Format::bf16>(stored, values);
+    case Dtype::f8_e4m3: return decode_as<math::Format::e4m3>(stored, values);
+    case Dtype::f8_e5m2: return decode_as<math::Format::e5m2>(stored, values);
+    case Dtype::f64:
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        double x;
+        std::memcpy(&x, stored.data() + i * sizeof x, sizeof x);
+        values[i] = static_cast<float>(x);
+      }
+      return;
+    default:
+      fail(Code::dtype, fmt::format("{} elements have no value as a float", name(dtype)));
+  }
+}
+
+Dtype staged_dtype(const Plan& plan, const Operand& operand) {
+  const Dtype stored = entry_of(plan, operand.model, operand.entry).info.dtype;
+  return operand.rows || stored == Dtype::f64 ? Dtype::f32 : stored;
+}
+
+bool dense(const Plan& plan, const Operand& operand, bool merging) {
+  const Entry& entry = entry_of(plan, operand.model, operand.entry);
+  return entry.strides.empty() && !(merging && (operand.rows || entry.info.dtype == Dtype::f64));
+}
+
+void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_t first,
+            std::span<std::byte> out) {
+  const Entry& entry = entry_of(plan, operand.model, operand.entry);
+  std::vector<std::byte> stored;
+  if (!merging) {
+    read_elements(plan, operand.model, entry, first / (bits(entry.info.dtype) / 8), out);
+    return;
+  }
+  if (!operand.rows && entry.info.dtype != Dtype::f64) {
+    read_elements(plan, operand.model, entry, first, out);
+    return;
+  }
+  const std::uint64_t count = out.size() / sizeof(float);
+  std::vector<float> values;
+  if (!operand.rows) {
+    values.resize(count);
+    read_values(plan, operand.model, entry, first, values, stored);
+    std::memcpy(out.data(), values.data(), out.size());
+    return;
+  }
+  const RowMap& map = *operand.rows;
+  values.resize(map.width);
+  for (std::uint64_t done = 0; done < count;) {
+    const std::uint64_t row = (first + done) / map.width, column = (first + done) % map.width;
+    const std::uint64_t here = std::min(map.width - column, count - done);
+    read_row(plan, map, row, values, stored);
+    std::memcpy(out.data() + done * sizeof(float), values.data() + column, here * sizeof(float));
+    done += here;
+  }
+}
+
+Digest digest_operand(const Plan& plan, const Operand& operand) {
+  const Entry& entry = entry_of(plan, operand.model, operand.entry);
+  const std::uint64_t width = bits(entry.info.dtype) / 8, bytes = entry.info.bytes();
+  std::vector<std::byte> block(kHashBlock);
+  std::vector<Digest> digests;
+  for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
+    const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
+    read_elements(plan, operand.model, entry, at / width, piece);
+    digests.push_back(hash_block(piece));
+  }
+  return hash_digests(digests);
+}
+
 }  // namespace ingot

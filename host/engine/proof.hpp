@@ -1,0 +1,26 @@
+// The second path: recomputes elements of an output tensor the slow and plain way.
+//
+// Shares the formulas of math/ with the engine, in double, and nothing else: one element at a time,
+// thresholds by sorting, sums from first to last.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "ingot/plan.hpp"
+
+namespace ingot {
+
+struct Proof {
+  std::uint64_t elements = 0;  // recomputed
+  std::uint64_t exact = 0;     // of those, equal bit for bit
+  std::string finding;         // the first element that is wrong, in words; empty: none
+};
+
+// Recomputes a merged tensor: every element, or runs at hashed places and both ends. Whatever a
+// formula needs of the whole tensor is measured again. An element passes within 1 ulp of the output type.
+// Takes 4 bytes of memory per element of a tensor whose thresholds are sorted.
+[[nodiscard]] Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, bool all);
+
+}  // namespace ingot
