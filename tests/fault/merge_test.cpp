@@ -1,0 +1,141 @@
+// Every single operation of a merge fails once: the target stays as it was, and --resume ends in the
+// same bytes.
+#include <gtest/gtest.h>
+
+#include "fault/disk.hpp"
+#include "merging.hpp"
+
+namespace ingot::test {
+namespace {
+
+Settings small() {
+  Settings settings;
+  settings.merge.threads = 2;
+  settings.plan.shard_bytes = 100'000;
+  return settings;
+}
+
+class EveryOperation : public testing::TestWithParam<std::pair<std::string, Fault>> {};
+
+TEST_P(EveryOperation, FailsCleanlyAndResumesToTheSameBytes) {
+  const auto& [name, fault] = GetParam();
+  const std::string recipe = recipes().at(name);
+  Folder folder;
+  Script quiet;
+  {
+    FaultyDisk disk(quiet);
+    run_merge(recipe, folder / "whole", small(), &disk);
+  }
+  const auto expected = fingerprint(folder / "whole");
+  const std::int64_t operations = quiet.count;
+  ASSERT_GT(operations, 100);
+
+  std::int64_t failures = 0;
+  for (std::int64_t n = 0; n < operations; ++n) {
+    const std::string out = folder / "out";
+    Script script;
+    script.fault = fault;
+    script.at = n;
+    FaultyDisk disk(script);
+    bool failed = false;
+    try {
+      run_merge(recipe, out, small(), &disk);
+    } catch (const Error& error) {
+      failed = true;
+      EXPECT_EQ(error.code(), Code::io) << error.what();
+      EXPECT_NE(std::string(error.what()).find("injected"), std::string::npos) << error.what();
+    }
+    failures += failed ? 1 : 0;
+    if (failed && std::filesystem::exists(out)) {
+      // The rename had happened: only its aftermath failed, and the folder is whole.
+      EXPECT_EQ(fingerprint(out), expected) << "operation " << n;
+    } else if (failed) {
+      Settings again = small();
+      again.merge.resume = true;
+      run_merge(recipe, out, again);
+    }
+    ASSERT_EQ(fingerprint(out), expected) << "operation " << n;
+    std::filesystem::remove_all(out);
+    ASSERT_FALSE(std::filesystem::exists(folder / ".out.partial")) << "operation " << n;
+  }
+  EXPECT_GT(failures, fault == Fault::shorten ? -1 : 20);
+  RecordProperty("operations", std::to_string(operations));
+  RecordProperty("failures", std::to_string(failures));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Faults, EveryOperation,
+    testing::Values(std::pair("ties", Fault::error), std::pair("ties", Fault::full),
+                    std::pair("linear", Fault::dead), std::pair("dare_ties", Fault::error),
+                    std::pair("slerp", Fault::unsynced)),
+    [](const auto& info) {
+      constexpr const char* kNames[] = {"none", "error", "dead", "shorten", "full", "unsynced"};
+      return info.param.first + "_" + kNames[static_cast<int>(info.param.second)];
+    });
+
+TEST(ShortTransfers, ChangeNoByte) {
+  Folder folder;
+  for (const auto& [name, recipe] : recipes()) {
+    run_merge(recipe, folder / (name + "-whole"), small());
+    Script script;
+    script.fault = Fault::shorten;
+    script.at = 0;
+    FaultyDisk disk(script);
+    run_merge(recipe, folder / (name + "-short"), small(), &disk);
+    EXPECT_EQ(fingerprint(folder / (name + "-whole")), fingerprint(folder / (name + "-short"))) << name;
+  }
+}
+
+TEST(ExistingTarget, IsKeptUntilTheNewOneIsComplete) {
+  Folder folder;
+  const std::string out = folder / "out";
+  write_file(out + "/precious", "data");
+  Settings settings = small();
+  EXPECT_THROW(run_merge(recipes().at("linear"), out, settings), Error);
+  EXPECT_EQ(read_file(out + "/precious"), "data");
+
+  settings.merge.force = true;
+  Script script;
+  script.fault = Fault::full;
+  script.at = 150;
+  FaultyDisk disk(script);
+  EXPECT_THROW(run_merge(recipes().at("linear"), out, settings, &disk), Error);
+  EXPECT_EQ(read_file(out + "/precious"), "data");
+
+  run_merge(recipes().at("linear"), out, settings);
+  EXPECT_FALSE(std::filesystem::exists(out + "/precious"));
+  EXPECT_TRUE(std::filesystem::exists(out + "/ingot.json"));
+  EXPECT_FALSE(std::filesystem::exists(folder / ".out.partial"));
+}
+
+TEST(Target, MayNotBeAnInput) {
+  Folder folder;
+  std::filesystem::copy(example("models"), folder / "models", std::filesystem::copy_options::recursive);
+  Settings settings = small();
+  settings.plan.root = folder.path();
+  settings.merge.force = true;
+  for (const std::string out : {folder / "models/python", folder / "models"}) {
+    EXPECT_THROW(run_merge(recipes().at("linear"), out, settings), Error) << out;
+  }
+  EXPECT_TRUE(std::filesystem::exists(folder / "models/python/model.safetensors"));
+}
+
+TEST(Resume, RefusesWhatAnotherRecipeLeft) {
+  Folder folder;
+  Settings settings = small();
+  Script script;
+  script.fault = Fault::full;
+  script.at = 150;
+  FaultyDisk disk(script);
+  EXPECT_THROW(run_merge(recipes().at("linear"), folder / "out", settings, &disk), Error);
+  settings.merge.resume = true;
+  try {
+    run_merge(recipes().at("task_arithmetic"), folder / "out", settings);
+    FAIL() << "resumed with another recipe";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("--force"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace ingot::test
