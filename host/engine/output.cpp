@@ -85,10 +85,7 @@ Output::Output(Disk& disk, const Plan& plan, std::string out, const MergeOptions
 
   const std::string journal = partial_ + "/" + kJournal;
   if (disk.kind(partial_) != Disk::Kind::absent) {
-    if (options.resume && disk.kind(journal) == Disk::Kind::file) {
-      reopen(journal);
-      return;
-    }
+    if (options.resume && disk.kind(journal) == Disk::Kind::file && reopen(journal)) return;
     if (!options.resume && !options.force) {
       fail(Code::usage, fmt::format("an unfinished merge to {} is in {}: --resume continues it, "
                                     "--force starts afresh", out_, partial_));
@@ -158,7 +155,7 @@ void Output::create() {
   }
 }
 
-void Output::reopen(const std::string& journal) {
+bool Output::reopen(const std::string& journal) {
   const std::string text = read_text(disk_, journal, std::uint64_t{1} << 32);
   bool first = true;
   for (std::size_t at = 0; at < text.size();) {
@@ -181,9 +178,7 @@ void Output::reopen(const std::string& journal) {
     at = end + 1;
     journal_end_ = at;
   }
-  if (first) {
-    fail(Code::usage, fmt::format("{} has no readable journal: --force starts afresh", partial_));
-  }
+  if (first) return false;  // interrupted before it had begun
   for (const Shard& shard : plan_.shards) {
     auto file = disk_.update(partial_ + "/" + shard.file);
     if (const std::uint64_t size = shard.header.size() + shard.data_bytes; file->size() != size) {
@@ -193,6 +188,7 @@ void Output::reopen(const std::string& journal) {
     shards_.push_back(std::move(file));
   }
   journal_ = disk_.update(journal);
+  return true;
 }
 
 void Output::done(std::size_t job, Json entry) {

@@ -40,7 +40,8 @@ class Output {
  private:
   [[nodiscard]] std::string fingerprint() const;
   void create();
-  void reopen(const std::string& journal);
+  // Takes up what a former run left; false if it left nothing to take up.
+  [[nodiscard]] bool reopen(const std::string& journal);
 
   Disk& disk_;
   const Plan& plan_;
