@@ -139,7 +139,11 @@ void Flight::advance() {
   next();
 }
 
-bool Flight::hashes() const noexcept { return hash_ && !hashed_ && chunks_.size() == chunk_count_; }
+// Inputs are hashed in the first pass that reads all of them; a sample touches only a few lines.
+bool Flight::hashes() const noexcept {
+  const bool sampling = step_ == Step::select && selector_->step() == Selector::Step::sample;
+  return hash_ && !hashed_ && !sampling && chunks_.size() == chunk_count_;
+}
 
 Chunk Flight::view(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs) const {
   Chunk chunk;

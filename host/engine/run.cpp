@@ -488,11 +488,11 @@ class Run {
   std::atomic<std::int64_t> told_ = 0;
   std::mutex watching_;
   std::uint64_t next_token_ = 0;
-  std::map<std::uint64_t, Load> loads_;
   std::vector<std::vector<std::byte>> scratch_;  // by worker: one piece of output
+  // In the order in which they may go: threads first, reads under way before the memory they fill.
   Arena arena_;
+  std::map<std::uint64_t, Load> loads_;
   std::unique_ptr<Ring> ring_;
-  // The threads come last: they are joined before anything they touch goes.
   Writer writer_;
   Crew crew_;
 };

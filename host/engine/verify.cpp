@@ -15,6 +15,7 @@
 #include "engine/proof.hpp"
 #include "engine/receipt.hpp"
 #include "engine/supply.hpp"
+#include "ingot/math/methods.hpp"
 #include "ingot/merge.hpp"
 
 namespace ingot {
@@ -131,7 +132,9 @@ class Verifier {
         return;
       }
       Json shape = Json::array();
-      for (int axis = 0; axis < entry->info.shape.rank(); ++axis) shape.push_back(entry->info.shape[axis]);
+      for (int axis = 0; axis < entry->info.shape.rank(); ++axis) {
+        shape.push_back(entry->info.shape[axis]);
+      }
       if (tensor.at("dtype") != std::string(name(entry->info.dtype)) || tensor.at("shape") != shape) {
         find(fmt::format("{}: {} {} expected, {} {} found", tensor_name,
                          tensor.at("dtype").get<std::string>(), tensor.at("shape").dump(),
