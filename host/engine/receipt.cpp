@@ -146,6 +146,16 @@ PlanOptions parse_options(const Json& json) {
   return o;
 }
 
+Json describe_unused(const Plan& plan) {
+  Json left = Json::array();
+  for (const Unused& u : plan.unused) {
+    left.push_back({{"model", plan.models[u.model].ref.text},
+                    {"tensor", plan.models[u.model].checkpoint.entries()[u.entry].info.name},
+                    {"reason", u.reason}});
+  }
+  return left;
+}
+
 std::string print_receipt(const Plan& plan, const std::vector<Json>& entries,
                           const std::vector<std::pair<std::string, Digest>>& files) {
   Json json;
@@ -167,13 +177,7 @@ std::string print_receipt(const Plan& plan, const std::vector<Json>& entries,
   }
   json["models"] = std::move(models);
   json["tensors"] = entries;
-  Json left = Json::array();
-  for (const Unused& u : plan.unused) {
-    left.push_back({{"model", plan.models[u.model].ref.text},
-                    {"tensor", plan.models[u.model].checkpoint.entries()[u.entry].info.name},
-                    {"reason", u.reason}});
-  }
-  json["unused"] = std::move(left);
+  json["unused"] = describe_unused(plan);
   Json others = Json::array();
   for (const auto& [file, digest] : files) others.push_back({{"file", file}, {"hash", digest.text()}});
   json["files"] = std::move(others);

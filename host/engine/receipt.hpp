@@ -32,6 +32,9 @@ struct Outcome {
 // The same without what only running can tell: what verify compares an entry with.
 [[nodiscard]] Json describe_plan(const Plan& plan, const Job& job);
 
+// Every input tensor no output reads, with the reason.
+[[nodiscard]] Json describe_unused(const Plan& plan);
+
 // The options that may change bytes, and the waivers that were used.
 [[nodiscard]] Json describe_options(const PlanOptions& options);
 [[nodiscard]] PlanOptions parse_options(const Json& json);

@@ -172,11 +172,9 @@ class Verifier {
     if (plan.jobs.size() != tensors.size()) {
       find(fmt::format("the recipe makes {} tensors, the receipt names {}", plan.jobs.size(), tensors.size()));
     }
-    std::size_t unused = 0;
-    for (const Json& u : receipt.at("unused")) unused += u.is_object() ? 1 : 0;
-    if (unused != plan.unused.size()) {
-      find(fmt::format("{} input tensors go unused by the recipe, the receipt names {}",
-                       plan.unused.size(), unused));
+    if (const Json left = describe_unused(plan); left != receipt.at("unused")) {
+      find(fmt::format("the recipe leaves {} input tensors unused; the receipt's list of {} is another",
+                       left.size(), receipt.at("unused").size()));
     }
     each(plan.jobs.size(), [&](std::size_t j) { check_job(plan.jobs[j], entries); });
 
