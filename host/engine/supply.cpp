@@ -103,6 +103,26 @@ void read_row(const Plan& plan, const RowMap& map, std::uint64_t row, std::span<
   }
 }
 
+// The row that stands for padding: the mean of all rows that are not padding themselves.
+std::vector<float> read_average(const Plan& plan, const RowMap& map, std::vector<std::byte>& stored) {
+  std::vector<double> sum(map.width);
+  std::vector<float> values(map.width);
+  auto padding = map.averaged.begin();
+  for (std::uint64_t row = 0; row < map.rows; ++row) {
+    if (padding != map.averaged.end() && *padding == row) {
+      ++padding;
+      continue;
+    }
+    read_row(plan, map, row, values, stored);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<double>(values[i]);
+  }
+  const auto rows = static_cast<double>(map.rows - map.averaged.size());
+  for (std::size_t i = 0; i < sum.size(); ++i) {
+    values[i] = rows == 0 ? 0.0F : static_cast<float>(sum[i] / rows);
+  }
+  return values;
+}
+
 }  // namespace
 
 void decode(Dtype dtype, std::span<const std::byte> stored, std::span<float> values) {
@@ -156,11 +176,15 @@ void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_
   }
   const RowMap& map = *operand.rows;
   values.resize(map.width);
+  std::vector<float> average;
   for (std::uint64_t done = 0; done < count;) {
     const std::uint64_t row = (first + done) / map.width, column = (first + done) % map.width;
     const std::uint64_t here = std::min(map.width - column, count - done);
-    read_row(plan, map, row, values, stored);
-    std::memcpy(out.data() + done * sizeof(float), values.data() + column, here * sizeof(float));
+    const bool padding = std::binary_search(map.averaged.begin(), map.averaged.end(), row);
+    if (padding && average.empty()) average = read_average(plan, map, stored);
+    if (!padding) read_row(plan, map, row, values, stored);
+    std::memcpy(out.data() + done * sizeof(float), (padding ? average : values).data() + column,
+                here * sizeof(float));
     done += here;
   }
 }
