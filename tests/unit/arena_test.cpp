@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/crew.hpp"
+#include "ingot/error.hpp"
 #include "support.hpp"
 
 namespace ingot::test {
