@@ -180,11 +180,11 @@ class Run {
 
   [[nodiscard]] Lodging lodge(const Job& job, bool& hot) const {
     using Storage = MergeOptions::Storage;
-    bool computed = false, mappable = !backend_.staged() && Window::possible();
+    bool computed = false, mappable = !backend_.staged();
     std::uint64_t bytes = 0;
     for (const Operand& o : job.operands) {
       computed = computed || !dense(plan_, o, job.action == Action::merge);
-      mappable = mappable && file_of(o).descriptor() >= 0;
+      mappable = mappable && Window::possible(file_of(o));
       bytes += job.action == Action::merge
                    ? job.work.rule.elements * bits(staged_dtype(plan_, o)) / 8
                    : job.output.bytes();
