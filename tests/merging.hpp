@@ -14,14 +14,15 @@
 
 namespace ingot::test {
 
+// Syncs are off unless asked for: tests run thousands of merges.
 struct Settings {
+  Settings() { merge.sync = false; }
   PlanOptions plan;
   MergeOptions merge;
   std::string isa;
 };
 
-// Merges with the models of examples/ and returns the report. Syncs are off unless asked for: tests run
-// thousands of merges.
+// Merges with the models of examples/ and returns the report.
 inline Report run_merge(const std::string& recipe, const std::string& out, Settings settings = {},
                         Disk* disk = nullptr) {
   const auto own = system_disk();

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <set>
 #include <thread>
 
 #include <fmt/format.h>
@@ -204,7 +205,7 @@ class Run {
     const Job& job = plan_.jobs[index];
     bool hot = false;
     const Lodging lodging = lodge(job, hot);
-    if (lodging == Lodging::mapped) await_air(job_bytes(index));
+    if (lodging == Lodging::mapped) await_air(index);
     // Shared by the reader, the visits and writes of its chunks; the last of them lets it go.
     auto flight = std::make_shared<Flight>(plan_, index, lodging, backend_, options_.hash);
     if (flight->chunk_count() == 0) {
@@ -230,22 +231,19 @@ class Run {
     }
   }
 
-  // Waits until little enough is worked on from the page cache.
-  void await_air(std::uint64_t bytes) {
+  // Waits until little enough is worked on from the page cache, and counts one job more.
+  void await_air(std::size_t job) {
+    const std::uint64_t bytes = job_bytes(job);
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] {
       return crew_.failed() || mapped_.empty() ||
              (mapped_.size() < kMapped && mapped_bytes_ + bytes <= kMappedBytes);
     });
+    mapped_.insert(job);
+    mapped_bytes_ += bytes;
   }
 
   void post(const std::shared_ptr<Flight>& flight) {
-    if (flight->lodging() == Lodging::mapped) {
-      const std::lock_guard lock(mutex_);
-      if (mapped_.emplace(flight->index(), job_bytes(flight->index())).second) {
-        mapped_bytes_ += job_bytes(flight->index());
-      }
-    }
     const auto chunks = flight->chunks();  // a copy: the pass may end while it is being posted
     for (const std::uint32_t chunk : chunks) post(flight, chunk);
   }
@@ -481,7 +479,7 @@ class Run {
   std::mutex mutex_;                   // guards entries_, finished_, mapped_, awaited_
   std::condition_variable changed_;
   std::size_t finished_ = 0;
-  std::map<std::size_t, std::uint64_t> mapped_;  // jobs worked on from the page cache, their bytes
+  std::set<std::size_t> mapped_;       // jobs worked on from the page cache, and their bytes
   std::uint64_t mapped_bytes_ = 0;
   std::shared_ptr<Flight> awaited_;    // shared with the reader, which sleeps on it
   std::atomic<std::uint64_t> done_bytes_ = 0;
@@ -529,12 +527,6 @@ double probe(const Plan& plan) {
 }
 
 }  // namespace
-
-void Tally::add(const Tally& other) {
-  for (int s = 0; s < math::kSources; ++s) kept[s] += other.kept[s];
-  conflicts += other.conflicts;
-  change = std::max(change, other.change);
-}
 
 Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& out,
              const MergeOptions& options, const Watcher& watcher) {

@@ -11,6 +11,7 @@ namespace {
 Settings small() {
   Settings settings;
   settings.merge.threads = 2;
+  settings.merge.sync = true;
   settings.plan.shard_bytes = 100'000;
   return settings;
 }
@@ -68,9 +69,9 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(std::pair("ties", Fault::error), std::pair("ties", Fault::full),
                     std::pair("linear", Fault::dead), std::pair("dare_ties", Fault::error),
                     std::pair("slerp", Fault::unsynced)),
-    [](const auto& info) {
+    [](const auto& one) {
       constexpr const char* kNames[] = {"none", "error", "dead", "shorten", "full", "unsynced"};
-      return info.param.first + "_" + kNames[static_cast<int>(info.param.second)];
+      return one.param.first + "_" + kNames[static_cast<int>(one.param.second)];
     });
 
 TEST(ShortTransfers, ChangeNoByte) {

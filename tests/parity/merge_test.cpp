@@ -13,6 +13,7 @@ class Invariance : public testing::TestWithParam<std::string> {
     run_merge(recipes().at(GetParam()), out, settings);
     return fingerprint(out);
   }
+  Guard guard_;  // so that pages in the cache are mapped
   Folder folder_;
   int count_ = 0;
 };
@@ -51,7 +52,7 @@ INSTANTIATE_TEST_SUITE_P(Methods, Invariance, testing::ValuesIn([] {
                            for (const auto& [name, text] : recipes()) names.push_back(name);
                            return names;
                          }()),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& one) { return one.param; });
 
 }  // namespace
 }  // namespace ingot::test
