@@ -23,9 +23,11 @@ namespace {
 void check_tokenizer_setting(Draft& draft) {
   const Vocabulary& setting = draft.recipe().vocabulary;
   if (setting.kind != Vocabulary::Kind::unite && !setting.tokens) return;
-  draft.problems.error(Code::usage, fmt::format(
-      "{}: tokenizer {} is not supported yet; name 'base' or one of the models as its source",
-      draft.place(setting.mark), setting.tokens ? "'tokens'" : "source 'union'"));
+  draft.problems.error(
+      Code::usage,
+      fmt::format(
+          "{}: tokenizer {} is not supported yet; name 'base' or one of the models as its source",
+          draft.place(setting.mark), setting.tokens ? "'tokens'" : "source 'union'"));
 }
 
 // The type that most bytes of floating-point output have: what config.json names.
@@ -35,9 +37,9 @@ Dtype prevailing(const std::vector<Job>& jobs) {
     if (is_float(job.output.dtype)) bytes[job.output.dtype] += job.output.bytes();
   }
   if (bytes.empty()) return Dtype::f32;
-  return std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) {
-           return a.second < b.second;
-         })->first;
+  return std::max_element(bytes.begin(), bytes.end(),
+                          [](const auto& a, const auto& b) { return a.second < b.second; })
+      ->first;
 }
 
 std::string edited_config(Draft& draft, const Written& written, std::optional<Dtype> wanted) {
@@ -85,8 +87,8 @@ void run(Disk& disk, Draft& draft, Rules& rules) {
   const Written written = write_tensors(disk, draft, rules, wanted, parts);
   Plan& plan = draft.plan;
   if (plan.jobs.empty() && !draft.problems.fatal()) {
-    draft.problems.error(Code::usage, fmt::format("{}: the output would have no tensors",
-                                                  plan.recipe.file));
+    draft.problems.error(Code::usage,
+                         fmt::format("{}: the output would have no tensors", plan.recipe.file));
   }
   if (draft.problems.fatal()) return;
   plan.shards = lay_out(plan.jobs, plan.options.shard_bytes);

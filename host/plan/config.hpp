@@ -28,12 +28,13 @@ struct LayerCount {
 
 struct Edits;
 
-// One model's config.json. Key order, and numbers that JSON lacks but Python writes (NaN, Infinity),
-// survive reading and writing.
+// One model's config.json. Key order, and numbers that JSON lacks but Python writes (NaN,
+// Infinity), survive reading and writing.
 class Config {
  public:
   Config() = default;
-  // `shown` is the model's name in messages. Empty text gives an empty config. Throws Error{format}.
+  // `shown` is the model's name in messages. Empty text gives an empty config. Throws
+  // Error{format}.
   Config(std::string_view text, const std::string& shown);
 
   [[nodiscard]] bool present() const noexcept { return document_.is_object(); }
@@ -42,8 +43,8 @@ class Config {
   [[nodiscard]] std::string architecture() const;
   // The method of a quantised checkpoint ("fp8", "gptq", "bitsandbytes"), or empty.
   [[nodiscard]] std::string quantised() const;
-  // The layer count of a module whose weights hold `stored` layers: the key that says `stored`, else
-  // the first that says anything.
+  // The layer count of a module whose weights hold `stored` layers: the key that says `stored`,
+  // else the first that says anything.
   [[nodiscard]] std::optional<LayerCount> layers(std::string_view module, const Family* family,
                                                  std::uint64_t stored) const;
   // tie_word_embeddings, if the config says.
@@ -73,14 +74,14 @@ struct Restacked {
 
 // What differs between the donor's config and the output's.
 struct Edits {
-  std::string dtype;             // word of the output's dtype
-  bool uniform = false;          // the whole output was asked to have it: sub-configs follow
+  std::string dtype;     // word of the output's dtype
+  bool uniform = false;  // the whole output was asked to have it: sub-configs follow
   std::vector<Restacked> stacks;
-  Place text;                    // object that holds the text model's keys (its key is unused)
+  Place text;  // object that holds the text model's keys (its key is unused)
   std::optional<std::uint64_t> vocabulary;  // rows, where they differ from the donor's
-  std::optional<bool> tied;      // where the output must say so
+  std::optional<bool> tied;                 // where the output must say so
   std::span<const Config> models;           // by index of Origin::model
-  std::string shown;             // of the donor, for messages
+  std::string shown;                        // of the donor, for messages
 };
 
 }  // namespace ingot::plan

@@ -31,8 +31,8 @@ struct Draft {
   [[nodiscard]] std::string place(Mark mark) const;  // "recipe.yml:12"
 };
 
-// Opens the models of the recipe, reads their configs and checks that they can be merged at all. False
-// if a model is missing, so that nothing more can be said.
+// Opens the models of the recipe, reads their configs and checks that they can be merged at all.
+// False if a model is missing, so that nothing more can be said.
 [[nodiscard]] bool open_models(Disk& disk, Draft& draft);
 
 }  // namespace ingot::plan

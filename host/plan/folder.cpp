@@ -66,7 +66,8 @@ void set_template(Disk& disk, Draft& draft, std::vector<Companion>& files) {
   }
   const auto chat = chat_template(draft.recipe(), models);
   if (!chat) return;
-  std::erase_if(files, [](const Companion& file) { return file.name.starts_with("chat_template"); });
+  std::erase_if(files,
+                [](const Companion& file) { return file.name.starts_with("chat_template"); });
   files.push_back({"chat_template.jinja", {}, *chat});
   for (Companion& file : files) {
     if (file.name != "tokenizer_config.json") continue;
@@ -80,8 +81,9 @@ void set_template(Disk& disk, Draft& draft, std::vector<Companion>& files) {
 bool of_tokenizer(const std::string& name) {
   return name.starts_with("tokenizer") || name.starts_with("chat_template") ||
          name.starts_with("vocab.") || extension(name) == ".tiktoken" ||
-         is_one_of(name, {"special_tokens_map.json", "added_tokens.json", "merges.txt", "spiece.model",
-                          "sentencepiece.bpe.model", "normalizer.json", "tekken.json", "bpe.codes"});
+         is_one_of(name,
+                   {"special_tokens_map.json", "added_tokens.json", "merges.txt", "spiece.model",
+                    "sentencepiece.bpe.model", "normalizer.json", "tekken.json", "bpe.codes"});
 }
 
 bool taken_over(const std::string& name) {
@@ -97,11 +99,12 @@ bool taken_over(const std::string& name) {
     if (low.starts_with(start)) return false;
   }
   if (low.ends_with(".index.json")) return false;  // of sharded weights
-  return !is_one_of(extension(low),
-                    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx",
-                     ".onnx_data", ".msgpack", ".h5", ".ot", ".npz", ".npy", ".tflite", ".pdf", ".png",
-                     ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".mp4", ".ipynb", ".log", ".lock", ".zip",
-                     ".tar", ".gz", ".parquet", ".incomplete"});
+  return !is_one_of(
+      extension(low),
+      {".safetensors", ".bin",     ".pt",   ".pth", ".ckpt", ".gguf",    ".ggml",      ".onnx",
+       ".onnx_data",   ".msgpack", ".h5",   ".ot",  ".npz",  ".npy",     ".tflite",    ".pdf",
+       ".png",         ".jpg",     ".jpeg", ".gif", ".svg",  ".webp",    ".mp4",       ".ipynb",
+       ".log",         ".lock",    ".zip",  ".tar", ".gz",   ".parquet", ".incomplete"});
 }
 
 std::string tokenizer_folder(Disk& disk, const Draft& draft) {
@@ -124,8 +127,8 @@ std::vector<Companion> donated(Disk& disk, Draft& draft, const std::string& toke
       if (disk.kind(path) != Disk::Kind::file) continue;
       const std::uint64_t bytes = disk.open(path)->size();
       if (bytes > kLargest) {
-        draft.problems.warn(Code::io, fmt::format("{} was left out: a companion file of {} bytes", path,
-                                                  bytes));
+        draft.problems.warn(
+            Code::io, fmt::format("{} was left out: a companion file of {} bytes", path, bytes));
         continue;
       }
       files.push_back({name, path, {}});
@@ -154,7 +157,8 @@ std::string card(const Plan& plan, const math::Method& method) {
   text += ".\n\n## Models\n\n| model | part |\n|---|---|\n";
   const std::string base = plan.recipe.base_model ? plan.recipe.base_model->text : "";
   for (const Model& model : plan.models) {
-    text += fmt::format("| {} | {} |\n", cell(model.ref.text), model.ref.text == base ? "base" : "merged");
+    text += fmt::format("| {} | {} |\n", cell(model.ref.text),
+                        model.ref.text == base ? "base" : "merged");
   }
   text += "\n## Recipe\n\n";
   // A fence longer than any in the recipe keeps the block whole.
@@ -162,8 +166,9 @@ std::string card(const Plan& plan, const math::Method& method) {
   while (plan.recipe.text.find(fence) != std::string::npos) fence += '`';
   text += fmt::format("{}yaml\n{}{}{}\n", fence, plan.recipe.text,
                       plan.recipe.text.ends_with('\n') ? "" : "\n", fence);
-  return text + "\nThe file `ingot.json` holds, for every tensor, its rule, its sources and their hashes; "
-                "`ingot verify` checks it.\n";
+  return text +
+         "\nThe file `ingot.json` holds, for every tensor, its rule, its sources and their hashes; "
+         "`ingot verify` checks it.\n";
 }
 
 }  // namespace ingot::plan

@@ -17,12 +17,14 @@ namespace ingot::plan {
 // writes itself stay behind.
 [[nodiscard]] bool taken_over(const std::string& name);
 
-// Where the output's tokenizer comes from: the model that a tokenizer setting names, else the donor.
+// Where the output's tokenizer comes from: the model that a tokenizer setting names, else the
+// donor.
 [[nodiscard]] std::string tokenizer_folder(Disk& disk, const Draft& draft);
 
-// The donor's files that go along, with the tokenizer of `tokenizer` (often the same folder) and the
-// chat template that the recipe asks for. Sorted by name.
-[[nodiscard]] std::vector<Companion> donated(Disk& disk, Draft& draft, const std::string& tokenizer);
+// The donor's files that go along, with the tokenizer of `tokenizer` (often the same folder) and
+// the chat template that the recipe asks for. Sorted by name.
+[[nodiscard]] std::vector<Companion> donated(Disk& disk, Draft& draft,
+                                             const std::string& tokenizer);
 
 // README.md: model card with the recipe.
 [[nodiscard]] std::string card(const Plan& plan, const math::Method& method);

@@ -1,7 +1,9 @@
 #include "plan/layout.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <tuple>
+#include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -11,32 +13,42 @@
 namespace ingot::plan {
 
 std::vector<Shard> lay_out(std::vector<Job>& jobs, std::uint64_t shard_bytes) {
-  std::sort(jobs.begin(), jobs.end(), [](const Job& a, const Job& b) {
-    return natural_less(a.output.name, b.output.name);
+  // Jobs are large: they are moved once, when their order is known.
+  std::vector<std::uint32_t> order(jobs.size());
+  std::iota(order.begin(), order.end(), 0U);
+  std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+    return natural_less(jobs[a].output.name, jobs[b].output.name);
   });
   std::vector<Shard> shards(1);
-  for (Job& job : jobs) {
-    const std::uint64_t bytes = job.output.bytes();
+  for (const std::uint32_t i : order) {
+    const std::uint64_t bytes = jobs[i].output.bytes();
     const std::uint64_t held = shards.back().data_bytes;
     // Subtraction, because a sum of two lengths from files may not fit.
     if (held > 0 && (bytes > shard_bytes || held > shard_bytes - bytes)) shards.emplace_back();
-    job.shard = static_cast<std::uint32_t>(shards.size() - 1);
+    jobs[i].shard = static_cast<std::uint32_t>(shards.size() - 1);
     shards.back().data_bytes += bytes;
   }
-  std::stable_sort(jobs.begin(), jobs.end(), [](const Job& a, const Job& b) {
-    return std::tuple(a.shard, bits(b.output.dtype)) < std::tuple(b.shard, bits(a.output.dtype));
+  std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+    return std::tuple(jobs[a].shard, bits(jobs[b].output.dtype)) <
+           std::tuple(jobs[b].shard, bits(jobs[a].output.dtype));
   });
+  std::vector<Job> placed;
+  placed.reserve(jobs.size());
+  for (const std::uint32_t i : order) placed.push_back(std::move(jobs[i]));
+  jobs = std::move(placed);
+
   std::vector<std::vector<TensorInfo>> tensors(shards.size());
-  std::vector<std::uint64_t> ends(shards.size());
+  std::uint64_t end = 0;
   for (Job& job : jobs) {
-    job.offset = ends[job.shard];
-    ends[job.shard] += job.output.bytes();
+    if (tensors[job.shard].empty()) end = 0;
+    job.offset = end;
+    end += job.output.bytes();
     tensors[job.shard].push_back(job.output);
   }
   for (std::size_t i = 0; i < shards.size(); ++i) {
-    shards[i].file = shards.size() == 1 ? "model.safetensors"
-                                        : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1,
-                                                      shards.size());
+    shards[i].file = shards.size() == 1
+                         ? "model.safetensors"
+                         : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
     shards[i].header = print_header(tensors[i], {{"format", "pt"}});
   }
   return shards;
@@ -53,8 +65,8 @@ std::string index_of(const std::vector<Job>& jobs, const std::vector<Shard>& sha
     return natural_less(a->output.name, b->output.name);
   });
   // An ordered_json would search its keys for every insertion.
-  std::string text = fmt::format("{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{",
-                                 total);
+  std::string text = fmt::format(
+      "{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{", total);
   const char* comma = "";
   for (const Job* job : order) {
     text += fmt::format("{}\n    {}: \"{}\"", comma, nlohmann::json(job->output.name).dump(),

@@ -28,7 +28,8 @@ bool beside_base(std::string_view name) {
 
 // Old BERT-type checkpoints call the weight and bias of a layer norm gamma and beta.
 std::string modern(std::string name) {
-  for (const auto& [old, now] : {std::pair{"LayerNorm.gamma", "weight"}, {"LayerNorm.beta", "bias"}}) {
+  for (const auto& [old, now] :
+       {std::pair{"LayerNorm.gamma", "weight"}, {"LayerNorm.beta", "bias"}}) {
     if (name.ends_with(old)) name.replace(name.rfind('.') + 1, std::string::npos, now);
   }
   return name;
@@ -46,8 +47,9 @@ std::string rename(std::string_view name, const Renames& renames) {
 const std::vector<Renames>& candidates() {
   static const std::vector<Renames> all = [] {
     std::vector<Renames> list;
-    for (const char* prefix : {"model.", "transformer.", "gpt_neox.", "backbone.", "bert.", "roberta.",
-                               "distilbert.", "language_model.", "module.", "_orig_mod."}) {
+    for (const char* prefix :
+         {"model.", "transformer.", "gpt_neox.", "backbone.", "bert.", "roberta.", "distilbert.",
+          "language_model.", "module.", "_orig_mod."}) {
       list.push_back({{prefix, ""}});
       list.push_back({{"", prefix}});
     }
@@ -152,25 +154,43 @@ class Cataloguer {
  private:
   void name_all() {
     names_.resize(models_.size());
-    const Checkpoint& donor = models_[donor_].checkpoint;
-    translate(donor_, donor_renames(donor, out_.family));
-    std::unordered_set<std::string> known(names_[donor_].begin(), names_[donor_].end());
+    translate(donor_, donor_renames(models_[donor_].checkpoint, out_.family));
+    std::vector<std::string> sorted = names_[donor_];
+    std::sort(sorted.begin(), sorted.end());
+    std::unordered_set<std::string> known;
     for (std::uint32_t m = 0; m < models_.size(); ++m) {
-      if (m != donor_) translate(m, match_names(models_[m].checkpoint, known));
+      if (m == donor_) continue;
+      translate(m, {});
+      const auto& own = names_[m];
+      if (std::is_sorted(own.begin(), own.end()) &&
+          std::includes(sorted.begin(), sorted.end(), own.begin(), own.end())) {
+        continue;
+      }
+      if (known.empty()) known.insert(sorted.begin(), sorted.end());
+      const Renames renames = match_names(models_[m].checkpoint, known);
+      if (!renames.empty()) translate(m, renames);
     }
   }
 
   void translate(std::uint32_t m, const Renames& renames) {
     const auto& entries = models_[m].checkpoint.entries();
-    std::unordered_map<std::string_view, const Entry*> taken;
+    names_[m].clear();
     names_[m].reserve(entries.size());
-    for (const Entry& entry : entries) names_[m].push_back(rename(entry.info.name, renames));
+    bool changed = false;
+    for (const Entry& entry : entries) {
+      names_[m].push_back(rename(entry.info.name, renames));
+      changed = changed || names_[m].back() != entry.info.name;
+    }
+    if (!changed) return;
+    std::unordered_map<std::string_view, const Entry*> taken;
     for (std::size_t i = 0; i < entries.size(); ++i) {
       const auto [it, fresh] = taken.emplace(names_[m][i], &entries[i]);
       if (fresh) continue;
-      problems_.error(Code::format, fmt::format(
-          "{}: tensors '{}' and '{}' are two names of one tensor, '{}'; remove one of them",
-          models_[m].ref.text, it->second->info.name, entries[i].info.name, names_[m][i]));
+      problems_.error(
+          Code::format,
+          fmt::format(
+              "{}: tensors '{}' and '{}' are two names of one tensor, '{}'; remove one of them",
+              models_[m].ref.text, it->second->info.name, entries[i].info.name, names_[m][i]));
     }
   }
 
@@ -186,7 +206,8 @@ class Cataloguer {
     paired_ = encoder && decoder;
   }
 
-  // Stacks whose name does not tell: one of exactly as many members as the donor's config has layers.
+  // Stacks whose name does not tell: one of exactly as many members as the donor's config has
+  // layers.
   void find_odd_stacks() {
     std::map<std::string_view, std::uint64_t> extent;
     for (const std::string& name : names_[donor_]) {
@@ -292,9 +313,10 @@ class Cataloguer {
       if (m == donor_) out_.counts[main] = count;
       if (!count || count->value == stored) continue;
       if (count->value > stored) {
-        problems_.warn(Code::format, fmt::format(
-            "{}: config.json says {} layers ({}), the weights hold {} ({})", models_[m].ref.text,
-            count->value, count->place.key, stored, out_.stacks[main].prefix));
+        problems_.warn(Code::format,
+                       fmt::format("{}: config.json says {} layers ({}), the weights hold {} ({})",
+                                   models_[m].ref.text, count->value, count->place.key, stored,
+                                   out_.stacks[main].prefix));
       } else {
         stored = count->value;  // layers beyond are something else: multi-token prediction
       }

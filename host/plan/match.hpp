@@ -18,12 +18,12 @@ inline constexpr std::int32_t kNoStack = -1;
 
 // A tensor name with its layer number taken out: "model.layers" + number + "mlp.up_proj.weight".
 struct Template {
-  std::string before;              // the whole name where there is no layer number
+  std::string before;  // the whole name where there is no layer number
   std::string after;
-  std::int32_t stack = kNoStack;   // index into Catalogue::stacks
-  std::uint32_t module = 0;        // index into Catalogue::modules
+  std::int32_t stack = kNoStack;  // index into Catalogue::stacks
+  std::uint32_t module = 0;       // index into Catalogue::modules
   Role role = Role::other;
-  bool trailing = false;           // follows the layers
+  bool trailing = false;  // follows the layers
 
   [[nodiscard]] std::string name(std::uint64_t layer) const;
 };
@@ -61,15 +61,14 @@ struct Catalogue {
   const Family* family = nullptr;
   std::vector<Template> templates;
   std::vector<Stack> stacks;
-  std::vector<std::string> modules;  // "default" if there is but one
-  std::vector<Listing> listings;     // by model
+  std::vector<std::string> modules;               // "default" if there is but one
+  std::vector<Listing> listings;                  // by model
   std::vector<std::optional<LayerCount>> counts;  // by stack: the donor's config key
 };
 
-// Joins the names of the models. The donor's names are the output's, except that the prefix of the base
-// module is added where its checkpoint lacks it; other models' names are translated to them.
+// Joins the names of the models. The donor's names are the output's, except that the prefix of the
+// base module is added where its checkpoint lacks it; other models' names are translated to them.
 [[nodiscard]] Catalogue catalogue(std::span<const Model> models, std::span<const Config> configs,
-                                  std::uint32_t donor, const Family* family,
-                                  Problems& problems);
+                                  std::uint32_t donor, const Family* family, Problems& problems);
 
 }  // namespace ingot::plan

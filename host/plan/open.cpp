@@ -15,9 +15,10 @@ bool open_model(Disk& disk, Draft& draft, const ModelRef& written,
   try {
     const ModelRef ref = settle(disk, written, plan.options.root);
     if (!ref.adapters.empty()) {
-      draft.problems.error(Code::usage, fmt::format(
-          "{}: '{}' is a model with an adapter, which is not supported yet: bake it first and name the "
-          "result", draft.place(written.mark), written.text));
+      draft.problems.error(Code::usage, fmt::format("{}: '{}' is a model with an adapter, which is "
+                                                    "not supported yet: bake it first and name the "
+                                                    "result",
+                                                    draft.place(written.mark), written.text));
       return false;
     }
     std::string folder = resolve(disk, ref, plan.options.root);
@@ -62,28 +63,31 @@ void check_architectures(Draft& draft) {
   plan.architecture = architecture(draft, draft.donor);
   if (plan.architecture.empty()) {
     plan.architecture = fmt::format("unknown: {} names no class", draft.shown(draft.donor));
-    draft.problems.warn(Code::format, fmt::format(
-        "{} does not name its architecture: layers, vocabulary and head were recognised by tensor names",
-        draft.shown(draft.donor)));
+    draft.problems.warn(Code::format,
+                        fmt::format("{} does not name its architecture: layers, vocabulary and "
+                                    "head were recognised by tensor names",
+                                    draft.shown(draft.donor)));
     return;
   }
   for (std::uint32_t m = 0; m < plan.models.size(); ++m) {
     const std::string other = architecture(draft, m);
     if (other == plan.architecture || other.empty()) continue;
-    const std::string text = fmt::format("architectures differ: {} is {}, {} is {}",
-                                         draft.shown(draft.donor), plan.architecture, draft.shown(m),
-                                         other);
+    const std::string text =
+        fmt::format("architectures differ: {} is {}, {} is {}", draft.shown(draft.donor),
+                    plan.architecture, draft.shown(m), other);
     if (plan.options.allow_mixed) {
-      draft.problems.warn(Code::usage, text + "; merged where names and shapes agree, as asked for");
+      draft.problems.warn(Code::usage,
+                          text + "; merged where names and shapes agree, as asked for");
     } else {
       draft.problems.error(Code::usage,
                            text + "; --allow-crimes merges them where names and shapes agree");
     }
   }
   if (family(plan.architecture) == nullptr) {
-    draft.problems.warn(Code::usage, fmt::format(
-        "{} is not in the table of architectures: layers, vocabulary and head were recognised by tensor "
-        "names", plan.architecture));
+    draft.problems.warn(Code::usage, fmt::format("{} is not in the table of architectures: layers, "
+                                                 "vocabulary and head were recognised by tensor "
+                                                 "names",
+                                                 plan.architecture));
   }
 }
 
@@ -98,9 +102,11 @@ void check_quantised(Draft& draft) {
     } else {
       continue;
     }
-    draft.problems.error(Code::dtype, fmt::format(
-        "{} is quantised ({}): its stored values mean nothing without their scales, which ingot does not "
-        "apply yet; use the original model or a dequantised copy", draft.shown(m), why));
+    draft.problems.error(Code::dtype,
+                         fmt::format("{} is quantised ({}): its stored values mean nothing without "
+                                     "their scales, which ingot does not "
+                                     "apply yet; use the original model or a dequantised copy",
+                                     draft.shown(m), why));
   }
 }
 
@@ -122,8 +128,8 @@ bool open_models(Disk& disk, Draft& draft) {
   read_configs(draft);
   check_architectures(draft);
   check_quantised(draft);
-  draft.names = catalogue(draft.plan.models, draft.configs, draft.donor, family(draft.plan.architecture),
-                          draft.problems);
+  draft.names = catalogue(draft.plan.models, draft.configs, draft.donor,
+                          family(draft.plan.architecture), draft.problems);
   return true;
 }
 

@@ -8,9 +8,15 @@ namespace ingot::plan {
 namespace {
 
 constexpr std::string_view kHeads[] = {
-    "ForCausalLM",           "LMHeadModel",           "ForMaskedLM",
-    "ForConditionalGeneration", "ForSequenceClassification", "ForTokenClassification",
-    "ForQuestionAnswering",  "ForMultipleChoice",     "Model",
+    "ForCausalLM",
+    "LMHeadModel",
+    "ForMaskedLM",
+    "ForConditionalGeneration",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "Model",
 };
 
 // Names are those of the checkpoints, which old and new releases of transformers share.
@@ -52,8 +58,8 @@ constexpr Family kFamilies[] = {
     // Encoder and decoder, or text and images: modules and layer counts are found by name.
     {"T5 MT5 UMT5", "", "", "", "shared.weight", "lm_head.weight"},
     {"Whisper Bart MBart", "", "", "", "", ""},
-    {"Qwen2VL Qwen2_5_VL Qwen3VL Qwen3VLMoe Mistral3 Llama4 Llava LlavaNext Gemma3n", "", "", "", "",
-     ""},
+    {"Qwen2VL Qwen2_5_VL Qwen3VL Qwen3VLMoe Mistral3 Llama4 Llava LlavaNext Gemma3n", "", "", "",
+     "", ""},
 };
 
 bool contains(std::initializer_list<std::string_view> list, std::string_view word) {
@@ -117,9 +123,9 @@ Role role(std::string_view name, const Shape& shape, const Family* family) {
     if (last == "bias" && owner == parent(family->head)) return Role::head_bias;
   }
   const std::string_view module = last_component(owner);
-  const bool headed = contains({"lm_head", "embed_out", "output", "output_layer", "vocab_projector"},
-                               module) ||
-                      owner.ends_with("cls.predictions.decoder") || owner.ends_with("lm_head.decoder");
+  const bool headed =
+      contains({"lm_head", "embed_out", "output", "output_layer", "vocab_projector"}, module) ||
+      owner.ends_with("cls.predictions.decoder") || owner.ends_with("lm_head.decoder");
   if (last == "weight" && shape.rank() == 2) {
     if (contains({"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared",
                   "token_embedding"},
@@ -173,8 +179,9 @@ std::string_view module(std::string_view name, bool paired) {
                  component)) {
       return "multi_modal_projector";
     }
-    vision = vision || contains({"vision_tower", "vision_model", "visual", "vision_encoder",
-                                 "image_newline"}, component);
+    vision = vision ||
+             contains({"vision_tower", "vision_model", "visual", "vision_encoder", "image_newline"},
+                      component);
     audio = audio || contains({"audio_tower", "audio_encoder", "speech_encoder"}, component);
     rest.remove_prefix(std::min(component.size() + 1, rest.size()));
   }

@@ -43,8 +43,8 @@ enum class Role {
   return role == Role::embedding || role == Role::head || role == Role::head_bias;
 }
 
-// True for tensors that follow the layers (final norm, head), false for those that precede them. In a
-// recipe of slices the first group comes from the last slice, the second from the first.
+// True for tensors that follow the layers (final norm, head), false for those that precede them. In
+// a recipe of slices the first group comes from the last slice, the second from the first.
 [[nodiscard]] bool trailing(std::string_view name, Role role);
 
 // True if a component of this name, followed by a number, counts layers: "layers", "h", "block".

@@ -12,12 +12,29 @@ namespace {
 
 // What mergekit 0.1.5 knows, so that a recipe written for it hears why it cannot run.
 constexpr const char* kPeerMethods[] = {
-    "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "nuslerp", "multislerp", "karcher",
-    "sce", "ram", "ramplus_tl", "model_stock", "nearswap", "arcee_fusion"};
-constexpr const char* kPeerParameters[] = {
-    "weight", "density", "gamma", "epsilon", "int8_mask", "normalize", "rescale", "lambda", "t",
-    "scale", "nuslerp_row_wise", "nuslerp_flatten", "normalize_weights", "eps", "max_iter", "tol",
-    "filter_wise", "select_topk", "r", "alpha"};
+    "breadcrumbs", "breadcrumbs_ties", "della",       "della_linear", "nuslerp",
+    "multislerp",  "karcher",          "sce",         "ram",          "ramplus_tl",
+    "model_stock", "nearswap",         "arcee_fusion"};
+constexpr const char* kPeerParameters[] = {"weight",
+                                           "density",
+                                           "gamma",
+                                           "epsilon",
+                                           "int8_mask",
+                                           "normalize",
+                                           "rescale",
+                                           "lambda",
+                                           "t",
+                                           "scale",
+                                           "nuslerp_row_wise",
+                                           "nuslerp_flatten",
+                                           "normalize_weights",
+                                           "eps",
+                                           "max_iter",
+                                           "tol",
+                                           "filter_wise",
+                                           "select_topk",
+                                           "r",
+                                           "alpha"};
 
 template <class List>
 bool listed(const List& list, std::string_view word) {
@@ -47,11 +64,12 @@ Rules::Rules(const Recipe& recipe, const PlanOptions& options, Problems& problem
     for (int i = 0; i < math::kMethodCount; ++i) known.emplace_back(math::method(i).name);
     const std::string place = fmt::format("{}:{}", recipe.file, recipe.method_mark.line);
     if (listed(kPeerMethods, recipe.method)) {
-      problems_.error(Code::usage, fmt::format("{}: merge_method '{}' is not supported yet; there are {}",
-                                               place, recipe.method, fmt::join(known, ", ")));
+      problems_.error(Code::usage,
+                      fmt::format("{}: merge_method '{}' is not supported yet; there are {}", place,
+                                  recipe.method, fmt::join(known, ", ")));
     } else {
-      problems_.error(Code::usage, fmt::format("{}: there is no merge_method '{}'{}; there are {}", place,
-                                               recipe.method, hint(recipe.method, known),
+      problems_.error(Code::usage, fmt::format("{}: there is no merge_method '{}'{}; there are {}",
+                                               place, recipe.method, hint(recipe.method, known),
                                                fmt::join(known, ", ")));
     }
     return;
@@ -80,9 +98,10 @@ void Rules::check(const Parameters& parameters, const std::string& where, bool o
     const std::string place = fmt::format("{}:{}", recipe_.file, setting.mark.line);
     if (const math::Parameter* known = parameter_of(method(), name)) {
       if (of_model && known->scope == math::Scope::global) {
-        problems_.warn(Code::usage, fmt::format(
-            "{}: '{}' under {} is not read: in {} it is one value for all models, set it under the "
-            "recipe's own parameters", place, name, where, recipe_.method));
+        problems_.warn(Code::usage, fmt::format("{}: '{}' under {} is not read: in {} it is one "
+                                                "value for all models, set it under the "
+                                                "recipe's own parameters",
+                                                place, name, where, recipe_.method));
       }
       continue;
     }
@@ -91,20 +110,22 @@ void Rules::check(const Parameters& parameters, const std::string& where, bool o
       elsewhere = parameter_of(math::method(i), name) != nullptr;
     }
     std::vector<std::string> own;
-    for (int i = 0; i < method().parameter_count; ++i) own.emplace_back(method().parameters[i].name);
+    for (int i = 0; i < method().parameter_count; ++i)
+      own.emplace_back(method().parameters[i].name);
     if (elsewhere) {
-      problems_.warn(Code::usage, fmt::format("{}: parameter '{}' of {} is not read by {}, which reads {}",
-                                              place, name, where, recipe_.method,
-                                              fmt::join(own, ", ")));
+      problems_.warn(Code::usage,
+                     fmt::format("{}: parameter '{}' of {} is not read by {}, which reads {}",
+                                 place, name, where, recipe_.method, fmt::join(own, ", ")));
     } else if (options_.allow_unknown_keys) {
       waived_.push_back(fmt::format("{} (line {})", name, setting.mark.line));
-      problems_.warn(Code::usage, fmt::format("{}: unknown parameter '{}' of {} is ignored, as asked for",
-                                              place, name, where));
+      problems_.warn(Code::usage,
+                     fmt::format("{}: unknown parameter '{}' of {} is ignored, as asked for", place,
+                                 name, where));
     } else {
       std::vector<std::string> all = own;
       all.insert(all.end(), std::begin(kPeerParameters), std::end(kPeerParameters));
-      problems_.error(Code::usage, fmt::format("{}: unknown parameter '{}' of {}{}", place, name, where,
-                                               hint(name, all)));
+      problems_.error(Code::usage, fmt::format("{}: unknown parameter '{}' of {}{}", place, name,
+                                               where, hint(name, all)));
     }
   }
 }
@@ -154,17 +175,19 @@ std::optional<double> Rules::value(const math::Parameter& parameter,
     if (!(*found >= parameter.low && *found <= parameter.high)) {
       const std::string range =
           parameter.low == 0 ? fmt::format("between 0 and {}", parameter.high) : "a finite number";
-      problems_.error_like(key(), Code::usage, fmt::format(
-          "{}:{}: parameter '{}'{} is {} for tensor {}; it must be {}", recipe_.file,
-          setting->mark.line, parameter.name, whose, *found, output, range));
+      problems_.error_like(
+          key(), Code::usage,
+          fmt::format("{}:{}: parameter '{}'{} is {} for tensor {}; it must be {}", recipe_.file,
+                      setting->mark.line, parameter.name, whose, *found, output, range));
       return std::nullopt;
     }
     return found;
   }
   if (!parameter.required) return parameter.fallback;
-  problems_.error_like(fmt::format("required {}{}", parameter.name, whose), Code::usage, fmt::format(
-      "{}: {} needs parameter '{}'{} for tensor {}, and no level of the recipe gives it a value",
-      recipe_.file, recipe_.method, parameter.name, whose, output));
+  problems_.error_like(fmt::format("required {}{}", parameter.name, whose), Code::usage,
+                       fmt::format("{}: {} needs parameter '{}'{} for tensor {}, and no level of "
+                                   "the recipe gives it a value",
+                                   recipe_.file, recipe_.method, parameter.name, whose, output));
   return std::nullopt;
 }
 
@@ -202,9 +225,9 @@ std::optional<math::Rule> Rules::resolve(const Binding& binding, const std::stri
     for (std::size_t s = 0; s < sources.size(); ++s) rule.stream[s] = stream_key(output, "drop", s);
   }
   if (const char* why = math::invalid(rule)) {
-    problems_.error_like(fmt::format("invalid {}", why), Code::usage,
-                         fmt::format("{}: {} for tensor {}: {}", recipe_.file, recipe_.method, output,
-                                     why));
+    problems_.error_like(
+        fmt::format("invalid {}", why), Code::usage,
+        fmt::format("{}: {} for tensor {}: {}", recipe_.file, recipe_.method, output, why));
     return std::nullopt;
   }
   return rule;

@@ -39,16 +39,16 @@ class Rules {
   // Parameter names that are let through though nothing knows them, as "name (line n)".
   [[nodiscard]] const std::vector<std::string>& waived() const noexcept { return waived_; }
 
-  // Looks settings up once per section. `own` are the parameters of each input (null: none), `shared`
-  // those of slice, module and recipe, nearest first.
+  // Looks settings up once per section. `own` are the parameters of each input (null: none),
+  // `shared` those of slice, module and recipe, nearest first.
   [[nodiscard]] Binding bind(std::span<const Parameters* const> own,
                              std::span<const Parameters* const> shared) const;
 
-  // The rule of an output tensor at gradient position t. `base` tells that a base tensor precedes the
-  // sources. Nothing, and a problem, if a value is missing or wrong.
+  // The rule of an output tensor at gradient position t. `base` tells that a base tensor precedes
+  // the sources. Nothing, and a problem, if a value is missing or wrong.
   [[nodiscard]] std::optional<math::Rule> resolve(const Binding& binding, const std::string& output,
-                                                  std::span<const Seat> sources, bool base, double t,
-                                                  std::uint64_t elements);
+                                                  std::span<const Seat> sources, bool base,
+                                                  double t, std::uint64_t elements);
 
  private:
   void check(const Parameters& parameters, const std::string& where, bool of_model);

@@ -20,10 +20,11 @@ class Maker {
       add_whole(kAllModules, recipe_.models, nullptr, "models");
     } else if (!recipe_.slices.empty()) {
       if (draft_.names.modules.size() > 1) {
-        problems_.error(Code::usage, fmt::format(
-            "{}: {} has modules {}: name one under 'modules' and put the slices there",
-            draft_.place(recipe_.slices.front().mark), draft_.shown(draft_.donor),
-            fmt::join(draft_.names.modules, ", ")));
+        problems_.error(
+            Code::usage,
+            fmt::format("{}: {} has modules {}: name one under 'modules' and put the slices there",
+                        draft_.place(recipe_.slices.front().mark), draft_.shown(draft_.donor),
+                        fmt::join(draft_.names.modules, ", ")));
         return {};
       }
       add_slices(0, recipe_.slices, nullptr, "");
@@ -37,7 +38,9 @@ class Maker {
   [[nodiscard]] std::uint64_t depth(std::uint32_t model, std::int32_t stack) const {
     return draft_.names.listings[model].counts[static_cast<std::size_t>(stack)];
   }
-  [[nodiscard]] std::uint32_t index(const ModelRef& ref) const { return draft_.by_text.at(ref.text); }
+  [[nodiscard]] std::uint32_t index(const ModelRef& ref) const {
+    return draft_.by_text.at(ref.text);
+  }
 
   void add_modules() {
     const auto& known = draft_.names.modules;
@@ -45,10 +48,10 @@ class Maker {
       const auto it = std::find(known.begin(), known.end(), module.name);
       if (it == known.end()) {
         const std::string near = nearest(module.name, known);
-        problems_.error(Code::usage, fmt::format("{}: {} has no module '{}'; it has {}",
-                                                 draft_.place(module.mark),
-                                                 draft_.shown(draft_.donor), module.name,
-                                                 fmt::join(known, ", ")));
+        problems_.error(
+            Code::usage,
+            fmt::format("{}: {} has no module '{}'; it has {}", draft_.place(module.mark),
+                        draft_.shown(draft_.donor), module.name, fmt::join(known, ", ")));
         continue;
       }
       const auto number = static_cast<std::uint32_t>(it - known.begin());
@@ -63,13 +66,14 @@ class Maker {
       const bool named = std::any_of(recipe_.modules.begin(), recipe_.modules.end(),
                                      [&](const Module& module) { return module.name == known[m]; });
       if (named) continue;
-      problems_.warn(Code::usage, fmt::format("{}: module '{}' of {} is not named and will not be written",
-                                              recipe_.file, known[m], draft_.shown(draft_.donor)));
+      problems_.warn(Code::usage,
+                     fmt::format("{}: module '{}' of {} is not named and will not be written",
+                                 recipe_.file, known[m], draft_.shown(draft_.donor)));
     }
   }
 
-  void add_whole(std::uint32_t module, const std::vector<Source>& sources, const Parameters* of_module,
-                 std::string where) {
+  void add_whole(std::uint32_t module, const std::vector<Source>& sources,
+                 const Parameters* of_module, std::string where) {
     Section section;
     section.where = std::move(where);
     for (const Source& source : sources) {
@@ -97,10 +101,12 @@ class Maker {
       for (const Input& input : section.inputs) {
         const std::int32_t number = static_cast<std::int32_t>(s);
         if (depth(first, number) == depth(input.model, number)) continue;
-        problems_.error(Code::shape, fmt::format(
-            "{}: {}: {} has {} layers ({}), {} has {}; whole models must be equally deep, slices need not",
-            recipe_.file, section.where, draft_.shown(first), depth(first, number), stack.prefix,
-            draft_.shown(input.model), depth(input.model, number)));
+        problems_.error(
+            Code::shape,
+            fmt::format("{}: {}: {} has {} layers ({}), {} has {}; whole models must be equally "
+                        "deep, slices need not",
+                        recipe_.file, section.where, draft_.shown(first), depth(first, number),
+                        stack.prefix, draft_.shown(input.model), depth(input.model, number)));
         return false;
       }
     }
@@ -120,13 +126,13 @@ class Maker {
     return best;
   }
 
-  void add_slices(std::uint32_t module, const std::vector<Slice>& slices, const Parameters* of_module,
-                  const std::string& where) {
+  void add_slices(std::uint32_t module, const std::vector<Slice>& slices,
+                  const Parameters* of_module, const std::string& where) {
     const std::int32_t stack = main_stack(module);
     if (stack == kNoStack) {
-      problems_.error(Code::format, fmt::format("{}: {} has no layers to slice",
-                                                draft_.place(slices.front().mark),
-                                                draft_.shown(draft_.donor)));
+      problems_.error(Code::format,
+                      fmt::format("{}: {} has no layers to slice",
+                                  draft_.place(slices.front().mark), draft_.shown(draft_.donor)));
       return;
     }
     Part part{module, {}};
@@ -156,18 +162,21 @@ class Maker {
     const auto [begin, end] = source.layer_range.value_or(
         std::pair<std::int64_t, std::int64_t>{0, static_cast<std::int64_t>(layers)});
     if (begin < 0 || end <= begin || static_cast<std::uint64_t>(end) > layers) {
-      problems_.error(Code::usage, fmt::format(
-          "{}: layer_range [{}, {}] of {}: it takes a beginning from 0 and an end after it, at most {}, "
-          "the number of the model's layers", draft_.place(source.mark), begin, end,
-          draft_.shown(model), layers));
+      problems_.error(Code::usage, fmt::format("{}: layer_range [{}, {}] of {}: it takes a "
+                                               "beginning from 0 and an end after it, at most {}, "
+                                               "the number of the model's layers",
+                                               draft_.place(source.mark), begin, end,
+                                               draft_.shown(model), layers));
       return false;
     }
     const std::uint64_t count = static_cast<std::uint64_t>(end - begin);
     if (!section.inputs.empty() && count != section.count) {
-      problems_.error(Code::usage, fmt::format(
-          "{}: {} gives {} layers to {}, and {} gives {}; sources of one slice give equally many",
-          draft_.place(source.mark), draft_.shown(model), count, section.where,
-          draft_.shown(section.inputs.front().model), section.count));
+      problems_.error(
+          Code::usage,
+          fmt::format("{}: {} gives {} layers to {}, and {} gives {}; sources of one slice give "
+                      "equally many",
+                      draft_.place(source.mark), draft_.shown(model), count, section.where,
+                      draft_.shown(section.inputs.front().model), section.count));
       return false;
     }
     section.count = count;
@@ -175,7 +184,8 @@ class Maker {
     return true;
   }
 
-  // A base that task vectors need and the slice does not list gives the layers that all sources give.
+  // A base that task vectors need and the slice does not list gives the layers that all sources
+  // give.
   bool add_base(Section& section, std::uint32_t base) {
     find_base(section, base);
     if (section.base || rules_.method().base != math::Base::origin) return true;
@@ -183,9 +193,10 @@ class Maker {
     const bool same = std::all_of(section.inputs.begin(), section.inputs.end(),
                                   [&](const Input& input) { return input.first == first; });
     if (!same || first + section.count > depth(base, section.stack)) {
-      problems_.error(Code::usage, fmt::format(
-          "{}: {}: which layers of base_model {} are meant is not clear: list it among the sources with a "
-          "layer_range of its own", recipe_.file, section.where, draft_.shown(base)));
+      problems_.error(Code::usage, fmt::format("{}: {}: which layers of base_model {} are meant is "
+                                               "not clear: list it among the sources with a "
+                                               "layer_range of its own",
+                                               recipe_.file, section.where, draft_.shown(base)));
       return false;
     }
     section.inputs.push_back({base, first, nullptr});
@@ -206,16 +217,17 @@ class Maker {
     std::set<std::pair<std::uint32_t, std::uint64_t>> seen;
     for (const Input& input : section.inputs) {
       if (seen.emplace(input.model, input.first).second) continue;
-      problems_.error(Code::usage, fmt::format("{}: {} is listed twice{}", where,
-                                               draft_.shown(input.model),
-                                               section.whole ? "" : " with the same layers"));
+      problems_.error(Code::usage,
+                      fmt::format("{}: {} is listed twice{}", where, draft_.shown(input.model),
+                                  section.whole ? "" : " with the same layers"));
       return false;
     }
     if (method.base != math::Base::ignored && !section.base) {
-      problems_.error(Code::usage, fmt::format(
-          "{}: {} needs {}", where, method.name,
-          recipe_.base_model ? fmt::format("base_model {} among the models", recipe_.base_model->text)
-                             : "a base_model"));
+      problems_.error(Code::usage,
+                      fmt::format("{}: {} needs {}", where, method.name,
+                                  recipe_.base_model ? fmt::format("base_model {} among the models",
+                                                                   recipe_.base_model->text)
+                                                     : "a base_model"));
       return false;
     }
     const bool apart = method.base == math::Base::origin;
@@ -224,11 +236,14 @@ class Maker {
     const auto most = static_cast<std::size_t>(method.most);
     if (count < least || count > most) {
       const bool appended = !apart && section.base && section.inputs[*section.base].own == nullptr;
-      problems_.error(Code::usage, fmt::format(
-          "{}: {} takes {} models{}, not {}{}", where, method.name,
-          least == most ? fmt::format("exactly {}", most) : fmt::format("{} to {}", least, most),
-          apart ? " beside the base" : "", count,
-          appended ? fmt::format(" (base_model {} counts as one)", recipe_.base_model->text) : ""));
+      problems_.error(Code::usage,
+                      fmt::format("{}: {} takes {} models{}, not {}{}", where, method.name,
+                                  least == most ? fmt::format("exactly {}", most)
+                                                : fmt::format("{} to {}", least, most),
+                                  apart ? " beside the base" : "", count,
+                                  appended ? fmt::format(" (base_model {} counts as one)",
+                                                         recipe_.base_model->text)
+                                           : ""));
       return false;
     }
     if (method.base == math::Base::ignored) section.base.reset();  // an input like any other

@@ -28,7 +28,7 @@ struct Section {
   bool whole = true;                // all layers of all stacks; else `count` layers of `stack`
   std::int32_t stack = kNoStack;
   std::uint64_t count = 0;
-  std::uint64_t offset = 0;         // number of its first output layer
+  std::uint64_t offset = 0;  // number of its first output layer
   Binding binding;
 };
 

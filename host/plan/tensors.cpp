@@ -21,11 +21,12 @@ namespace {
 // The tensor of every input of a section that plays one part, null where an input has none.
 using Found = std::vector<const Spot*>;
 
-// Calls act(spot, found) once for every part at every place that some input of a section has. `lists`
-// are sorted; `first` is subtracted from layer numbers, so that layers of different models meet.
+// Calls act(spot, found) once for every part at every place that some input of a section has.
+// `lists` are sorted; `first` is subtracted from layer numbers, so that layers of different models
+// meet.
 template <class Keep, class Act>
-void join(std::vector<std::span<const Spot>> lists, const std::vector<std::uint64_t>& first, Keep keep,
-          Act act) {
+void join(std::vector<std::span<const Spot>> lists, const std::vector<std::uint64_t>& first,
+          Keep keep, Act act) {
   using Key = std::tuple<std::int32_t, std::uint64_t, std::uint32_t>;
   const auto key = [&](std::size_t i) {
     const Spot& spot = lists[i].front();
@@ -103,7 +104,8 @@ class Writer {
     }
     if (!embeddings_.empty()) {
       const Spot* spot = names_.listings[draft_.donor].find(embeddings_.front());
-      if (spot != nullptr) written_.donor_rows = draft_.entry(draft_.donor, spot->entry).info.shape[0];
+      if (spot != nullptr)
+        written_.donor_rows = draft_.entry(draft_.donor, spot->entry).info.shape[0];
     }
   }
 
@@ -114,8 +116,9 @@ class Writer {
       const std::string folder = tokenizer_folder(disk_, draft_);
       auto output = read_vocab(disk_, folder);
       if (!output) {
-        problems_.error(Code::missing, fmt::format("{}: {} has no tokenizer whose vocabulary can be read",
-                                                   draft_.place(setting.mark), folder));
+        problems_.error(Code::missing,
+                        fmt::format("{}: {} has no tokenizer whose vocabulary can be read",
+                                    draft_.place(setting.mark), folder));
         return;
       }
       Tokenizers all{std::move(*output), {}};
@@ -133,16 +136,17 @@ class Writer {
 
   void write_whole(const Part& part) {
     const Section& section = part.sections.front();
-    join(all_spots(section), std::vector<std::uint64_t>(section.inputs.size(), 0),
-         [&](const Spot& s) { return in_module(part, s); },
-         [&](std::uint32_t p, std::uint64_t layer, Found found) {
-           const std::int32_t stack = names_.templates[p].stack;
-           double t = 0;
-           if (stack != kNoStack) {
-             t = gradient(layer, depth(section.inputs.front().model, stack));
-           }
-           write(part, section, p, layer, layer, t, std::move(found));
-         });
+    join(
+        all_spots(section), std::vector<std::uint64_t>(section.inputs.size(), 0),
+        [&](const Spot& s) { return in_module(part, s); },
+        [&](std::uint32_t p, std::uint64_t layer, Found found) {
+          const std::int32_t stack = names_.templates[p].stack;
+          double t = 0;
+          if (stack != kNoStack) {
+            t = gradient(layer, depth(section.inputs.front().model, stack));
+          }
+          write(part, section, p, layer, layer, t, std::move(found));
+        });
   }
 
   void write_slices(const Part& part) {
@@ -151,14 +155,15 @@ class Writer {
     const Section& last = part.sections.back();
     // Layers of other stacks are no part of the slices: they stay where they are.
     const auto outside = [&](const Section& section, bool trailing) {
-      join(all_spots(section), std::vector<std::uint64_t>(section.inputs.size(), 0),
-           [&](const Spot& s) {
-             return in_module(part, s) && s.stack != section.stack &&
-                    names_.templates[s.part].trailing == trailing;
-           },
-           [&](std::uint32_t p, std::uint64_t layer, Found found) {
-             write(part, section, p, layer, layer, 0, std::move(found));
-           });
+      join(
+          all_spots(section), std::vector<std::uint64_t>(section.inputs.size(), 0),
+          [&](const Spot& s) {
+            return in_module(part, s) && s.stack != section.stack &&
+                   names_.templates[s.part].trailing == trailing;
+          },
+          [&](std::uint32_t p, std::uint64_t layer, Found found) {
+            write(part, section, p, layer, layer, 0, std::move(found));
+          });
     };
     outside(first, false);
     Restacked stack;
@@ -173,11 +178,12 @@ class Writer {
                                                            input.first + section.count));
         starts.push_back(input.first);
       }
-      join(std::move(lists), starts, [](const Spot&) { return true; },
-           [&](std::uint32_t p, std::uint64_t k, Found found) {
-             write(part, section, p, section.offset + k, k, gradient(k, section.count),
-                   std::move(found));
-           });
+      join(
+          std::move(lists), starts, [](const Spot&) { return true; },
+          [&](std::uint32_t p, std::uint64_t k, Found found) {
+            write(part, section, p, section.offset + k, k, gradient(k, section.count),
+                  std::move(found));
+          });
       const Input& giver = section.inputs.front();
       for (std::uint64_t k = 0; k < section.count; ++k) {
         stack.layers.push_back({giver.model, giver.first + k});
@@ -199,7 +205,8 @@ class Writer {
 
   [[nodiscard]] std::vector<std::span<const Spot>> all_spots(const Section& section) const {
     std::vector<std::span<const Spot>> lists;
-    for (const Input& input : section.inputs) lists.emplace_back(names_.listings[input.model].spots);
+    for (const Input& input : section.inputs)
+      lists.emplace_back(names_.listings[input.model].spots);
     return lists;
   }
   [[nodiscard]] bool in_module(const Part& part, const Spot& spot) const {
@@ -208,14 +215,15 @@ class Writer {
   [[nodiscard]] std::uint64_t depth(std::uint32_t model, std::int32_t stack) const {
     return names_.listings[model].counts[static_cast<std::size_t>(stack)];
   }
-  // Where layer k of n lies on a gradient; what is no layer lies at its beginning (mergekit 1.3, 1.4).
+  // Where layer k of n lies on a gradient; what is no layer lies at its beginning
+  // (mergekit 1.3, 1.4).
   [[nodiscard]] static double gradient(std::uint64_t k, std::uint64_t n) {
     if (k >= n) return 0;
     return n == 1 ? 1 : static_cast<double>(k) / static_cast<double>(n - 1);
   }
 
-  // Layers of one stack have to be alike: a part that some of its models know and others do not makes no
-  // model.
+  // Layers of one stack have to be alike: a part that some of its models know and others do not
+  // makes no model.
   void check_stack(const Part& part) {
     for (std::uint32_t p = 0; p < names_.templates.size(); ++p) {
       const Template& name = names_.templates[p];
@@ -224,9 +232,12 @@ class Writer {
       for (const Section& section : part.sections) {
         const std::uint32_t other = section.inputs.front().model;
         if (holds_[first][p] == holds_[other][p]) continue;
-        const auto [with, without] = holds_[first][p] ? std::pair(first, other) : std::pair(other, first);
-        std::string text = fmt::format("layers of {} have {}, layers of {} have not: a stack of both is no "
-                                       "model", draft_.shown(with), name.after, draft_.shown(without));
+        const auto [with, without] =
+            holds_[first][p] ? std::pair(first, other) : std::pair(other, first);
+        std::string text = fmt::format(
+            "layers of {} have {}, layers of {} have not: a stack of both is no "
+            "model",
+            draft_.shown(with), name.after, draft_.shown(without));
         const std::string key = fmt::format("stack {} {}", with, without);
         if (draft_.plan.options.allow_mixed) {
           problems_.warn_like(key, Code::missing, std::move(text));
@@ -255,7 +266,8 @@ class Writer {
     const Template& what = names_.templates[p];
     const std::string output = what.name(layer);
     if (what.role == Role::buffer) return write_buffer(part, section, p, output, found);
-    if (what.role == Role::head || what.role == Role::embedding) stand_in(section, p, output, found);
+    if (what.role == Role::head || what.role == Role::embedding)
+      stand_in(section, p, output, found);
 
     std::vector<Share> shares;  // the base first
     bool sound = true;
@@ -265,7 +277,8 @@ class Writer {
         sound = absent(section, p, i, output, found) && sound;
         continue;
       }
-      const std::uint64_t own = section.whole || what.stack != section.stack ? place : input.first + place;
+      const std::uint64_t own =
+          section.whole || what.stack != section.stack ? place : input.first + place;
       Share share{i, input.model, &draft_.entry(input.model, found[i]->entry), found[i]->entry,
                   names_.templates[found[i]->part].name(own)};
       const bool base = section.base && *section.base == i;
@@ -289,8 +302,7 @@ class Writer {
     const std::uint64_t most = job.output.count();
     for (const Operand& operand : job.operands) {
       const TensorInfo& info = draft_.entry(operand.model, operand.entry).info;
-      use(operand.model, operand.entry,
-          operand.rows ? info.bytes() : most * bits(info.dtype) / 8);
+      use(operand.model, operand.entry, operand.rows ? info.bytes() : most * bits(info.dtype) / 8);
       if (!operand.rows) continue;
       for (const RowMap::Pick& pick : operand.rows->picks) {
         use(pick.model, pick.entry, draft_.entry(pick.model, pick.entry).info.bytes());
@@ -307,15 +319,16 @@ class Writer {
 
   // Buffers are computed when a model is loaded. One that all models have is taken along as it is;
   // arithmetic, or another type, would only spoil it.
-  void write_buffer(const Part& part, const Section& section, std::uint32_t p, const std::string& output,
-                    const Found& found) {
+  void write_buffer(const Part& part, const Section& section, std::uint32_t p,
+                    const std::string& output, const Found& found) {
     std::optional<std::uint32_t> lacks;
     for (const Section& other : part.sections) {
       for (const Input& input : other.inputs) {
         if (!holds_[input.model][p] && !lacks) lacks = input.model;
       }
     }
-    const bool all = std::all_of(found.begin(), found.end(), [](const Spot* s) { return s != nullptr; });
+    const bool all =
+        std::all_of(found.begin(), found.end(), [](const Spot* s) { return s != nullptr; });
     const std::size_t giver = section.base.value_or(0);
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (found[i] == nullptr || (!lacks && all && i == giver)) continue;
@@ -348,33 +361,37 @@ class Writer {
         }
       }
       if (found[i] == nullptr || draft_.configs[model].tied().value_or(true)) continue;
-      problems_.error(Code::missing, fmt::format(
-          "{} has no tensor {}, and its config.json says that weights are not tied "
-          "(tie_word_embeddings: false), so {} cannot stand in for it", draft_.shown(model), output,
-          draft_.entry(model, found[i]->entry).info.name));
+      problems_.error(
+          Code::missing,
+          fmt::format("{} has no tensor {}, and its config.json says that weights are not tied "
+                      "(tie_word_embeddings: false), so {} cannot stand in for it",
+                      draft_.shown(model), output, draft_.entry(model, found[i]->entry).info.name));
       found[i] = nullptr;
     }
   }
 
-  // What the absence of a tensor from one input means. Biases may be absent: the model takes no part.
+  // What the absence of a tensor from one input means. Biases may be absent: the model takes no
+  // part.
   bool absent(const Section& section, std::uint32_t p, std::size_t i, const std::string& output,
               const Found& found) {
     const Template& what = names_.templates[p];
     const std::uint32_t model = section.inputs[i].model;
     const bool base = section.base && *section.base == i;
-    const auto has = std::find_if(found.begin(), found.end(), [](const Spot* s) { return s != nullptr; });
+    const auto has =
+        std::find_if(found.begin(), found.end(), [](const Spot* s) { return s != nullptr; });
     if (has == found.end()) return false;  // stand_in has said why
     const std::uint32_t owner = section.inputs[static_cast<std::size_t>(has - found.begin())].model;
     const std::string key = fmt::format("absent {} {}", p, model);
     if (what.role == Role::bias && !base && rules_.method().base != math::Base::pivot) {
-      problems_.warn_like(key, Code::missing, fmt::format(
-          "{} has no tensor {}, which {} has: it takes no part there", draft_.shown(model), output,
-          draft_.shown(owner)));
+      problems_.warn_like(key, Code::missing,
+                          fmt::format("{} has no tensor {}, which {} has: it takes no part there",
+                                      draft_.shown(model), output, draft_.shown(owner)));
       return true;
     }
-    problems_.error_like(key, Code::missing, fmt::format(
-        "{} has no tensor {}, which {} has: all models of a merge need it", draft_.shown(model), output,
-        draft_.shown(owner)));
+    problems_.error_like(
+        key, Code::missing,
+        fmt::format("{} has no tensor {}, which {} has: all models of a merge need it",
+                    draft_.shown(model), output, draft_.shown(owner)));
     return false;
   }
 
@@ -390,15 +407,16 @@ class Writer {
       if (!(level == a)) {
         problems_.error_like(
             fmt::format("shape {}{} {} {}", what.before, what.after, first.model, share.model),
-            Code::shape, fmt::format("tensor {}: {} has shape {}, {} has {}", job.output.name,
-                                     draft_.shown(first.model), a.text(), draft_.shown(share.model),
-                                     b.text()));
+            Code::shape,
+            fmt::format("tensor {}: {} has shape {}, {} has {}", job.output.name,
+                        draft_.shown(first.model), a.text(), draft_.shown(share.model), b.text()));
         return false;
       }
       heights = true;
     }
     if (!vocabulary(what.role)) return true;
-    if (draft_.recipe().vocabulary.kind != Vocabulary::Kind::none) return map_vocabulary(shares, job);
+    if (draft_.recipe().vocabulary.kind != Vocabulary::Kind::none)
+      return map_vocabulary(shares, job);
     return !heights || cut_vocabulary(shares, job);
   }
 
@@ -411,16 +429,21 @@ class Writer {
     const std::uint64_t least = low->entry->info.shape[0];
     const std::uint64_t most = high->entry->info.shape[0];
     if (!draft_.plan.options.truncate_embeddings) {
-      problems_.error_like(fmt::format("height {} {}", least, most), Code::shape, fmt::format(
-          "vocabularies differ: {} has {} rows in {}, {} has {}; set tokenizer_source: base (or a model) to "
-          "match rows by token, or pass --unsafe-truncate-embeddings to keep the first {} rows of all",
-          job.output.name, least, draft_.shown(low->model), draft_.shown(high->model), most, least));
+      problems_.error_like(fmt::format("height {} {}", least, most), Code::shape,
+                           fmt::format("vocabularies differ: {} has {} rows in {}, {} has {}; set "
+                                       "tokenizer_source: base (or a model) to "
+                                       "match rows by token, or pass --unsafe-truncate-embeddings "
+                                       "to keep the first {} rows of all",
+                                       job.output.name, least, draft_.shown(low->model),
+                                       draft_.shown(high->model), most, least));
       return false;
     }
     job.output.shape.set(0, least);
-    problems_.warn(Code::shape, fmt::format(
-        "{}: rows beyond {} are cut off (up to {} in {}), as --unsafe-truncate-embeddings asks",
-        job.output.name, least, most, draft_.shown(high->model)));
+    problems_.warn(
+        Code::shape,
+        fmt::format(
+            "{}: rows beyond {} are cut off (up to {} in {}), as --unsafe-truncate-embeddings asks",
+            job.output.name, least, most, draft_.shown(high->model)));
     return true;
   }
 
@@ -456,9 +479,9 @@ class Writer {
         list += fmt::format("{}{} as {}", list.empty() ? "" : ", ", draft_.shown(share.model),
                             word(share.entry->info.dtype));
       }
-      problems_.error_like("type " + meeting.refusal, Code::dtype,
-                           fmt::format("tensor {} is stored in {}: {}", job.output.name, list,
-                                       meeting.refusal));
+      problems_.error_like(
+          "type " + meeting.refusal, Code::dtype,
+          fmt::format("tensor {} is stored in {}: {}", job.output.name, list, meeting.refusal));
       return false;
     }
     job.action = meeting.action;
@@ -471,8 +494,10 @@ class Writer {
       job.operands[i].narrow = meeting.narrow[i] && !job.operands[i].rows;
       if (!job.operands[i].rows) continue;
       if (job.action == Action::copy) {
-        problems_.error(Code::dtype, fmt::format("tensor {} is stored as {}, whose rows cannot be matched "
-                                                 "by token", job.output.name, word(meeting.output)));
+        problems_.error(Code::dtype,
+                        fmt::format("tensor {} is stored as {}, whose rows cannot be matched "
+                                    "by token",
+                                    job.output.name, word(meeting.output)));
         return false;
       }
       job.work.inputs[i] = Dtype::f32;
@@ -484,10 +509,11 @@ class Writer {
     std::vector<Seat> seats;
     for (const Share& share : shares) {
       if (section.base && *section.base == share.input) continue;
-      seats.push_back({static_cast<std::uint32_t>(share.input), draft_.shown(share.model), share.name});
+      seats.push_back(
+          {static_cast<std::uint32_t>(share.input), draft_.shown(share.model), share.name});
     }
-    const auto rule = rules_.resolve(section.binding, job.output.name, seats, section.base.has_value(), t,
-                                     job.output.count());
+    const auto rule = rules_.resolve(section.binding, job.output.name, seats,
+                                     section.base.has_value(), t, job.output.count());
     if (!rule) return false;
     job.work.rule = *rule;
     copy_if_unchanged(job);
@@ -533,9 +559,10 @@ class Writer {
             {m, spot.entry,
              reason != reasons_.end() ? reason->second
              : !takes_part[m]         ? "its model gives configuration and tokenizer only"
-             : !modules[what.module]
-                 ? fmt::format("module '{}' is not named in the recipe", names_.modules[what.module])
-             : what.stack != kNoStack ? fmt::format("layer {} is outside the recipe's slices", spot.layer)
+             : !modules[what.module]  ? fmt::format("module '{}' is not named in the recipe",
+                                                    names_.modules[what.module])
+             : what.stack != kNoStack
+                 ? fmt::format("layer {} is outside the recipe's slices", spot.layer)
              : what.trailing ? "tensors after the layers come from the last slice"
                              : "tensors before the layers come from the first slice"});
       }
@@ -553,7 +580,7 @@ class Writer {
   std::vector<std::uint32_t> heads_;
   std::vector<std::uint32_t> embeddings_;  // the one that stands in for absent heads first
   std::set<std::uint32_t> heads_written_;
-  std::vector<std::vector<bool>> used_;   // by model and entry
+  std::vector<std::vector<bool>> used_;                                     // by model and entry
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::string> reasons_;  // by model and entry
   Written written_;
 };

@@ -13,11 +13,11 @@ namespace ingot::plan {
 
 // What config.json must say of the tensors written.
 struct Written {
-  bool head = false;                   // a head with rows of its own
-  bool donor_head = false;             // the donor has one
-  std::optional<std::uint64_t> rows;   // of the input embedding
+  bool head = false;                  // a head with rows of its own
+  bool donor_head = false;            // the donor has one
+  std::optional<std::uint64_t> rows;  // of the input embedding
   std::optional<std::uint64_t> donor_rows;
-  std::vector<Restacked> stacks;       // from slices
+  std::vector<Restacked> stacks;  // from slices
 };
 
 // Fills Plan::jobs (not yet laid out), Plan::unused and Plan::bytes_in. `wanted` is the type that

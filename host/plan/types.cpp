@@ -11,7 +11,8 @@
 namespace ingot::plan {
 namespace {
 
-std::optional<Dtype> parse_dtype(std::string_view text, const std::string& where, Problems& problems) {
+std::optional<Dtype> parse_dtype(std::string_view text, const std::string& where,
+                                 Problems& problems) {
   constexpr std::string_view kTorch = "torch.";
   if (text.starts_with(kTorch)) text.remove_prefix(kTorch.size());
   std::vector<std::string> known;
@@ -20,22 +21,24 @@ std::optional<Dtype> parse_dtype(std::string_view text, const std::string& where
     if (has_codec(dtype)) known.emplace_back(word(dtype));
     if (word(dtype) != text) continue;
     if (has_codec(dtype)) return dtype;
-    problems.error(Code::dtype, fmt::format(
-        "{} {}: ingot computes in float32 and writes {}; {} is not among them", where, text,
-        "bfloat16, float16, float32 and the float8 types", text));
+    problems.error(
+        Code::dtype,
+        fmt::format("{} {}: ingot computes in float32 and writes {}; {} is not among them", where,
+                    text, "bfloat16, float16, float32 and the float8 types", text));
     return std::nullopt;
   }
   const std::string near = nearest(text, known);
-  problems.error(Code::usage, fmt::format("{} '{}' is no element type{}; there are {}", where, text,
-                                          near.empty() ? "" : fmt::format("; did you mean '{}'?", near),
-                                          fmt::join(known, ", ")));
+  problems.error(Code::usage,
+                 fmt::format("{} '{}' is no element type{}; there are {}", where, text,
+                             near.empty() ? "" : fmt::format("; did you mean '{}'?", near),
+                             fmt::join(known, ", ")));
   return std::nullopt;
 }
 
 bool mark_of_codes(std::string_view last) {
   return last == "qweight" || last == "qzeros" || last == "g_idx" || last == "absmax" ||
-         last == "quant_map" || last == "nested_absmax" || last == "SCB" || last == "weight_packed" ||
-         last.starts_with("quant_state");
+         last == "quant_map" || last == "nested_absmax" || last == "SCB" ||
+         last == "weight_packed" || last.starts_with("quant_state");
 }
 
 // Types whose numbers come with a scale where a scale lies beside them.
@@ -58,9 +61,10 @@ std::optional<Dtype> wanted_dtype(const Recipe& recipe, const PlanOptions& optio
     return parse_dtype(text, where, problems);
   };
   const auto of_option = read(options.dtype, "--dtype");
-  const auto out = read(recipe.out_dtype, fmt::format("{}:{}: out_dtype", recipe.file,
-                                                      recipe.out_dtype_mark.line));
-  const auto all = read(recipe.dtype, fmt::format("{}:{}: dtype", recipe.file, recipe.dtype_mark.line));
+  const auto out = read(recipe.out_dtype,
+                        fmt::format("{}:{}: out_dtype", recipe.file, recipe.out_dtype_mark.line));
+  const auto all =
+      read(recipe.dtype, fmt::format("{}:{}: dtype", recipe.file, recipe.dtype_mark.line));
   return of_option ? of_option : out ? out : all;
 }
 
@@ -89,7 +93,8 @@ Meeting meet(std::span<const Dtype> stored, std::optional<Dtype> wanted) {
       meeting.output = Dtype::f64;
       meeting.reason = "float64 is copied where all inputs agree";
       if (!same) {
-        meeting.refusal = "ingot computes in float32: set dtype: float32 to narrow the float64 ones";
+        meeting.refusal =
+            "ingot computes in float32: set dtype: float32 to narrow the float64 ones";
       }
       return meeting;
     }

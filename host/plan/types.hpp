@@ -11,8 +11,9 @@
 
 namespace ingot::plan {
 
-// The type of the output's floating-point tensors as options or recipe ask for it: PlanOptions::dtype,
-// else out_dtype, else dtype; nothing where none is given. Names that cannot be are problems.
+// The type of the output's floating-point tensors as options or recipe ask for it:
+// PlanOptions::dtype, else out_dtype, else dtype; nothing where none is given. Names that cannot be
+// are problems.
 [[nodiscard]] std::optional<Dtype> wanted_dtype(const Recipe& recipe, const PlanOptions& options,
                                                 Problems& problems);
 
@@ -20,10 +21,10 @@ namespace ingot::plan {
 struct Meeting {
   Action action = Action::merge;
   Dtype output = Dtype::f32;
-  std::vector<Dtype> inputs;   // as Work::inputs
-  std::vector<bool> narrow;    // as Operand::narrow
-  std::string reason;          // of a copy
-  std::string refusal;         // why they cannot meet; empty: they can
+  std::vector<Dtype> inputs;  // as Work::inputs
+  std::vector<bool> narrow;   // as Operand::narrow
+  std::string reason;         // of a copy
+  std::string refusal;        // why they cannot meet; empty: they can
 };
 
 // Without a wanted type the output has the one its inputs promote to: the common one, else f32.
