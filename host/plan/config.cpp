@@ -223,11 +223,12 @@ std::optional<LayerCount> Config::layers(std::string_view module, const Family* 
 }
 
 std::optional<bool> Config::tied() const {
-  for (const std::string_view object : {std::string_view(), std::string_view("text_config")}) {
+  std::optional<bool> said;
+  for (const std::string_view object : kTextObjects) {
     const Json* value = find({std::string(object), "tie_word_embeddings"});
-    if (value != nullptr && value->is_boolean()) return value->get<bool>();
+    if (value != nullptr && value->is_boolean()) said = said.value_or(false) || value->get<bool>();
   }
-  return std::nullopt;
+  return said;
 }
 
 std::string Config::edited(const Edits& edits, Problems& problems) const {

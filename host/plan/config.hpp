@@ -47,7 +47,7 @@ class Config {
   // else the first that says anything.
   [[nodiscard]] std::optional<LayerCount> layers(std::string_view module, const Family* family,
                                                  std::uint64_t stored) const;
-  // tie_word_embeddings, if the config says.
+  // tie_word_embeddings, if the config or one of its text configs says; true if any does.
   [[nodiscard]] std::optional<bool> tied() const;
   // The value at a place, or null.
   [[nodiscard]] const nlohmann::ordered_json* find(const Place& place) const;

@@ -118,8 +118,8 @@ Role role(std::string_view name, const Shape& shape, const Family* family) {
   const std::string_view owner = parent(name);
   const std::string_view last = last_component(name);
   if (family != nullptr && !family->embedding.empty()) {
-    if (name == family->embedding) return Role::embedding;
-    if (name == family->head) return Role::head;
+    if (name == family->embedding && shape.rank() == 2) return Role::embedding;
+    if (name == family->head && shape.rank() == 2) return Role::head;
     if (last == "bias" && owner == parent(family->head)) return Role::head_bias;
   }
   const std::string_view module = last_component(owner);

@@ -266,8 +266,14 @@ class Writer {
     const Template& what = names_.templates[p];
     const std::string output = what.name(layer);
     if (what.role == Role::buffer) return write_buffer(part, section, p, output, found);
-    if (what.role == Role::head || what.role == Role::embedding)
-      stand_in(section, p, output, found);
+    const bool tieable = what.role == Role::head || what.role == Role::embedding;
+    if (tieable && !stand_in(section, p, output, found)) return;
+    if (std::all_of(found.begin(), found.end(), [](const Spot* s) { return s == nullptr; })) {
+      problems_.error(Code::missing,
+                      fmt::format("{}: no model of {} has tensor {}, nor one that is tied to it",
+                                  draft_.recipe().file, section.where, output));
+      return;
+    }
 
     std::vector<Share> shares;  // the base first
     bool sound = true;
@@ -284,7 +290,7 @@ class Writer {
       const bool base = section.base && *section.base == i;
       shares.insert(base ? shares.begin() : shares.end(), std::move(share));
     }
-    if (!sound || shares.empty()) return;
+    if (!sound) return;
 
     Job job;
     job.output.name = output;
@@ -349,8 +355,9 @@ class Writer {
     add(std::move(job));
   }
 
-  // Tied weights are stored once: a model without this one takes part with its other.
-  void stand_in(const Section& section, std::uint32_t p, const std::string& output, Found& found) {
+  // Tied weights are stored once: a model without this one takes part with its other. False, and a
+  // problem, for one whose weights are not tied.
+  bool stand_in(const Section& section, std::uint32_t p, const std::string& output, Found& found) {
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (found[i] != nullptr) continue;
       const std::uint32_t model = section.inputs[i].model;
@@ -366,8 +373,9 @@ class Writer {
           fmt::format("{} has no tensor {}, and its config.json says that weights are not tied "
                       "(tie_word_embeddings: false), so {} cannot stand in for it",
                       draft_.shown(model), output, draft_.entry(model, found[i]->entry).info.name));
-      found[i] = nullptr;
+      return false;
     }
+    return true;
   }
 
   // What the absence of a tensor from one input means. Biases may be absent: the model takes no
@@ -379,7 +387,6 @@ class Writer {
     const bool base = section.base && *section.base == i;
     const auto has =
         std::find_if(found.begin(), found.end(), [](const Spot* s) { return s != nullptr; });
-    if (has == found.end()) return false;  // stand_in has said why
     const std::uint32_t owner = section.inputs[static_cast<std::size_t>(has - found.begin())].model;
     const std::string key = fmt::format("absent {} {}", p, model);
     if (what.role == Role::bias && !base && rules_.method().base != math::Base::pivot) {
@@ -415,8 +422,8 @@ class Writer {
       heights = true;
     }
     if (!vocabulary(what.role)) return true;
-    if (draft_.recipe().vocabulary.kind != Vocabulary::Kind::none)
-      return map_vocabulary(shares, job);
+    const bool by_token = draft_.recipe().vocabulary.kind != Vocabulary::Kind::none;
+    if (by_token) return map_vocabulary(shares, job);
     return !heights || cut_vocabulary(shares, job);
   }
 

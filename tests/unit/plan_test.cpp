@@ -521,6 +521,15 @@ TEST_F(PlanTest, UntiedModelsNeedTheirHead) {
       "broken has no tensor lm_head.weight, and its config.json says that weights are not tied");
 }
 
+TEST_F(PlanTest, AHeadThatNobodyCanGiveIsAnError) {
+  Tensors bare = without(without(llama(2), "lm_head.weight"), "model.embed_tokens.weight");
+  model("bare", bare, llama_config(2));
+  EXPECT_SAYS(
+      plan("merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]\n"
+           "- sources: [{model: bare, layer_range: [1, 2]}]\n"),
+      "no model of slices[1] (line 4) has tensor lm_head.weight");
+}
+
 TEST_F(PlanTest, TensorsThatSomeModelsLackAreErrorsOncePerKind) {
   Tensors thin = llama(2);
   std::erase_if(thin,
