@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/clip.hpp"
 #include "ingot/error.hpp"
 #include "store/json.hpp"
 
@@ -263,12 +264,9 @@ std::string json_text(const std::string& text) {
 }  // namespace
 
 std::string cite(std::string_view name) {
-  constexpr std::size_t kLongest = 200;  // a tensor's name has 40 or so
-  std::size_t shown = std::min(name.size(), kLongest);
-  while (shown < name.size() && shown > 0 && (name[shown] & 0xc0) == 0x80) --shown;  // UTF-8
-  std::string text = "'";
-  for (char c : name.substr(0, shown)) text += is_control(c) ? '?' : c;
-  return text += shown < name.size() ? "...'" : "'";
+  std::string text = clip(name, 200);  // a tensor's name has 40 or so
+  std::replace_if(text.begin(), text.end(), is_control, '?');
+  return "'" + text + "'";
 }
 
 Header read_header(File& file, std::uint32_t index) {

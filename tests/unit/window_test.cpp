@@ -171,6 +171,7 @@ TEST_F(WindowTest, OtherBusErrorsStillKillTheProcess) {
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
   EXPECT_EXIT(
       {
+        ::signal(SIGBUS, SIG_DFL);  // a sanitizer has its own
         const Guard guard;
         const Window window(*file_, 0, 4096);
         fault_elsewhere(folder_ / "a");
@@ -178,6 +179,7 @@ TEST_F(WindowTest, OtherBusErrorsStillKillTheProcess) {
       ::testing::KilledBySignal(SIGBUS), "");
   EXPECT_EXIT(
       {
+        ::signal(SIGBUS, SIG_DFL);
         const Guard guard;
         (void)::raise(SIGBUS);
       },

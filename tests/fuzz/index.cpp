@@ -1,0 +1,43 @@
+// Any bytes as the index of a model of two shards: the model's three tensors where they are, or an
+// Error{format} or {missing}.
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "fuzz/memory.hpp"
+#include "ingot/error.hpp"
+#include "store/header.hpp"
+
+namespace {
+
+void check(bool holds) {
+  if (!holds) std::abort();
+}
+
+std::string weights(const std::vector<ingot::TensorInfo>& tensors) {
+  return ingot::print_header(tensors, {}) + std::string(tensors.size(), 'w');
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const std::string_view text(reinterpret_cast<const char*>(data), size);
+  ingot::test::MemoryDisk disk({
+      {"m/model.safetensors.index.json", std::string(text)},
+      {"m/x.safetensors", weights({{"a", ingot::Dtype::u8, {1}}, {"b", ingot::Dtype::u8, {1}}})},
+      {"m/y.safetensors", weights({{"c", ingot::Dtype::u8, {1}}})},
+  });
+  try {
+    const auto model = ingot::Checkpoint::open(disk, "m", "m");
+    check(model.entries().size() == 3 && model.file_count() == 2);
+    check(model.file(model.find("a")->file).path() == "m/x.safetensors");
+    check(model.file(model.find("b")->file).path() == "m/x.safetensors");
+    check(model.file(model.find("c")->file).path() == "m/y.safetensors");
+  } catch (const ingot::Error& error) {
+    check(error.code() == ingot::Code::format || error.code() == ingot::Code::missing);
+  }
+  return 0;
+}
