@@ -1,0 +1,191 @@
+"""ingot merge and ingot verify from outside."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import unittest
+
+from program import DIFFERS, EXAMPLES, INPUT, PROGRAM, TIES, USAGE, Case, bytes_of
+
+
+class Merge(Case):
+    def test_writes_a_folder_that_verifies(self):
+        done = self.merge()
+        out = self.folder / "out"
+        for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md", "recipe.yml",
+                     "ingot.json"):
+            self.assertTrue((out / name).is_file(), name)
+        self.assertEqual((out / "recipe.yml").read_text(), TIES)
+        self.assertRegex(done.stdout.splitlines()[-1], r"^[\d.]+ s, .*/s \(.*\), peak memory \d+ MiB$")
+        self.assertEqual(done.stderr, "")
+        self.run_ok("verify", out, "--root", EXAMPLES, "--all")
+
+    def test_report_as_json_is_all_of_stdout(self):
+        report = json.loads(self.merge(TIES, "out", "--json").stdout)
+        self.assertEqual(report["tensors"], report["merged"] + report["copied"])
+        self.assertGreater(report["bytes_read"], 0)
+        self.assertGreater(report["seconds"], 0)
+        self.assertGreater(report["peak_memory"], 0)
+        self.assertTrue(os.path.isfile(report["receipt"]))
+
+    def test_quiet_is_silent(self):
+        done = self.merge(TIES, "out", "--quiet")
+        self.assertEqual((done.stdout, done.stderr), ("", ""))
+
+    def test_machine_options_change_no_byte(self):
+        self.merge(TIES, "a")
+        self.merge(TIES, "b", "--memory", "64MiB", "--threads", "1", "--storage", "buffered", "--no-sync",
+                   env={"INGOT_ISA": "v2"})
+        self.assertEqual(bytes_of(self.folder / "a"), bytes_of(self.folder / "b"))
+
+    def test_shard_size_splits_the_weights(self):
+        self.merge(TIES, "out", "--shard-size", "100kB")
+        out = self.folder / "out"
+        self.assertGreater(len(list(out.glob("model-*-of-*.safetensors"))), 1)
+        self.assertTrue((out / "model.safetensors.index.json").is_file())
+        self.run_ok("verify", out, "--root", EXAMPLES)
+
+    def test_dtype_overrides_the_recipe(self):
+        self.merge(TIES, "out", "--dtype", "float32")
+        self.assertEqual(set(self.json("inspect", self.folder / "out")["dtypes"]), {"float32"})
+
+    def test_seed_moves_random_methods_only(self):
+        dare = TIES.replace("ties", "dare_ties")
+        for recipe, moves in ((TIES, False), (dare, True)):
+            self.merge(recipe, "a", "--seed", "1", "--force")
+            self.merge(recipe, "b", "--random-seed", "2", "--force")
+            a, b = (bytes_of(self.folder / out)["model.safetensors"] for out in "ab")
+            self.assertEqual(a != b, moves)
+
+    def test_card_and_tokenizer_can_be_left_out(self):
+        self.merge(TIES, "out", "--no-write-model-card", "--no-copy-tokenizer")
+        self.assertFalse((self.folder / "out" / "README.md").exists())
+        self.assertFalse((self.folder / "out" / "tokenizer.json").exists())
+
+    def test_existing_folder_needs_force(self):
+        self.merge()
+        before = bytes_of(self.folder / "out")
+        done = self.run_fails(USAGE, "merge", self.folder / "recipe.yml", self.folder / "out", "--root",
+                              EXAMPLES)
+        self.assertIn("--force", done.stderr)
+        self.assertEqual(bytes_of(self.folder / "out"), before)
+        self.merge(TIES.replace("0.3", "0.4"), "out", "--force")
+        self.assertNotEqual(bytes_of(self.folder / "out"), before)
+        self.assertEqual([p.name for p in self.folder.glob(".*")], [])
+
+    def test_every_problem_is_shown_and_nothing_written(self):
+        recipe = self.write("r.yml", TIES.replace("density: 0.5", "density: 1.5"))
+        done = self.run_fails(USAGE, "merge", recipe, self.folder / "out", "--root", EXAMPLES)
+        self.assertEqual(len(re.findall("density", done.stderr)), 2, done.stderr)
+        self.assertFalse((self.folder / "out").exists())
+
+    def test_missing_model_is_bad_input_and_names_the_remedy(self):
+        recipe = self.write("r.yml", TIES.replace("models/python", "someone/not-here"))
+        done = self.run_fails(INPUT, "merge", recipe, self.folder / "out", "--root", EXAMPLES)
+        self.assertIn("someone/not-here", done.stderr)
+        self.assertIn("download", done.stderr)
+
+    def test_unknown_keys_are_errors_unless_waived(self):
+        recipe = self.write("r.yml", TIES + "densty: 1\n")
+        done = self.run_fails(USAGE, "merge", recipe, self.folder / "out", "--root", EXAMPLES)
+        self.assertIn("densty", done.stderr)
+        self.merge(TIES + "densty: 1\n", "out", "--allow-unknown-keys")
+        self.assertIn("densty", (self.folder / "out" / "ingot.json").read_text())
+
+
+class Unchanged(Case):
+    SAME = "models:\n  - model: models/base\n    parameters: {weight: 1}\nmerge_method: linear\n"
+
+    def test_a_merge_that_changed_nothing_says_so(self):
+        done = self.merge(self.SAME)
+        self.assertIn("changed nothing", done.stderr)
+        self.run_fails(DIFFERS, "verify", self.folder / "out", "--root", EXAMPLES)
+
+    def test_and_can_be_waived(self):
+        self.merge(self.SAME, "out", "--allow-unchanged")
+        self.run_ok("verify", self.folder / "out", "--root", EXAMPLES, "--allow-unchanged")
+
+
+class Verify(Case):
+    def setUp(self):
+        super().setUp()
+        self.merge()
+        self.out = self.folder / "out"
+
+    def test_a_flipped_bit_is_found(self):
+        path = self.out / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-100] ^= 1
+        path.write_bytes(data)
+        done = self.run_fails(DIFFERS, "verify", self.out, "--root", EXAMPLES)
+        self.assertIn("shortfall", done.stdout)
+        report = json.loads(self.run_fails(DIFFERS, "verify", self.out, "--root", EXAMPLES,
+                                           "--json").stdout)
+        self.assertFalse(report["sound"])
+        self.assertGreater(len(report["findings"]), 0)
+
+    def test_absent_inputs_are_found_unless_waived(self):
+        done = self.run_fails(DIFFERS, "verify", self.out, "--root", self.folder)
+        self.assertIn("models/", done.stdout)
+        self.run_ok("verify", self.out, "--root", self.folder, "--outputs-only")
+
+    def test_a_folder_without_receipt_is_bad_input(self):
+        self.run_fails(INPUT, "verify", EXAMPLES / "models" / "base")
+
+    def test_quiet_speaks_through_the_exit_code(self):
+        done = self.run_ok("verify", self.out, "--root", EXAMPLES, "--quiet")
+        self.assertEqual((done.stdout, done.stderr), ("", ""))
+
+
+class Stopped(Case):
+    """A merge that is long enough to be stopped: many copies of a model in one."""
+
+    def big(self):
+        layers = "\n".join("  - sources: [{model: models/python, layer_range: [0, 2]}]"
+                           for _ in range(400))
+        return self.write("big.yml", f"slices:\n{layers}\nmerge_method: passthrough\n")
+
+    def stop(self, recipe, number, after):
+        process = subprocess.Popen([PROGRAM, "merge", recipe, self.folder / "out", "--root", EXAMPLES],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        partial = self.folder / ".out.partial"
+        while process.poll() is None and not partial.exists():
+            time.sleep(0.001)
+        time.sleep(after)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+        return process.returncode, stderr
+
+    def test_signals_stop_it_and_resume_ends_in_the_same_bytes(self):
+        recipe = self.big()
+        stopped = 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            shutil.rmtree(self.folder / "out", ignore_errors=True)
+            code, stderr = self.stop(recipe, number, 0.01)
+            if code == 0:
+                continue  # it was faster
+            stopped += 1
+            self.assertEqual(code, -number, stderr)
+            self.assertFalse((self.folder / "out").exists())
+            self.assertTrue((self.folder / ".out.partial").is_dir())
+            if number != signal.SIGKILL:
+                self.assertIn("--resume", stderr)
+            self.run_ok("merge", recipe, self.folder / "out", "--root", EXAMPLES, "--resume")
+            whole = self.folder / "whole"
+            if not whole.exists():
+                self.run_ok("merge", recipe, whole, "--root", EXAMPLES)
+            self.assertEqual(bytes_of(self.folder / "out"), bytes_of(whole))
+        self.assertGreater(stopped, 0, "no run lasted long enough to be stopped")
+
+    def test_a_pipe_gets_lines_and_no_control_characters(self):
+        recipe = self.big()
+        done = self.run_ok("merge", recipe, self.folder / "out", "--root", EXAMPLES)
+        self.assertNotRegex(done.stderr + done.stdout, r"[\r\x1b]")
+
+
+if __name__ == "__main__":
+    unittest.main()

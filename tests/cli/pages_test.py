@@ -1,0 +1,71 @@
+"""Completions and the manual, printed by the program from its own options."""
+
+import shutil
+import subprocess
+import unittest
+
+from program import USAGE, Case
+
+
+class Completion(Case):
+    def complete(self, *words):
+        """What bash offers after these words."""
+        script = self.run_ok("completion", "bash").stdout
+        line = " ".join(f"'{word}'" for word in words)
+        run = subprocess.run(
+            ["bash", "-c", f"{script}\nCOMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"
+             "_ingot; printf '%s\\n' \"${COMPREPLY[@]}\""],
+            capture_output=True, text=True, cwd=self.folder, check=True)
+        return run.stdout.split()
+
+    def test_bash_offers_commands(self):
+        self.assertEqual(self.complete("ingot", "me"), ["merge"])
+        self.assertIn("--version", self.complete("ingot", "--"))
+
+    def test_bash_offers_options_of_the_command(self):
+        self.assertEqual(self.complete("ingot", "merge", "--res"), ["--resume"])
+        self.assertNotIn("--resume", self.complete("ingot", "inspect", "--"))
+
+    def test_bash_offers_values(self):
+        self.assertEqual(self.complete("ingot", "merge", "--device", "c"), ["cpu", "cuda"])
+        self.assertEqual(self.complete("ingot", "completion", "z"), ["zsh"])
+
+    def test_bash_offers_files_and_folders(self):
+        self.write("recipe.yml", "")
+        (self.folder / "rest").mkdir()
+        self.assertEqual(sorted(self.complete("ingot", "merge", "re")), ["recipe.yml", "rest"])
+        self.assertEqual(self.complete("ingot", "merge", "--root", "re"), ["rest"])
+
+    def test_shells_accept_their_scripts(self):
+        for shell in ("bash", "zsh", "fish"):
+            with self.subTest(shell=shell):
+                script = self.run_ok("completion", shell).stdout
+                self.assertIn("--shard-size" if shell != "fish" else "-l shard-size", script)
+                if shutil.which(shell):
+                    subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+    def test_mergekits_names_are_not_offered(self):
+        self.assertNotIn("--lazy-unpickle", self.run_ok("completion", "bash").stdout)
+
+    def test_unknown_shell_is_refused(self):
+        self.run_fails(USAGE, "completion", "tcsh")
+
+
+class Manual(Case):
+    def test_has_every_command_and_option(self):
+        page = self.run_ok("manual").stdout
+        for word in (".SH NAME", ".SH INGOT MERGE", "\\-\\-resume", "\\-\\-lazy\\-unpickle", "INGOT_ISA",
+                     ".SH EXIT STATUS"):
+            self.assertIn(word, page)
+
+    def test_formats_without_warning(self):
+        if not shutil.which("groff"):
+            self.skipTest("no groff")
+        page = self.run_ok("manual").stdout
+        done = subprocess.run(["groff", "-man", "-Tutf8", "-ww"], input=page, capture_output=True,
+                              text=True, check=True)
+        self.assertEqual(done.stderr, "")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,188 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <set>
+
+#include <fmt/format.h>
+
+#include "command.hpp"
+#include "compare.hpp"
+#include "console.hpp"
+#include "ingot/error.hpp"
+#include "json.hpp"
+#include "model.hpp"
+#include "progress.hpp"
+#include "size.hpp"
+#include "sweep.hpp"
+
+namespace ingot::tool {
+namespace {
+
+// One name that occurs in either model.
+struct Row {
+  const Entry* a = nullptr;
+  const Entry* b = nullptr;
+  Likeness likeness;
+
+  [[nodiscard]] const std::string& name() const {
+    return a != nullptr ? a->info.name : b->info.name;
+  }
+  [[nodiscard]] bool comparable() const {
+    return a != nullptr && b != nullptr && a->info.shape == b->info.shape;
+  }
+  [[nodiscard]] bool equal() const {
+    return comparable() && a->info.dtype == b->info.dtype && likeness.differing == 0;
+  }
+};
+
+std::vector<Row> match(const Checkpoint& a, const Checkpoint& b) {
+  std::vector<Row> rows;
+  for (const Entry& entry : a.entries()) rows.push_back({&entry, b.find(entry.info.name), {}});
+  for (const Entry& entry : b.entries()) {
+    if (a.find(entry.info.name) == nullptr) rows.push_back({nullptr, &entry, {}});
+  }
+  std::sort(rows.begin(), rows.end(),
+            [](const Row& x, const Row& y) { return natural_less(x.name(), y.name()); });
+  return rows;
+}
+
+std::string kind(const Entry& entry) {
+  return fmt::format("{} {}", word(entry.info.dtype), entry.info.shape.text());
+}
+
+// Why a row cannot be compared element by element, or that its types differ; empty if neither.
+std::string structure(const Row& row) {
+  if (row.a == nullptr) return "only in B";
+  if (row.b == nullptr) return "only in A";
+  if (row.a->info.shape == row.b->info.shape && row.a->info.dtype == row.b->info.dtype) return "";
+  return fmt::format("A is {}, B is {}", kind(*row.a), kind(*row.b));
+}
+
+Json describe(const Likeness& likeness) {
+  Json json{{"elements", likeness.elements}, {"differing", likeness.differing}};
+  json["max_ulp"] = likeness.ulps > 0 ? Json(likeness.max_ulp) : Json();
+  json["mean_ulp"] = likeness.ulps > 0 ? Json(likeness.mean_ulp()) : Json();
+  json["max_difference"] = likeness.max_difference;
+  json["relative_change"] = likeness.relative();
+  json["cosine"] = likeness.cosine();
+  json["not_finite"] = likeness.not_finite;
+  return json;
+}
+
+std::string narrate(const Likeness& likeness) {
+  const double share = likeness.elements > 0 ? 100 * static_cast<double>(likeness.differing) /
+                                                   static_cast<double>(likeness.elements)
+                                             : 0;
+  std::string text = fmt::format("{:8.4f} % differ", share);
+  text += likeness.ulps > 0
+              ? fmt::format("  ulp max {:<8} mean {:<9.3g}", likeness.max_ulp, likeness.mean_ulp())
+              : fmt::format("  {:<27}", "");
+  text += fmt::format("  change {:<9.3g}  cosine {:.9f}", likeness.relative(), likeness.cosine());
+  if (likeness.not_finite > 0) {
+    text += fmt::format("  {} not finite", show_count(likeness.not_finite));
+  }
+  return text;
+}
+
+class DiffCommand final : public Command {
+ public:
+  explicit DiffCommand(CLI::App& program)
+      : Command(program, "diff", "Compare two models tensor by tensor") {
+    app()
+        .add_option("A", a_, "A model's folder, weight file, or name in the local Hub cache")
+        ->required()
+        ->type_name("PATH");
+    app().add_option("B", b_, "The other")->required()->type_name("PATH");
+    app().add_flag("--quiet", quiet_, "Print nothing; the exit code tells");
+    app().add_flag("--json", json_, "Print JSON");
+    app().footer(
+        "Exit code 0 if every tensor is the same bit for bit, 1 if anything differs.\n"
+        "An ulp is one step between neighbouring numbers of the tensor's type; change is\n"
+        "||A - B|| / ||A||.\n"
+        "\n"
+        "Examples:\n"
+        "  ingot diff ./base ./tuned\n"
+        "  ingot diff out-1 out-2 --quiet && echo same");
+  }
+
+  int run() override {
+    const Console console(quiet_);
+    const std::unique_ptr<Disk> disk = system_disk();
+    const Checkpoint a = open_model(*disk, a_);
+    const Checkpoint b = open_model(*disk, b_);
+    std::vector<Row> rows = match(a, b);
+    Likeness total;
+    Meter meter(console, 0);
+    Progress progress;
+    for (const Row& row : rows) {
+      if (row.comparable()) progress.bytes_total += row.a->info.bytes() + row.b->info.bytes();
+    }
+    for (Row& row : rows) {
+      if (!row.comparable()) continue;
+      progress.tensor = row.name();
+      Sweep left(a, *row.a);
+      Sweep right(b, *row.b);
+      while (left.next() && right.next()) {
+        row.likeness.add(row.a->info.dtype, left, row.b->info.dtype, right);
+        progress.bytes_done += left.bytes().size() + right.bytes().size();
+        meter.show(progress);
+      }
+      total.add(row.likeness);
+    }
+    meter.clear();
+    const bool same =
+        std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.equal(); });
+    if (json_) {
+      list(rows, total, same);
+    } else if (!quiet_) {
+      tell(rows, total, same);
+    }
+    return same ? 0 : 1;
+  }
+
+ private:
+  void list(const std::vector<Row>& rows, const Likeness& total, bool same) const {
+    Json json{{"a", a_}, {"b", b_}, {"identical", same}, {"total", describe(total)}};
+    json["tensors"] = Json::array();
+    for (const Row& row : rows) {
+      Json entry{{"name", row.name()}, {"identical", row.equal()}};
+      if (const std::string text = structure(row); !text.empty()) entry["structure"] = text;
+      if (row.comparable()) entry.update(describe(row.likeness));
+      json["tensors"].push_back(std::move(entry));
+    }
+    print_json(json);
+  }
+
+  void tell(const std::vector<Row>& rows, const Likeness& total, bool same) const {
+    std::string text;
+    std::size_t equal = 0;
+    for (const Row& row : rows) {
+      if (row.equal()) {
+        ++equal;
+        continue;
+      }
+      const std::string note = structure(row);
+      if (!note.empty()) text += fmt::format("{}  {}\n", note, printable(row.name()));
+      if (row.comparable() && row.likeness.differing > 0) {
+        text += fmt::format("{}  {}\n", narrate(row.likeness), printable(row.name()));
+      }
+    }
+    if (!same && total.elements > 0) text += fmt::format("{}  in total\n", narrate(total));
+    text += same ? fmt::format("identical: {}, {}\n", show_count(rows.size(), "tensor"),
+                               show_count(total.elements, "element"))
+                 : fmt::format("{} of {} tensors are identical\n", show_count(equal),
+                               show_count(rows.size()));
+    print(text);
+  }
+
+  std::string a_, b_;
+  bool quiet_ = false, json_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> make_diff(CLI::App& program) {
+  return std::make_unique<DiffCommand>(program);
+}
+
+}  // namespace ingot::tool

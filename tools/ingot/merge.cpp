@@ -1,0 +1,136 @@
+#include "ingot/merge.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "command.hpp"
+#include "console.hpp"
+#include "interrupt.hpp"
+#include "json.hpp"
+#include "probe.hpp"
+#include "progress.hpp"
+#include "request.hpp"
+#include "size.hpp"
+
+namespace ingot::tool {
+namespace {
+
+Json describe(const Report& report) {
+  return {{"out", report.out},
+          {"receipt", report.receipt},
+          {"backend", report.backend},
+          {"storage", report.storage},
+          {"tensors", report.tensors},
+          {"merged", report.merged},
+          {"copied", report.copied},
+          {"unused", report.unused},
+          {"resumed", report.resumed},
+          {"bytes_read", report.bytes_read},
+          {"bytes_written", report.bytes_written},
+          {"seconds", report.seconds},
+          {"storage_rate", report.storage_rate},
+          {"peak_memory", report.peak_memory},
+          {"warnings", report.warnings}};
+}
+
+// The last line of a run: seconds, rate, share of what the storage can do, peak memory.
+std::string cost(const Report& report) {
+  const double moved = static_cast<double>(report.bytes_read + report.bytes_written);
+  const double rate = report.seconds > 0 ? moved / report.seconds : 0;
+  std::string share = "storage rate not measured";
+  if (report.storage_rate > 0) {
+    share = fmt::format("{:.0f} % of the storage's {}", 100 * rate / report.storage_rate,
+                        show_rate(report.storage_rate));
+  }
+  return fmt::format("{}, {} ({}), peak memory {}\n", show_time(report.seconds), show_rate(rate),
+                     share, show_memory(report.peak_memory));
+}
+
+std::string narrate(const Report& report) {
+  std::string text = fmt::format("wrote {}: {} ({} merged, {} copied), {} read, {} written\n",
+                                 report.out, show_count(report.tensors, "tensor"),
+                                 show_count(report.merged), show_count(report.copied),
+                                 show_bytes(report.bytes_read), show_bytes(report.bytes_written));
+  if (report.resumed > 0) {
+    text += fmt::format("resumed: {} done before\n", show_count(report.resumed, "tensor"));
+  }
+  if (report.unused > 0) {
+    text += fmt::format("{} left out; the receipt says why\n",
+                        show_count(report.unused, "input tensor"));
+  }
+  text += fmt::format("receipt {}\n{}, {}\n", report.receipt, report.backend, report.storage);
+  return text + cost(report);
+}
+
+class MergeCommand final : public Command {
+ public:
+  explicit MergeCommand(CLI::App& program)
+      : Command(program, "merge", "Merge models by a recipe into a new folder"),
+        request_(app(), true) {
+    app().footer(
+        "The folder appears whole or not at all; an interrupted merge continues with --resume.\n"
+        "The option names of mergekit-yaml are accepted too; ingot(1) lists them.\n"
+        "\n"
+        "Examples:\n"
+        "  ingot merge recipe.yml out\n"
+        "  ingot merge recipe.yml out --memory 4GiB --shard-size 10GB\n"
+        "  ingot merge recipe.yml out --resume\n"
+        "  ingot merge examples/recipes/ties.yml out --root examples");
+  }
+
+  int run() override {
+    const Console console(request_.quiet());
+    request_.settle(console);
+    const std::unique_ptr<Disk> disk = system_disk();
+    const std::unique_ptr<Backend> backend = cpu_backend(request_.options().isa);
+    const Plan plan = request_.plan(*disk);
+    report(console, plan);
+    if (!plan.sound()) {
+      const auto first = std::find_if(plan.problems.begin(), plan.problems.end(),
+                                      [](const Problem& problem) { return problem.fatal; });
+      return exit_code(first->code);
+    }
+    const Report done = run(console, *disk, *backend, plan);
+    for (const std::string& warning : done.warnings) {
+      const bool known =
+          std::any_of(plan.problems.begin(), plan.problems.end(),
+                      [&](const Problem& problem) { return problem.text == warning; });
+      if (!known) console.warning(warning);  // the plan's were shown before the work began
+    }
+    if (request_.json()) {
+      print_json(describe(done));
+    } else if (!console.quiet()) {
+      print(narrate(done));
+    }
+    return 0;
+  }
+
+ private:
+  Report run(const Console& console, Disk& disk, Backend& backend, const Plan& plan) {
+    const Interrupt interrupt;
+    Meter meter(console, console.quiet() ? 0 : probe(plan));
+    try {
+      return merge(disk, backend, plan, request_.out(), request_.options(),
+                   [&meter](const Progress& progress) {
+                     Interrupt::check();
+                     meter.show(progress);
+                   });
+    } catch (...) {
+      if (Interrupt::signal() == 0) throw;
+    }
+    meter.clear();
+    console.error("stopped; the same command with --resume goes on from the last finished tensor");
+    Interrupt::die();
+  }
+
+  Request request_;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> make_merge(CLI::App& program) {
+  return std::make_unique<MergeCommand>(program);
+}
+
+}  // namespace ingot::tool

@@ -1,0 +1,98 @@
+#include "model.hpp"
+
+#include <set>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "ingot/plan.hpp"
+
+namespace ingot::tool {
+namespace {
+
+using Json = nlohmann::json;
+
+bool number(std::string_view part) {
+  return !part.empty() && part.size() <= 9 &&
+         part.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+// Calls body(part) for each component between dots.
+template <class Body>
+void components(std::string_view name, Body body) {
+  while (true) {
+    const std::size_t dot = name.find('.');
+    body(name.substr(0, dot));
+    if (dot == std::string_view::npos) return;
+    name.remove_prefix(dot + 1);
+  }
+}
+
+}  // namespace
+
+Checkpoint open_model(Disk& disk, const std::string& name) {
+  ModelRef ref;
+  ref.text = ref.path = name;
+  const std::size_t at = name.rfind('@');
+  if (at != std::string::npos && disk.kind(name) == Disk::Kind::absent) {
+    ref.path = name.substr(0, at);
+    ref.revision = name.substr(at + 1);
+  }
+  return Checkpoint::open(disk, resolve(disk, ref, ""), name);
+}
+
+std::string pattern(std::string_view name) {
+  std::string result;
+  components(name, [&](std::string_view part) {
+    if (!result.empty()) result += '.';
+    result += number(part) ? "*" : part;
+  });
+  return result;
+}
+
+std::optional<std::uint64_t> layer(std::string_view name) {
+  std::optional<std::uint64_t> found;
+  components(name, [&](std::string_view part) {
+    if (!found && number(part)) found = std::stoull(std::string(part));
+  });
+  return found;
+}
+
+std::optional<std::uint64_t> count_tokens(Disk& disk, const Checkpoint& model) {
+  const std::string path = model.path() + "/tokenizer.json";
+  if (disk.kind(path) != Disk::Kind::file) return std::nullopt;
+  const Json json = Json::parse(read_text(disk, path), nullptr, false);
+  const auto fail_here = [&](const char* expected) {
+    fail(Code::format, fmt::format("{}: expected {}", path, expected));
+  };
+  if (!json.is_object() || !json.contains("model") || !json["model"].is_object() ||
+      !json["model"].contains("vocab")) {
+    fail_here("a JSON object with model.vocab");
+  }
+  const Json& vocabulary = json["model"]["vocab"];
+  if (!vocabulary.is_object() && !vocabulary.is_array())
+    fail_here("model.vocab to be a map or list");
+  std::uint64_t count = vocabulary.size();
+  if (!json.contains("added_tokens") || !json["added_tokens"].is_array()) return count;
+  // Added tokens may stand in the vocabulary as well; a list (Unigram) is searched by content.
+  std::set<std::string> known;
+  if (vocabulary.is_array()) {
+    for (const Json& entry : vocabulary) {
+      if (entry.is_array() && !entry.empty() && entry[0].is_string()) {
+        known.insert(entry[0].get<std::string>());
+      }
+    }
+  }
+  for (const Json& token : json["added_tokens"]) {
+    if (!token.is_object() || !token.contains("content") || !token["content"].is_string()) {
+      fail_here("every added token to have its content");
+    }
+    const auto content = token["content"].get<std::string>();
+    const bool present =
+        vocabulary.is_object() ? vocabulary.contains(content) : known.contains(content);
+    if (!present) ++count;
+  }
+  return count;
+}
+
+}  // namespace ingot::tool

@@ -1,0 +1,193 @@
+#include "request.hpp"
+
+#include <array>
+#include <cstdlib>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "size.hpp"
+
+namespace ingot::tool {
+namespace {
+
+// Options of mergekit-yaml that mean nothing here: accepted, so that a command line carries over,
+// and answered with the reason.
+struct Moot {
+  const char* names;
+  bool value;
+  const char* why;
+};
+
+constexpr std::array kMoot{
+    Moot{"--transformers-cache", true,
+         "nothing is downloaded; a model is a folder or lies in the Hugging Face cache "
+         "(HF_HUB_CACHE, HF_HOME)"},
+    Moot{"--lora-merge-cache", true, "no adapter is merged to disk beforehand"},
+    Moot{"--lora-merge-dtype", true, "no adapter is merged to disk beforehand"},
+    Moot{"--low-cpu-memory,!--no-low-cpu-memory", false,
+         "host memory is bounded by --memory on every device"},
+    Moot{"--clone-tensors,!--no-clone-tensors", false, "tensors are streamed, never shared"},
+    Moot{"--trust-remote-code,!--no-trust-remote-code", false,
+         "no code of a model is ever run; its files are copied as they are"},
+    Moot{"--lazy-unpickle,!--no-lazy-unpickle", false,
+         ".bin files are always read piece by piece, and nothing in them is executed"},
+    Moot{"--read-to-gpu,!--no-read-to-gpu", false, "the run decides what a device holds"},
+    Moot{"--multi-gpu,!--no-multi-gpu", false,
+         "this build computes on the CPU, on --threads threads"},
+    Moot{"--async-write,!--no-async-write", false,
+         "writing always overlaps reading and arithmetic"},
+    Moot{"--write-threads", true, "writing always overlaps reading and arithmetic"},
+    Moot{"-v,--verbose", false, "there is one level of messages; --json gives every detail"},
+};
+
+constexpr const char* kHidden = "";  // CLI11: a group without a name is left out of --help
+
+}  // namespace
+
+Request::Request(CLI::App& command, bool out_required) : command_(command) {
+  command.add_option("RECIPE", recipe_, "The recipe, a YAML file as mergekit reads it")
+      ->required()
+      ->type_name("FILE");
+  command
+      .add_option("OUT", out_,
+                  out_required ? "The folder to write" : "The folder a merge would write")
+      ->required(out_required)
+      ->type_name("DIR");
+
+  command.add_option("--memory", memory_, "Ceiling on memory for tensor data")
+      ->type_name("SIZE")
+      ->capture_default_str();
+  command.add_option("-j,--threads", options_.threads, "Threads for arithmetic, 0 for all")
+      ->type_name("N")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command.add_option("--seed", planning_.seed, "Seed of the methods that draw at random")
+      ->type_name("N")
+      ->capture_default_str();
+  auto* shard = command.add_option("--shard-size", shard_size_, "Largest size of one weight file")
+                    ->type_name("SIZE")
+                    ->capture_default_str();
+  command.add_option("--dtype", planning_.dtype, "Write this type instead of the recipe's")
+      ->type_name("float32|float16|bfloat16");
+  command.add_option("--device", device_, "Where to compute")
+      ->type_name("cpu|cuda|auto")
+      ->capture_default_str();
+  command.add_option("--storage", storage_, "How files are read and written")
+      ->type_name("auto|mapped|direct|buffered")
+      ->check(CLI::IsMember({"auto", "mapped", "direct", "buffered"}))
+      ->capture_default_str();
+  command.add_option("--root", planning_.root, "Where relative model paths start (default: here)")
+      ->type_name("DIR");
+  if (out_required) {
+    command.add_flag("--force", options_.force,
+                     "Replace OUT if it exists, once the new one is done");
+    command.add_flag("--resume", options_.resume, "Continue an interrupted merge into OUT");
+    command.add_flag("--no-sync", no_sync_,
+                     "Do not wait for stable storage (not safe in a power cut)");
+  }
+  command.add_flag("--quiet,!--no-quiet", quiet_, "Show warnings and errors only");
+  command.add_flag("--json", json_, "Print the report as JSON on standard output");
+
+  const char* waivers = "Waivers (each one stands in the receipt)";
+  command
+      .add_flag("--allow-unknown-keys", planning_.allow_unknown_keys,
+                "Unknown keys in the recipe are warnings")
+      ->group(waivers);
+  command
+      .add_flag("--allow-unchanged", planning_.allow_unchanged,
+                "An output equal to one of its inputs is no failure")
+      ->group(waivers);
+  command
+      .add_flag("--allow-crimes,!--no-allow-crimes", planning_.allow_mixed,
+                "Merge models of different architectures")
+      ->group(waivers);
+  command
+      .add_flag("--unsafe-truncate-embeddings,!--no-unsafe-truncate-embeddings",
+                planning_.truncate_embeddings, "Cut vocabularies that differ to the shortest")
+      ->group(waivers);
+
+  command
+      .add_option("--out-shard-size", out_shard_size_, "As --shard-size, in mergekit's form: 5B")
+      ->type_name("SIZE")
+      ->group(kHidden)
+      ->excludes(shard);
+  command.add_option("--random-seed", planning_.seed, "As --seed")->type_name("N")->group(kHidden);
+  command.add_option("--num-threads", options_.threads, "As --threads")
+      ->type_name("N")
+      ->group(kHidden)
+      ->check(CLI::Range(0, 1024));
+  command
+      .add_flag("--copy-tokenizer,!--no-copy-tokenizer", copy_tokenizer_,
+                "Copy the tokenizer into OUT")
+      ->group(kHidden);
+  command.add_flag("--write-model-card,!--no-write-model-card", card_, "Write README.md into OUT")
+      ->group(kHidden);
+  command.add_flag("--safe-serialization,!--no-safe-serialization", safe_, "Write safetensors")
+      ->group(kHidden);
+  command.add_flag("--cuda,!--no-cuda", cuda_, "As --device cuda")->group(kHidden);
+  command.add_flag("--gpu-rich,!--no-gpu-rich", gpu_rich_, "As --device cuda")->group(kHidden);
+  for (const Moot& moot : kMoot) {
+    CLI::Option* option =
+        moot.value ? command.add_option(moot.names) : command.add_flag(moot.names);
+    option->description(fmt::format("No effect: {}", moot.why))->group(kHidden);
+    if (moot.value) option->type_name("VALUE");
+  }
+}
+
+void Request::settle(const Console& console) {
+  if (!safe_) {
+    fail(Code::usage,
+         "--no-safe-serialization asks for pickle files, which ingot reads but never writes; leave "
+         "it out to get safetensors");
+  }
+  if (device_ == "cuda" || device_.starts_with("cuda:") ||
+      (command_.count("--device") == 0 && (cuda_ || gpu_rich_))) {
+    fail(Code::device,
+         "this build has no CUDA backend; run with --device cpu, which gives the same bytes");
+  }
+  if (device_ == "auto") {
+    console.note("--device auto: this build has no CUDA backend, so the CPU does the arithmetic");
+  } else if (device_ != "cpu") {
+    fail(Code::usage, fmt::format("--device {}: expected cpu, cuda or auto", device_));
+  }
+  for (const Moot& moot : kMoot) {
+    const std::string_view names = moot.names;
+    const std::string name(names.substr(0, names.find(',')));
+    if (command_.count(name) > 0) {
+      console.note(fmt::format("{} has no effect: {}", name, moot.why));
+    }
+  }
+
+  options_.memory = parse_size(memory_);
+  options_.sync = !no_sync_;
+  planning_.shard_bytes =
+      out_shard_size_.empty() ? parse_size(shard_size_) : parse_shard(out_shard_size_);
+  planning_.copy_tokenizer = copy_tokenizer_;
+  planning_.model_card = card_;
+  using Storage = MergeOptions::Storage;
+  options_.storage = storage_ == "mapped"     ? Storage::mapped
+                     : storage_ == "direct"   ? Storage::direct
+                     : storage_ == "buffered" ? Storage::buffered
+                                              : Storage::automatic;
+  const char* isa = std::getenv("INGOT_ISA");
+  options_.isa = isa == nullptr ? "" : isa;
+}
+
+Plan Request::plan(Disk& disk) const {
+  const std::string text = read_text(disk, recipe_);
+  Recipe recipe = parse(text, recipe_, {.allow_unknown_keys = planning_.allow_unknown_keys});
+  return build(disk, std::move(recipe), planning_);
+}
+
+void report(const Console& console, const Plan& plan) {
+  for (const Problem& problem : plan.problems) {
+    if (problem.fatal) {
+      console.error(problem.text);
+    } else {
+      console.warning(problem.text);
+    }
+  }
+}
+
+}  // namespace ingot::tool

@@ -1,0 +1,46 @@
+// What merge and plan have in common: a recipe, the options that shape its output, mergekit's
+// names.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+#include "console.hpp"
+#include "ingot/merge.hpp"
+
+namespace ingot::tool {
+
+class Request {
+ public:
+  // Adds the arguments RECIPE and OUT and the options to `command`.
+  Request(CLI::App& command, bool out_required);
+
+  // After parsing: checks values, says what has no meaning here. Throws Error.
+  void settle(const Console& console);
+  // Reads the recipe and builds the plan.
+  [[nodiscard]] Plan plan(Disk& disk) const;
+
+  [[nodiscard]] const std::string& recipe() const noexcept { return recipe_; }
+  [[nodiscard]] const std::string& out() const noexcept { return out_; }
+  [[nodiscard]] const MergeOptions& options() const noexcept { return options_; }
+  [[nodiscard]] bool quiet() const noexcept { return quiet_; }
+  [[nodiscard]] bool json() const noexcept { return json_; }
+
+ private:
+  std::string recipe_, out_;
+  std::string memory_ = "1GiB", shard_size_ = "5GB", out_shard_size_;
+  std::string device_ = "cpu", storage_ = "auto";
+  bool quiet_ = false, json_ = false, no_sync_ = false;
+  // mergekit's.
+  bool cuda_ = false, gpu_rich_ = false, safe_ = true, copy_tokenizer_ = true, card_ = true;
+  PlanOptions planning_;
+  MergeOptions options_;
+  CLI::App& command_;
+};
+
+// Shows every problem of a plan.
+void report(const Console& console, const Plan& plan);
+
+}  // namespace ingot::tool

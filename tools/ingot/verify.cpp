@@ -1,0 +1,102 @@
+#include "ingot/merge.hpp"
+
+#include <fmt/format.h>
+
+#include "command.hpp"
+#include "console.hpp"
+#include "json.hpp"
+#include "progress.hpp"
+#include "size.hpp"
+
+namespace ingot::tool {
+namespace {
+
+class VerifyCommand final : public Command {
+ public:
+  explicit VerifyCommand(CLI::App& program)
+      : Command(program, "verify", "Check a merged folder against its receipt and its inputs") {
+    app().add_option("OUT", out_, "The folder a merge wrote")->required()->type_name("DIR");
+    app().add_flag("--all", options_.all, "Recompute every element instead of a sample");
+    app().add_flag("--outputs-only", options_.outputs_only, "Do not look at the inputs");
+    app().add_flag("--allow-unchanged", options_.allow_unchanged,
+                   "An output equal to one of its inputs is no shortfall");
+    app()
+        .add_option("--root", options_.root,
+                    "Where the recipe's relative paths start (default: here)")
+        ->type_name("DIR");
+    app()
+        .add_option("-j,--threads", options_.threads, "Threads, 0 for all")
+        ->type_name("N")
+        ->check(CLI::Range(0, 1024))
+        ->capture_default_str();
+    app().add_flag("--quiet", quiet_, "Print nothing but shortfalls");
+    app().add_flag("--json", json_, "Print the result as JSON on standard output");
+    app().footer(
+        "Every output and input is hashed again, and a sample is recomputed by a second path.\n"
+        "Exit code 0 if the folder holds what its recipe says, 1 if it falls short.\n"
+        "\n"
+        "Examples:\n"
+        "  ingot verify out\n"
+        "  ingot verify out --all\n"
+        "  ingot verify out --outputs-only    # the inputs are gone");
+  }
+
+  int run() override {
+    const Console console(quiet_);
+    const std::unique_ptr<Disk> disk = system_disk();
+    Meter meter(console, 0);
+    const Verdicts verdicts =
+        verify(*disk, out_, options_, [&meter](const Progress& progress) { meter.show(progress); });
+    meter.clear();
+    const bool sound = verdicts.findings.empty();
+    if (json_) {
+      Json json{{"out", out_},
+                {"sound", sound},
+                {"tensors", verdicts.tensors},
+                {"hashed_bytes", verdicts.hashed_bytes},
+                {"recomputed", verdicts.recomputed},
+                {"exact", verdicts.exact},
+                {"findings", Json::array()}};
+      for (const Finding& finding : verdicts.findings) json["findings"].push_back(finding.text);
+      print_json(json);
+    } else {
+      std::string text;
+      for (const Finding& finding : verdicts.findings) text += printable(finding.text) + '\n';
+      if (!sound) {
+        text += fmt::format("{}: {}\n", printable(out_),
+                            show_count(verdicts.findings.size(), "shortfall"));
+      } else if (!quiet_) {
+        text += describe(verdicts) + '\n';
+      }
+      print(text);
+    }
+    return sound ? 0 : 1;
+  }
+
+ private:
+  [[nodiscard]] std::string describe(const Verdicts& verdicts) const {
+    std::string text =
+        fmt::format("{} {}: {}, {} hashed", printable(out_),
+                    options_.outputs_only ? "is what its receipt says, inputs not looked at"
+                                          : "holds what its recipe says",
+                    show_count(verdicts.tensors, "tensor"), show_bytes(verdicts.hashed_bytes));
+    if (verdicts.recomputed == 0) return text;
+    text += fmt::format(", {} recomputed", show_count(verdicts.recomputed, "element"));
+    return text + (verdicts.exact == verdicts.recomputed
+                       ? ", all equal bit for bit"
+                       : fmt::format(", {} equal bit for bit and the rest within one step",
+                                     show_count(verdicts.exact)));
+  }
+
+  std::string out_;
+  VerifyOptions options_;
+  bool quiet_ = false, json_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> make_verify(CLI::App& program) {
+  return std::make_unique<VerifyCommand>(program);
+}
+
+}  // namespace ingot::tool
