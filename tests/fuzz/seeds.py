@@ -3,7 +3,7 @@
 
     python3 tests/fuzz/seeds.py
 
-Seeds are named seed-*; other files of the corpus were found by fuzzing (tests/fuzz/run --keep).
+Seeds are named seed-*; the other files of the corpora are written by hand or broke a target once.
 """
 import collections
 import io
