@@ -46,7 +46,7 @@ std::uint64_t disagreement(const std::vector<float>& base, const std::vector<flo
   std::uint64_t wrong = 0;
   for (std::size_t i = 0; i < x.size(); ++i) {
     const bool kept = s.all || math::selected(keys[i], s.threshold, i, s.cut);
-    wrong += kept != sorted[i] ? 1 : 0;
+    wrong += kept != sorted[i] ? 1U : 0U;
   }
   return wrong;
 }
