@@ -48,17 +48,21 @@ TEST(Kill, AtFiftyMomentsThenResumeGivesTheSameBytes) {
   constexpr std::chrono::microseconds kForever = std::chrono::minutes(1);
   const auto begin = std::chrono::steady_clock::now();
   ASSERT_EQ(run_program(command(folder / "whole", false), kForever), 0);
-  const auto length = std::chrono::duration_cast<std::chrono::microseconds>(
-      std::chrono::steady_clock::now() - begin);
+  auto length = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() -
+                                                                      begin);
   const auto expected = fingerprint(folder / "whole");
 
   Random random(20260101);
   int killed = 0;
-  for (int i = 0; i < 50; ++i) {
+  for (int run = 0; run < 300 && killed < 50; ++run) {
     const std::string out = folder / "out";
     const auto life = std::chrono::microseconds(
         random.below(static_cast<std::uint64_t>(length.count())));
-    if (WIFSIGNALED(run_program(command(out, false), life))) ++killed;
+    if (WIFSIGNALED(run_program(command(out, false), life))) {
+      ++killed;
+    } else {
+      length = length * 9 / 10;  // this machine is faster than it was in the first run
+    }
     if (std::filesystem::exists(out)) {
       EXPECT_EQ(fingerprint(out), expected) << "complete, or not there at all";
     } else {
@@ -68,7 +72,7 @@ TEST(Kill, AtFiftyMomentsThenResumeGivesTheSameBytes) {
     EXPECT_FALSE(std::filesystem::exists(folder / ".out.partial"));
     std::filesystem::remove_all(out);
   }
-  EXPECT_GT(killed, 10);
+  EXPECT_EQ(killed, 50);
   RecordProperty("killed", killed);
 }
 
