@@ -52,7 +52,7 @@ struct Forecast {
   double seconds = 0;
 };
 
-Forecast forecast(Disk& disk, const Plan& plan, const std::string& out) {
+Forecast forecast(Disk& disk, const Plan& plan, const std::string& out, bool probing) {
   Forecast result;
   for (const Shard& shard : plan.shards) result.needed += shard.header.size() + shard.data_bytes;
   for (const Companion& companion : plan.companions) {
@@ -61,7 +61,7 @@ Forecast forecast(Disk& disk, const Plan& plan, const std::string& out) {
   }
   result.place = out.empty() ? "." : out;
   result.free = disk.free_bytes(result.place);
-  result.rate = probe(plan);
+  result.rate = probing ? probe(plan) : 0;
   if (result.rate > 0) {
     result.seconds = static_cast<double>(plan.bytes_in + plan.bytes_out) / result.rate;
   }
@@ -208,6 +208,7 @@ class PlanCommand final : public Command {
                 "Show all a merge would do, from headers alone, and every problem"),
         request_(app(), false) {
     app().add_flag("--tensors", tensors_, "List every output tensor with its rule and sources");
+    app().add_flag("--no-probe", no_probe_, "Do not read from the inputs to estimate the time");
     app().footer(
         "Nothing is written. Exit code 0 if the merge can run, 3 if a problem stands in its way.\n"
         "\n"
@@ -222,7 +223,7 @@ class PlanCommand final : public Command {
     request_.settle(console);
     const std::unique_ptr<Disk> disk = system_disk();
     Plan plan = request_.plan(*disk);
-    const Forecast cost = forecast(*disk, plan, request_.out());
+    const Forecast cost = forecast(*disk, plan, request_.out(), !no_probe_);
     if (!request_.out().empty() && cost.needed > cost.free) {
       plan.problems.push_back({true, Code::io,
                                fmt::format("{} needs {} of disk and {} is free", cost.place,
@@ -239,7 +240,7 @@ class PlanCommand final : public Command {
 
  private:
   Request request_;
-  bool tensors_ = false;
+  bool tensors_ = false, no_probe_ = false;
 };
 
 }  // namespace

@@ -85,6 +85,8 @@ Request::Request(CLI::App& command, bool out_required) : command_(command) {
     command.add_flag("--resume", options_.resume, "Continue an interrupted merge into OUT");
     command.add_flag("--no-sync", no_sync_,
                      "Do not wait for stable storage (not safe in a power cut)");
+    command.add_flag("--no-hash", no_hash_, "Leave hashes out: for measurements, cannot be verified")
+        ->group(kHidden);
   }
   command.add_flag("--quiet,!--no-quiet", quiet_, "Show warnings and errors only");
   command.add_flag("--json", json_, "Print the report as JSON on standard output");
@@ -161,6 +163,7 @@ void Request::settle(const Console& console) {
 
   options_.memory = parse_size(memory_);
   options_.sync = !no_sync_;
+  options_.hash = !no_hash_;
   planning_.shard_bytes =
       out_shard_size_.empty() ? parse_size(shard_size_) : parse_shard(out_shard_size_);
   planning_.copy_tokenizer = copy_tokenizer_;

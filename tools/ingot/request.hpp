@@ -32,7 +32,7 @@ class Request {
   std::string recipe_, out_;
   std::string memory_ = "1GiB", shard_size_ = "5GB", out_shard_size_;
   std::string device_ = "cpu", storage_ = "auto";
-  bool quiet_ = false, json_ = false, no_sync_ = false;
+  bool quiet_ = false, json_ = false, no_sync_ = false, no_hash_ = false;
   // mergekit's.
   bool cuda_ = false, gpu_rich_ = false, safe_ = true, copy_tokenizer_ = true, card_ = true;
   PlanOptions planning_;
