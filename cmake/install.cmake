@@ -2,7 +2,8 @@
 include(CMakePackageConfigHelpers)
 
 install(TARGETS ingot_cli RUNTIME)
-install(TARGETS ingot EXPORT ingot ARCHIVE LIBRARY FILE_SET HEADERS)
+set_target_properties(ingot_strict PROPERTIES EXPORT_NAME strict)
+install(TARGETS ingot ingot_strict EXPORT ingot ARCHIVE LIBRARY FILE_SET HEADERS)
 install(EXPORT ingot NAMESPACE ingot:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ingot
         FILE ingotTargets.cmake)
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/ingotConfig.cmake.in

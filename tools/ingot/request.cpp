@@ -85,8 +85,9 @@ Request::Request(CLI::App& command, bool out_required) : command_(command) {
     command.add_flag("--resume", options_.resume, "Continue an interrupted merge into OUT");
     command.add_flag("--no-sync", no_sync_,
                      "Do not wait for stable storage (not safe in a power cut)");
-    command.add_flag("--no-hash", no_hash_, "Leave hashes out: for measurements, cannot be verified")
-        ->group(kHidden);
+    command
+        .add_flag("--no-hash", no_hash_, "Leave hashes out: for measurements, cannot be verified")
+        ->group("For measurements");
   }
   command.add_flag("--quiet,!--no-quiet", quiet_, "Show warnings and errors only");
   command.add_flag("--json", json_, "Print the report as JSON on standard output");
