@@ -24,6 +24,8 @@ namespace {
 constexpr std::uint64_t kMaxPickle = std::uint64_t{64} << 20;
 constexpr std::uint32_t kMaxSteps = std::uint32_t{1} << 22;
 
+constexpr std::int64_t kMaxKey = 64;  // bytes; torch numbers its storages
+
 constexpr std::string_view kRemedy =
     "nothing was executed; convert the checkpoint to safetensors with the program that wrote it";
 
@@ -251,10 +253,12 @@ class Machine {
   std::vector<Entry> run(std::uint32_t index) {
     const Value top = execute();
     const std::vector<Value>& items = groups_[weights(top)];
+    check_names(items);
     std::vector<Entry> entries;
     entries.reserve(items.size() / 2);
-    for (std::size_t i = 0; i < items.size(); i += 2)
+    for (std::size_t i = 0; i < items.size(); i += 2) {
       entries.push_back(entry(items[i], items[i + 1], index));
+    }
     std::sort(entries.begin(), entries.end(),
               [](const Entry& a, const Entry& b) { return a.info.name < b.info.name; });
     for (std::size_t i = 1; i < entries.size(); ++i) {
@@ -496,11 +500,11 @@ class Machine {
       stop("has a persistent id that is not a tuple of five");
     }
     const std::vector<Value>& parts = groups_[id.index];
-    const bool typed = parts[0].kind == Kind::text && text(parts[0]) == "storage" &&
-                       parts[1].kind == Kind::global &&
-                       kGlobals[parts[1].index].role == Role::storage &&
-                       parts[2].kind == Kind::text && parts[3].kind == Kind::text &&
-                       parts[4].kind == Kind::integer && parts[4].number >= 0;
+    const bool typed =
+        parts[0].kind == Kind::text && text(parts[0]) == "storage" &&
+        parts[1].kind == Kind::global && kGlobals[parts[1].index].role == Role::storage &&
+        parts[2].kind == Kind::text && parts[2].number <= kMaxKey && parts[3].kind == Kind::text &&
+        parts[4].kind == Kind::integer && parts[4].number >= 0;
     if (!typed) stop("has a persistent id that does not describe a storage");
     const std::string name = prefix_ + std::string(text(parts[2]));
     const Member* member = find_member(members_, name);
@@ -660,8 +664,23 @@ class Machine {
     return !items.empty();
   }
 
+  // That no two keys are one and the same string, before each is copied: a pickle can repeat one of
+  // many megabytes for two bytes a time.
+  void check_names(const std::vector<Value>& items) const {
+    std::vector<std::uint32_t> texts;
+    for (std::size_t i = 0; i < items.size(); i += 2) {
+      if (items[i].kind != Kind::text) {
+        refuse(fmt::format("names a tensor by {}", word(items[i].kind)));
+      }
+      texts.push_back(items[i].index);
+    }
+    std::sort(texts.begin(), texts.end());
+    if (std::adjacent_find(texts.begin(), texts.end()) != texts.end()) {
+      refuse("names two tensors by the same string");
+    }
+  }
+
   [[nodiscard]] Entry entry(const Value& key, const Value& value, std::uint32_t index) const {
-    if (key.kind != Kind::text) refuse(fmt::format("names a tensor by {}", word(key.kind)));
     const std::string_view name = text(key);
     if (!printable(name) || name == "__metadata__") {
       refuse(fmt::format("has a tensor with the unusable name {}", cite(name)));

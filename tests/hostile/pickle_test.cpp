@@ -601,6 +601,18 @@ TEST(PickleMalformed, RepeatedWrappersAreNotWalkedRepeatedly) {
   EXPECT_TRUE(refuses(checkpoint(pickled(many + "u")), "two entries 'model'"));
 }
 
+TEST(PickleMalformed, LongNamesThatAreUsedAgainAndAgainCostNothing) {
+  // A name of 20 MB for 500,000 tensors would be 10 TB.
+  std::string items = "}(" + text(std::string(20'000'000, 'w')) + "\x94" + kTensor + "\x94";
+  for (int i = 0; i < 500'000; ++i) items += std::string("h") + '\0' + "h\x01";
+  EXPECT_TRUE(refuses(checkpoint(pickled(items + "u"), kStorage), "by the same string"));
+  // The same trick with the name of a storage.
+  const std::string key(65, '0');
+  EXPECT_TRUE(refuses(checkpoint(pickled(dict({{"w", tensor(storage(key, 6), 0, {6}, {1})}})),
+                                 {{key, kStorage[0].second}}),
+                      "does not describe a storage"));
+}
+
 TEST(PickleMalformed, TensorsThatLeaveTheirStorageAreRefused) {
   constexpr std::int64_t kMax = INT64_MAX;
   const auto lies = [](std::int64_t offset, const std::vector<std::int64_t>& shape,
