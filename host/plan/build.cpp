@@ -106,7 +106,11 @@ Plan build(Disk& disk, Recipe recipe, PlanOptions options) {
   plan::Problems problems;
   plan::Rules rules(result.recipe, result.options, problems);
   plan::Draft draft{result, problems, {}, {}, 0, {}};
-  plan::run(disk, draft, rules);
+  try {
+    plan::run(disk, draft, rules);
+  } catch (const Error& e) {
+    problems.error(e.code(), e.what());
+  }
   result.problems = problems.finish();
   for (const std::string& name : rules.waived()) result.recipe.waived.push_back(name);
   return result;

@@ -30,11 +30,11 @@ std::string lower(std::string_view text) {
   return out;
 }
 
-// `owner/name` on the Hub, rather than a folder: how a card can link to it.
-bool on_hub(const ModelRef& ref) {
-  const std::string& path = ref.path;
-  return path.find('/') != std::string::npos && path.find('/') == path.rfind('/') &&
-         path.front() != '.' && path.front() != '/' && path.front() != '~' && path.back() != '/';
+// True for `owner/name` of the Hub, which a card can link to, rather than a folder.
+bool on_hub(const Model& model) {
+  const std::string& path = model.ref.path;
+  return model.folder.find("/models--") != std::string::npos && path.find('/') == path.rfind('/') &&
+         path.find('/') != std::string::npos;
 }
 
 // A YAML scalar in double quotes.
@@ -148,7 +148,7 @@ std::string card(const Plan& plan, const math::Method& method) {
   std::string text = "---\n";
   std::string bases;
   for (const Model& model : plan.models) {
-    if (on_hub(model.ref)) bases += fmt::format("- {}\n", yaml_string(model.ref.path));
+    if (on_hub(model)) bases += fmt::format("- {}\n", yaml_string(model.ref.path));
   }
   if (!bases.empty()) text += "base_model:\n" + bases;
   text += "library_name: transformers\ntags:\n- ingot\n- merge\n---\n";

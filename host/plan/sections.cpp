@@ -10,6 +10,9 @@
 namespace ingot::plan {
 namespace {
 
+// A hundred times what the deepest models have.
+constexpr std::uint64_t kLayers = 20'000;
+
 class Maker {
  public:
   Maker(Draft& draft, const Rules& rules)
@@ -151,6 +154,12 @@ class Maker {
       if (!sound) continue;
       bind(section, &slice.parameters, of_module);
       offset += section.count;
+      if (offset > kLayers) {
+        problems_.error(Code::usage,
+                        fmt::format("{}: {}: the output would have more than {} layers",
+                                    recipe_.file, section.where, kLayers));
+        break;
+      }
       part.sections.push_back(std::move(section));
     }
     parts_.push_back(std::move(part));

@@ -18,6 +18,10 @@
 namespace ingot::plan {
 namespace {
 
+// Four times what the largest mixtures of experts have; a bound on the memory of a plan, whose jobs
+// have 3 KB each.
+constexpr std::size_t kTensors = 300'000;
+
 // The tensor of every input of a section that plays one part, null where an input has none.
 using Found = std::vector<const Spot*>;
 
@@ -295,7 +299,7 @@ class Writer {
     Job job;
     job.output.name = output;
     job.output.shape = shares.front().entry->info.shape;
-    for (const Share& share : shares) job.operands.push_back({share.model, share.index, false, {}});
+    for (const Share& share : shares) job.operands.push_back({share.model, share.index, {}});
     if (!same_shapes(what, shares, job)) return;
     if (!same_types(shares, job)) return;
     if (job.action == Action::merge && !find_rule(section, shares, t, job)) return;
@@ -305,6 +309,12 @@ class Writer {
   }
 
   void add(Job job) {
+    if (draft_.plan.jobs.size() == kTensors) {
+      problems_.error_like("tensors", Code::usage,
+                           fmt::format("{}: the output would have more than {} tensors",
+                                       draft_.recipe().file, kTensors));
+      return;
+    }
     const std::uint64_t most = job.output.count();
     for (const Operand& operand : job.operands) {
       const TensorInfo& info = draft_.entry(operand.model, operand.entry).info;
@@ -350,7 +360,7 @@ class Writer {
     job.output = draft_.entry(section.inputs[giver].model, found[giver]->entry).info;
     job.output.name = output;
     job.action = Action::copy;
-    job.operands.push_back({section.inputs[giver].model, found[giver]->entry, false, {}});
+    job.operands.push_back({section.inputs[giver].model, found[giver]->entry, {}});
     job.reason = "a buffer, computed from the configuration";
     add(std::move(job));
   }
@@ -498,7 +508,6 @@ class Writer {
     job.work.output = meeting.output;
     job.work.overflow = draft_.plan.options.overflow;
     for (std::size_t i = 0; i < job.operands.size(); ++i) {
-      job.operands[i].narrow = meeting.narrow[i] && !job.operands[i].rows;
       if (!job.operands[i].rows) continue;
       if (job.action == Action::copy) {
         problems_.error(Code::dtype,
@@ -529,9 +538,9 @@ class Writer {
 
   // Formulas that return one input as it is, in its own type, need no arithmetic.
   void copy_if_unchanged(Job& job) {
-    const bool alone = job.operands.size() == 1;
-    if (!alone || job.operands[0].rows || job.work.inputs[0] != job.output.dtype) return;
-    if (job.operands[0].narrow) return;
+    if (job.operands.size() != 1 || job.operands[0].rows) return;
+    const Operand& only = job.operands[0];
+    if (draft_.entry(only.model, only.entry).info.dtype != job.output.dtype) return;
     const math::Rule& rule = job.work.rule;
     const bool passes = rules_.method().formula == math::Formula::scale && rule.locals[0][0] == 1.0;
     if (passes) {

@@ -71,7 +71,6 @@ std::optional<Dtype> wanted_dtype(const Recipe& recipe, const PlanOptions& optio
 Meeting meet(std::span<const Dtype> stored, std::optional<Dtype> wanted) {
   Meeting meeting;
   meeting.inputs.assign(stored.begin(), stored.end());
-  meeting.narrow.assign(stored.size(), false);
   const Dtype first = stored.front();
   const bool same = std::all_of(stored.begin(), stored.end(), [&](Dtype d) { return d == first; });
   for (const Dtype dtype : stored) {
@@ -98,11 +97,7 @@ Meeting meet(std::span<const Dtype> stored, std::optional<Dtype> wanted) {
       }
       return meeting;
     }
-    for (std::size_t i = 0; i < stored.size(); ++i) {
-      if (stored[i] != Dtype::f64) continue;
-      meeting.narrow[i] = true;
-      meeting.inputs[i] = Dtype::f32;
-    }
+    std::replace(meeting.inputs.begin(), meeting.inputs.end(), Dtype::f64, Dtype::f32);
   }
   meeting.output = wanted ? *wanted : same ? first : Dtype::f32;
   return meeting;

@@ -22,13 +22,12 @@ struct Meeting {
   Action action = Action::merge;
   Dtype output = Dtype::f32;
   std::vector<Dtype> inputs;  // as Work::inputs
-  std::vector<bool> narrow;   // as Operand::narrow
   std::string reason;         // of a copy
   std::string refusal;        // why they cannot meet; empty: they can
 };
 
 // Without a wanted type the output has the one its inputs promote to: the common one, else f32.
-// Integers, booleans and, where no type is wanted, f64 are copied.
+// Integers, booleans and, where no type is wanted, f64 are copied; else f64 enters as f32.
 [[nodiscard]] Meeting meet(std::span<const Dtype> stored, std::optional<Dtype> wanted);
 
 // A tensor that tells that others are stored as codes with scales, or null.

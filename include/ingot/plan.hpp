@@ -18,60 +18,60 @@ namespace ingot {
 struct PlanOptions {
   std::uint64_t seed = 0;
   std::uint64_t shard_bytes = 5'000'000'000;
-  std::string dtype;                  // overrides the recipe's out_dtype; empty: as the recipe says
+  std::string dtype;  // overrides the recipe's out_dtype; empty: as the recipe says
   math::Overflow overflow = math::Overflow::saturate;
-  bool truncate_embeddings = false;   // --unsafe-truncate-embeddings
+  bool truncate_embeddings = false;  // --unsafe-truncate-embeddings
   bool allow_unknown_keys = false;
-  bool allow_mixed = false;           // --allow-crimes: architectures that differ
-  bool allow_unchanged = false;       // output equal to an input is no failure
+  bool allow_mixed = false;      // --allow-crimes: architectures that differ
+  bool allow_unchanged = false;  // output equal to an input is no failure
   bool copy_tokenizer = true;
   bool model_card = true;
-  std::string root;                   // where relative model paths start; not in the receipt
+  std::string root;  // where relative model paths start; not in the receipt
 };
 
 // Rows of an input matrix rearranged to the output's vocabulary. Row r of the input is the mean (in
-// double, summed in the order listed, rounded once to f32) of the listed rows; none means zeros; one is
-// a copy. The rows of `averaged` list none and are all one row: the mean of all other rows of this
-// matrix (their f32 values, summed in double by rising row, divided by their number, rounded once to
-// f32; zeros if there are none). They are the padding, and ids without a token.
+// double, summed in the order listed, rounded once to f32) of the listed rows; none means zeros;
+// one is a copy. The rows of `averaged` list none and are all one row: the mean of all other rows
+// of this matrix (their f32 values, summed in double by rising row, divided by their number,
+// rounded once to f32; zeros if there are none). They are the padding, and ids without a token.
 struct RowMap {
   struct Pick {
-    std::uint32_t model = 0;   // index into Plan::models
-    std::uint32_t entry = 0;   // index into that checkpoint's entries()
+    std::uint32_t model = 0;  // index into Plan::models
+    std::uint32_t entry = 0;  // index into that checkpoint's entries()
     std::uint64_t row = 0;
   };
   std::uint64_t rows = 0;
-  std::uint64_t width = 0;                // elements of a row
-  std::vector<std::uint64_t> first;       // rows + 1 offsets into picks
+  std::uint64_t width = 0;           // elements of a row
+  std::vector<std::uint64_t> first;  // rows + 1 offsets into picks
   std::vector<Pick> picks;
-  std::vector<std::uint64_t> averaged;    // rising
+  std::vector<std::uint64_t> averaged;  // rising
 };
 
-// One input of a job: the first Job::output.count() elements of a tensor, which has the output's shape
-// or, where embeddings are truncated, more rows. Work::inputs names the type of these bytes, f32 where
-// `rows` rearranges them or `narrow` rounds them.
+// One input of a job: the first Job::output.count() elements of a tensor, which has the output's
+// shape or, where embeddings are truncated, more rows. What enters a formula is f32 (so says
+// Work::inputs) where `rows` rearranges it, and where it is stored as f64: then each value is
+// rounded once, to nearest.
 struct Operand {
   std::uint32_t model = 0;
   std::uint32_t entry = 0;
-  bool narrow = false;  // stored as f64; each value is rounded to f32, to nearest, when it is read
   std::shared_ptr<const RowMap> rows;  // shared by the operands of one vocabulary layout
 };
 
 // How an output tensor comes to be.
 enum class Action : std::uint8_t {
   merge,  // a formula over the operands
-  copy,   // the bytes of operand 0 (of all operands: they must agree, else the run stops); the
-          // output has their type, and no operand is narrowed or rearranged
+  copy,   // the bytes of operand 0 (of all operands: they must agree, else the run stops), in their
+          // stored type, never rearranged
 };
 
 struct Job {
   TensorInfo output;
   std::uint32_t shard = 0;
-  std::uint64_t offset = 0;        // in the shard's data section
+  std::uint64_t offset = 0;  // in the shard's data section
   Action action = Action::merge;
-  Work work;                       // for Action::merge
-  std::vector<Operand> operands;   // the base first if work.rule.base
-  std::string reason;              // for copies and exceptions: why this and not the method
+  Work work;                      // for Action::merge
+  std::vector<Operand> operands;  // the base first if work.rule.base
+  std::string reason;             // for copies and exceptions: why this and not the method
 };
 
 // An input tensor that no output reads.
@@ -82,15 +82,15 @@ struct Unused {
 };
 
 struct Shard {
-  std::string file;          // "model-00001-of-00003.safetensors"
-  std::string header;        // length, JSON and padding: everything before the data
+  std::string file;    // "model-00001-of-00003.safetensors"
+  std::string header;  // length, JSON and padding: everything before the data
   std::uint64_t data_bytes = 0;
 };
 
 // A file of the output beside the weights: copied from a model, or written from text.
 struct Companion {
   std::string name;
-  std::string from;   // path to copy; empty: `text`
+  std::string from;  // path to copy; empty: `text`
   std::string text;
 };
 
@@ -102,37 +102,38 @@ struct Problem {
 
 struct Model {
   ModelRef ref;
-  std::string folder;    // resolved path
+  std::string folder;  // resolved path
   Checkpoint checkpoint;
 };
 
 struct Plan {
   Recipe recipe;
   PlanOptions options;
-  std::vector<Model> models;          // in file order, the base included
-  std::vector<Job> jobs;              // in order of work: by shard and offset
+  std::vector<Model> models;  // in file order, the base included
+  std::vector<Job> jobs;      // in order of work: by shard and offset
   std::vector<Shard> shards;
   std::vector<Companion> companions;  // config.json, tokenizer, index, card, recipe, ...
   std::vector<Unused> unused;
-  std::vector<Problem> problems;      // all of them, in the order found
-  std::string architecture;           // "LlamaForCausalLM", or why it is not known
-  std::uint64_t bytes_in = 0;         // read by a merge, each input byte once
+  std::vector<Problem> problems;  // all of them, in the order found
+  std::string architecture;       // "LlamaForCausalLM", or why it is not known
+  std::uint64_t bytes_in = 0;     // read by a merge, each input byte once
   std::uint64_t bytes_out = 0;
 
   [[nodiscard]] bool sound() const noexcept;  // no fatal problem
 };
 
-// Resolves models, matches tensors, evaluates parameters, lays out the output. Collects every problem
-// it can find in Plan::problems instead of stopping at the first; throws only where nothing can go on
-// (no such folder, an unreadable header).
+// Resolves models, matches tensors, evaluates parameters, lays out the output. Everything that is
+// wrong is collected in Plan::problems instead of stopping at the first, a missing folder or an
+// unreadable header included: where nothing can go on after it, the plan has no jobs. Only a plan
+// that is sound() has shards and companions.
 [[nodiscard]] Plan build(Disk& disk, Recipe recipe, PlanOptions options);
 
-// The reference as the disk shows it: where a file or folder has the whole text for its name, that is
-// the path, and there is no revision and no adapter; else unchanged. Idempotent.
+// The reference as the disk shows it: where a file or folder has the whole text for its name, that
+// is the path, and there is no revision and no adapter; else unchanged. Idempotent.
 [[nodiscard]] ModelRef settle(Disk& disk, ModelRef ref, const std::string& root);
 
-// A model reference as a folder on this machine: an existing folder or file, or a Hub name in the local
-// cache (HF_HUB_CACHE, HF_HOME). Throws Error{missing} with the command that downloads it.
+// A model reference as a folder on this machine: an existing folder or file, or a Hub name in the
+// local cache (HF_HUB_CACHE, HF_HOME). Throws Error{missing} with the command that downloads it.
 [[nodiscard]] std::string resolve(Disk& disk, const ModelRef& ref, const std::string& root);
 
 }  // namespace ingot

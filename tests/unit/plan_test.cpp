@@ -287,6 +287,12 @@ TEST_F(PlanTest, RangesStayInsideTheModelAndAreEquallyLong) {
               "b gives 1 layers to slices[0] (line 4), and a gives 2");
 }
 
+TEST_F(PlanTest, OutputsHaveABoundedNumberOfLayers) {
+  std::string text = "merge_method: passthrough\nslices:\n";
+  for (int i = 0; i < 10'001; ++i) text += "- {sources: [{model: a, layer_range: [0, 2]}]}\n";
+  EXPECT_SAYS(plan(text), "the output would have more than 20000 layers");
+}
+
 TEST_F(PlanTest, LayersOfOneStackAreAlike) {
   Tensors biased = llama(2);
   for (const char* layer : {"0", "1"}) {
@@ -706,8 +712,6 @@ TEST_F(PlanTest, DoublesAreCopiedOrNarrowedWhereATypeIsAsked) {
   const Job* job = find(narrowed, "lm_head.weight");
   EXPECT_EQ(job->action, Action::merge);
   EXPECT_EQ(job->work.inputs, (std::vector<Dtype>{Dtype::f32, Dtype::bf16}));
-  EXPECT_TRUE(job->operands[0].narrow);
-  EXPECT_FALSE(job->operands[1].narrow);
   EXPECT_SAYS(plan(head + "- model: a\n"), "set dtype: float32 to narrow the float64 ones");
 }
 
@@ -745,6 +749,10 @@ TEST_F(PlanTest, PassthroughCopiesBytesUnlessScaledOrRetyped) {
   EXPECT_EQ(action("dtype: bfloat16\n"), Action::copy);
   EXPECT_EQ(action("dtype: float16\n"), Action::merge);
   EXPECT_EQ(action("parameters: {scale: 0.5}\n"), Action::merge);
+  model("d", llama(2, Dtype::f64), llama_config(2));
+  const Plan p = plan("merge_method: passthrough\ndtype: float32\nmodels:\n- model: d\n");
+  ASSERT_SOUND(p);
+  EXPECT_EQ(find(p, "model.norm.weight")->action, Action::merge);
 }
 
 // --- the whole -----------------------------------------------------------------------------------
