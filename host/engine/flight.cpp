@@ -87,6 +87,9 @@ void Flight::begin(Step step, std::vector<std::uint32_t> chunks) {
   step_ = step;
   chunks_ = std::move(chunks);
   remaining_ = static_cast<std::uint32_t>(chunks_.size());
+  // Inputs are hashed in the first pass that reads all of them; a sample touches only a few lines.
+  const bool sampling = step == Step::select && selector_->step() == Selector::Step::sample;
+  hashing_ = hash_ && !hashed_ && !sampling && chunks_.size() == chunk_count_;
 }
 
 // The order of passes: everything lands (and is hashed) once, selection, sums under the mask, apply.
@@ -132,17 +135,11 @@ void Flight::advance() {
       break;
   }
   if (chunks_.size() == chunk_count_) {  // every chunk was visited
-    hashed_ = hashed_ || hashes();
+    hashed_ = hashed_ || hashing_;
     admitted_ = admitted_ || residence_ != nullptr;
     landed_ = true;
   }
   next();
-}
-
-// Inputs are hashed in the first pass that reads all of them; a sample touches only a few lines.
-bool Flight::hashes() const noexcept {
-  const bool sampling = step_ == Step::select && selector_->step() == Selector::Step::sample;
-  return hash_ && !hashed_ && !sampling && chunks_.size() == chunk_count_;
 }
 
 Chunk Flight::view(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs) const {
@@ -172,9 +169,8 @@ void Flight::visit(std::uint32_t chunk, const std::byte* const* inputs, std::byt
                    const Emit& emit) {
   const std::uint64_t begin = first(chunk);
   const std::uint32_t count = elements(chunk);
-  const bool hashing = hashes();
   if (step_ != Step::apply) {
-    if (hashing) hash_inputs(begin, count, inputs);
+    if (hashing_) hash_inputs(begin, count, inputs);
     const Chunk whole = view(begin, count, inputs);
     if (residence_ && !admitted_) backend_.admit(whole);
     if (step_ == Step::select) selector_->visit(backend_, whole);
@@ -188,7 +184,7 @@ void Flight::visit(std::uint32_t chunk, const std::byte* const* inputs, std::byt
     for (std::size_t i = 0; i < at.size(); ++i) {
       at[i] = inputs[i] == nullptr ? nullptr : inputs[i] + done * width_[i];
     }
-    if (hashing) hash_inputs(begin + done, n, at.data());
+    if (hashing_) hash_inputs(begin + done, n, at.data());
     const std::byte* result = nullptr;
     if (job_.action == Action::copy) {
       compare(begin + done, n, at.data());

@@ -88,7 +88,6 @@ class Flight {
   void begin(Step step, std::vector<std::uint32_t> chunks);
   void next();
   [[nodiscard]] std::uint32_t elements(std::uint32_t chunk) const noexcept;
-  [[nodiscard]] bool hashes() const noexcept;
   [[nodiscard]] Chunk view(std::uint64_t first, std::uint32_t count,
                            const std::byte* const* inputs) const;
   void hash_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs);
@@ -113,6 +112,7 @@ class Flight {
   Step step_ = Step::land;
   std::vector<std::uint32_t> chunks_;
   std::atomic<std::uint32_t> remaining_ = 0;
+  bool hashing_ = false;  // the current pass hashes the inputs
   bool hashed_ = false, landed_ = false, admitted_ = false;
   std::unique_ptr<Selector> selector_;
   std::unique_ptr<Residence> residence_;

@@ -189,8 +189,10 @@ class Run {
       bytes += job.action == Action::merge
                    ? job.work.rule.elements * bits(staged_dtype(plan_, o)) / 8
                    : job.output.bytes();
-      bytes += 2 * kPage * (job.work.rule.elements / kChunk + 1);
     }
+    // Output goes beside the inputs, and every chunk of either takes up to two pages more.
+    bytes += job.output.bytes();
+    bytes += 2 * kPage * (job.operands.size() + 1) * (job.work.rule.elements / kChunk + 1);
     hot = options_.storage == Storage::mapped || options_.storage == Storage::buffered ||
           (options_.storage == Storage::automatic && cached(job) > 0.95);
     if (!computed && mappable && hot && options_.storage != Storage::buffered) return Lodging::mapped;
@@ -198,7 +200,7 @@ class Run {
     const math::Needs needs = math::needs(job.work.rule);
     if (!needs.select && needs.folds == 0) return Lodging::passing;
     if (backend_.staged()) return Lodging::resident;
-    return bytes <= arena_.size() / 20 * 19 ? Lodging::held : Lodging::passing;
+    return bytes <= arena_.size() ? Lodging::held : Lodging::passing;
   }
 
   void admit(std::size_t index) {
@@ -308,9 +310,13 @@ class Run {
       const bool last = flight->applying();
       for (const std::uint32_t c : chunks) {
         if (crew_.failed()) return;
-        if (flight->reads()) flight->in[c] = take(chunk_bytes(*flight, c));
-        if (last && flight->past_cache) flight->out[c] = take(slot_bytes(flight->output_bytes(c)));
+        // In one piece: memory in two could be there and yet not fit, and nobody else would give way.
+        const std::uint64_t input = flight->reads() ? chunk_bytes(*flight, c) : 0;
+        const std::uint64_t output = last && flight->past_cache ? slot_bytes(flight->output_bytes(c)) : 0;
+        Extent both = input + output > 0 ? take(input + output) : Extent{};
         if (crew_.failed()) return;
+        if (input > 0) flight->in[c] = both.split(input);
+        flight->out[c] = std::move(both);
         if (flight->reads()) {
           load(flight, c, hot);
         } else {
@@ -335,6 +341,9 @@ class Run {
 
   // Memory, while landed reads go on being handed out.
   Extent take(std::uint64_t bytes) {
+    if (bytes > arena_.size()) {  // would wait for ever
+      fail(Code::internal, fmt::format("{} bytes of staging asked, {} there", bytes, arena_.size()));
+    }
     for (;;) {
       Extent extent = arena_.try_take(bytes);
       if (extent.data() != nullptr || crew_.failed()) return extent;
