@@ -1,5 +1,6 @@
 // The folder is a function of inputs, recipe and byte-changing options: of nothing else.
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "merging.hpp"
 
@@ -53,6 +54,61 @@ INSTANTIATE_TEST_SUITE_P(Methods, Invariance, testing::ValuesIn([] {
                            return names;
                          }()),
                          [](const auto& one) { return one.param; });
+
+// The receipt's hash of every output tensor, by name.
+std::map<std::string, std::string> tensor_hashes(const std::string& out) {
+  std::map<std::string, std::string> hashes;
+  const auto receipt = nlohmann::json::parse(read_file(out + "/ingot.json"));
+  for (const auto& tensor : receipt.at("tensors")) {
+    hashes[tensor.at("name").get<std::string>()] = tensor.at("hash").get<std::string>();
+  }
+  return hashes;
+}
+
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  for (auto at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
+    text.replace(at, from.size(), to);
+  }
+  return text;
+}
+
+TEST(InputFormat, ShardsAndPicklesMoveNoTensor) {
+  Folder folder;
+  for (const char* method : {"linear", "ties", "task_arithmetic"}) {
+    const std::string& recipe = recipes().at(method);
+    run_merge(recipe, folder / "whole", {});
+    const auto expected = tensor_hashes(folder / "whole");
+    EXPECT_EQ(expected.size(), 21U);
+    for (const std::string format : {"python-sharded", "python-bin"}) {
+      run_merge(replaced(recipe, "./models/python", "./models/" + format), folder / format, {});
+      EXPECT_EQ(tensor_hashes(folder / format), expected) << method << " from " << format;
+      std::filesystem::remove_all(folder / format);
+    }
+    std::filesystem::remove_all(folder / "whole");
+  }
+}
+
+TEST(ShardSize, MovesNoTensor) {
+  Folder folder;
+  Settings settings;
+  run_merge(recipes().at("dare_ties"), folder / "one", settings);
+  settings.plan.shard_bytes = 50'000;
+  run_merge(recipes().at("dare_ties"), folder / "many", settings);
+  EXPECT_TRUE(std::filesystem::exists(folder / "many/model.safetensors.index.json"));
+  EXPECT_EQ(tensor_hashes(folder / "one"), tensor_hashes(folder / "many"));
+}
+
+TEST(Seed, MovesWhatIsDrawnAndNothingElse) {
+  Folder folder;
+  Settings settings;
+  settings.plan.seed = 1;
+  run_merge(recipes().at("dare_ties"), folder / "drawn0", {});
+  run_merge(recipes().at("dare_ties"), folder / "drawn1", settings);
+  EXPECT_NE(tensor_hashes(folder / "drawn0"), tensor_hashes(folder / "drawn1"));
+  run_merge(recipes().at("ties"), folder / "ties0", {});
+  run_merge(recipes().at("ties"), folder / "ties1", settings);
+  EXPECT_EQ(tensor_hashes(folder / "ties0"), tensor_hashes(folder / "ties1"));
+}
 
 }  // namespace
 }  // namespace ingot::test
