@@ -75,16 +75,6 @@ class View {
   Run run_;
 };
 
-// SplitMix64's finisher: where in a window a sampled run lies.
-std::uint64_t scatter(std::uint64_t z) {
-  z += 0x9e3779b97f4a7c15ULL;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  return z ^ (z >> 31);
-}
-
-constexpr std::uint32_t kSampled = 64;  // elements of a sampled run
-
 class Cpu final : public Backend {
  public:
   explicit Cpu(const Isa& isa) : isa_(isa), tiles_(*isa.tiles) {}
@@ -115,14 +105,13 @@ class Cpu final : public Backend {
               std::span<std::vector<std::uint32_t>> keys) override {
     const Arithmetic exact;
     const View view(chunk);
-    std::array<std::uint32_t, kSampled> run;
-    stride = std::max(stride, kSampled);
+    std::array<std::uint32_t, math::kSampled> run;
+    stride = std::max(stride, math::kSampled);
     for (std::uint64_t window = 0; window < chunk.count; window += stride) {
       const auto length =
           static_cast<std::uint32_t>(std::min<std::uint64_t>(stride, chunk.count - window));
-      const std::uint32_t n = std::min(kSampled, length);
-      const auto shift =
-          static_cast<std::uint32_t>(scatter(chunk.first + window) % (length - n + 1));
+      const std::uint32_t n = std::min(math::kSampled, length);
+      const std::uint32_t shift = math::sampled(chunk.first + window, length, n);
       for (std::size_t s = 0; s < keys.size(); ++s) {
         tiles_.keys(view.run(), static_cast<int>(s), static_cast<std::uint32_t>(window) + shift, n,
                     run.data());

@@ -78,6 +78,18 @@ struct Tally {
   void add(const Tally& other);
 };
 
+// What a device did and what it cost: sums over all calls. A share of the run's time near 1 shows what
+// bounds the run.
+struct Activity {
+  std::string device;            // "cuda:0 NVIDIA H200"
+  double copy_in = 0;            // seconds, of the stream that copies to the device, ...
+  double kernels = 0;            // ... the one that computes, ...
+  double copy_out = 0;           // ... and the one that copies back
+  double waiting = 0;            // seconds that callers waited, added up over threads
+  std::uint64_t bytes_in = 0, bytes_out = 0;
+  std::uint64_t memory = 0;      // bytes of device memory held
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -132,10 +144,23 @@ class Backend {
     Tally* tally = nullptr;       // added to
   };
   virtual void apply(std::span<const Item> items) = 0;
+
+  // What each device did so far; empty where the arithmetic is the CPU's.
+  [[nodiscard]] virtual std::vector<Activity> activity() const { return {}; }
 };
 
 // The CPU backend. `isa` is "v2", "v3", "v4" or empty for the best this machine has; a wish it cannot
 // fulfil is Error{device}.
 [[nodiscard]] std::unique_ptr<Backend> cpu_backend(const std::string& isa);
+
+struct DeviceOptions {
+  std::string device = "cuda";                        // "cuda", "cuda:1", "cuda:0,1"
+  std::uint64_t memory = std::uint64_t{2} << 30;      // ceiling on each device's memory, bytes
+};
+
+// The CUDA backend over one or several devices. Throws Error{device} with one sentence where it cannot
+// be used (no driver, a driver too old, no such device, a build without CUDA), Error{memory} if a
+// device has too little free, Error{usage} for a text that names no device. It never falls back.
+[[nodiscard]] std::unique_ptr<Backend> cuda_backend(const DeviceOptions& options);
 
 }  // namespace ingot

@@ -8,7 +8,7 @@ namespace ingot::math {
 // Above infinity: the key of every NaN, whatever its payload (which differs between machines).
 inline constexpr std::uint32_t kNanKey = 0x7f800001u;
 
-// Above every key: as a threshold it keeps nothing.
+// Above every key: as a threshold, with the largest index as the cut, it keeps nothing.
 inline constexpr std::uint32_t kNoKey = 0x7fffffffu;
 
 // Larger |x|, larger key; zeros of either sign are 0; 31 bits.
@@ -28,6 +28,19 @@ INGOT_HD bool selected(std::uint32_t key, std::uint32_t threshold, std::uint64_t
 // selected(key, ...) == (key >= bound(...)).
 INGOT_HD std::uint32_t bound(std::uint32_t threshold, std::uint64_t first, std::uint64_t cut) {
   return first <= cut ? threshold : threshold + 1u;
+}
+
+// Elements of one run of a sample.
+inline constexpr std::uint32_t kSampled = 64;
+
+// Where in a window of `length` elements that begins at `first` in the tensor its sampled run of `run`
+// elements begins: hashed, so that no pattern of the tensor's own is met (SplitMix64's finisher).
+INGOT_HD std::uint32_t sampled(std::uint64_t first, std::uint32_t length, std::uint32_t run) {
+  std::uint64_t z = first + 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  z = z ^ (z >> 31);
+  return static_cast<std::uint32_t>(z % (length - run + 1u));
 }
 
 }  // namespace ingot::math

@@ -276,6 +276,7 @@ struct Weights {
       source.keep = density > 0.0 ? probability(density) : 0;
     } else if (kept(rule, s) == 0) {
       source.threshold = kNoKey;
+      source.cut = ~std::uint64_t{0};  // so that bound() stays at the threshold
     } else if (kept(rule, s) == rule.elements || selections[s].all) {
       source.all = 1;
     } else {

@@ -40,7 +40,11 @@ INGOT_HD std::uint32_t draw(const Block& block, std::uint32_t element_mod_8) {
 INGOT_HD std::uint32_t second_draw(std::uint64_t seed, std::uint64_t stream,
                                    std::uint64_t element) {
   const Block block = philox(seed, stream, (element / 4) | (std::uint64_t{1} << 63));
-  return block.word[element % 4];
+  const std::uint32_t j = static_cast<std::uint32_t>(element % 4);
+  // Selected, not indexed: a GPU would put the block in memory for an index it does not know.
+  const std::uint32_t low = (j & 1u) == 0 ? block.word[0] : block.word[1];
+  const std::uint32_t high = (j & 1u) == 0 ? block.word[2] : block.word[3];
+  return j < 2 ? low : high;
 }
 
 INGOT_HD bool keep(std::uint32_t first, std::uint64_t threshold, std::uint64_t seed,
@@ -62,9 +66,16 @@ INGOT_HD bool keep(std::uint64_t seed, std::uint64_t stream, std::uint64_t eleme
 INGOT_HD std::uint32_t keep8(std::uint64_t seed, std::uint64_t stream, std::uint64_t first,
                              std::uint64_t threshold) {
   const Block block = philox(seed, stream, first / 8);
-  std::uint32_t mask = 0;
+  const std::uint32_t upper = static_cast<std::uint32_t>(threshold >> 32);
+  std::uint32_t mask = 0, ties = 0;
   for (std::uint32_t j = 0; j < 8; ++j) {
-    const bool kept = keep(draw(block, j), threshold, seed, stream, first + j);
+    mask |= (draw(block, j) < upper ? 1u : 0u) << j;
+    ties |= (draw(block, j) == upper ? 1u : 0u) << j;
+  }
+  // Behind a branch that is seldom taken: one copy of the second generator, not eight.
+  for (std::uint32_t j = 0; ties != 0; ++j, ties >>= 1) {
+    const bool kept = (ties & 1u) != 0 &&
+                      second_draw(seed, stream, first + j) < static_cast<std::uint32_t>(threshold);
     mask |= (kept ? 1u : 0u) << j;
   }
   return mask;

@@ -1,0 +1,43 @@
+// What a mask leaves of a pack of one task vector.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "ingot/math/key.hpp"
+#include "ingot/math/linear.hpp"
+#include "ingot/math/philox.hpp"
+#include "pack.cuh"
+
+namespace ingot::gpu {
+
+// Turns a source's elements into survivors, in place. `first` is the pack's index in the whole
+// tensor. Returns the elements that the mask let through, as bits.
+__device__ __forceinline__ unsigned thin(const math::Facts& facts, const math::Source& source,
+                                         std::uint64_t first, const float (&base)[kPack],
+                                         float (&x)[kPack]) {
+#pragma unroll
+  for (unsigned j = 0; j < kPack; ++j) x[j] = math::delta(x[j], base[j]);
+  unsigned kept = (1U << kPack) - 1;
+  if (source.all != 0 || facts.mask == math::Mask::none) return kept;
+  if (facts.mask == math::Mask::random) {
+    kept = math::keep8(facts.seed, source.stream, first, source.keep);
+  } else if (source.cut >= first && source.cut - first < kPack) {
+    // The cut lies in this pack, the only one of the tensor.
+    kept = 0;
+#pragma unroll
+    for (unsigned j = 0; j < kPack; ++j)
+      if (math::selected(math::key(x[j]), source.threshold, first + j, source.cut)) kept |= 1U << j;
+  } else {
+    const std::uint32_t bound = math::bound(source.threshold, first, source.cut);
+    kept = 0;
+#pragma unroll
+    for (unsigned j = 0; j < kPack; ++j)
+      if (math::key(x[j]) >= bound) kept |= 1U << j;
+  }
+#pragma unroll
+  for (unsigned j = 0; j < kPack; ++j)
+    x[j] = math::survivor(x[j], (kept >> j & 1U) != 0, source.factor);
+  return kept;
+}
+
+}  // namespace ingot::gpu

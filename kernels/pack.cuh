@@ -1,0 +1,170 @@
+// Packs: eight stored elements, loaded whole, through the codecs of math/ to f32 and back.
+//
+// The format is a run-time value, the same for a whole block, so its switch costs a few
+// instructions for eight elements and kernels need no instantiation per format.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "ingot/math/codec.hpp"
+#include "job.hpp"
+
+namespace ingot::gpu {
+
+// The stored words of a pack; of the narrower formats only the front is used.
+struct Words {
+  uint4 low, high;
+};
+
+// Loads a pack. Separate from unpack() so that a thread has several loads under way.
+__device__ __forceinline__ Words fetch(const Operand& in, std::uint64_t pack) {
+  Words w;
+  w.high = make_uint4(0, 0, 0, 0);
+  switch (math::width(in.format)) {
+    case 1: {
+      const uint2 v = reinterpret_cast<const uint2*>(in.data)[pack];
+      w.low = make_uint4(v.x, v.y, 0, 0);
+      break;
+    }
+    case 2:
+      w.low = reinterpret_cast<const uint4*>(in.data)[pack];
+      break;
+    default:
+      w.low = reinterpret_cast<const uint4*>(in.data)[2 * pack];
+      w.high = reinterpret_cast<const uint4*>(in.data)[2 * pack + 1];
+  }
+  return w;
+}
+
+namespace detail {
+
+template <math::Format format>
+__device__ __forceinline__ void unpack(const Words& w, float (&x)[kPack]) {
+  using Codec = math::Codec<format>;
+  using Word = typename Codec::Word;
+  constexpr unsigned each = 4 / sizeof(Word);
+  const std::uint32_t words[8] = {w.low.x,  w.low.y,  w.low.z,  w.low.w,
+                                  w.high.x, w.high.y, w.high.z, w.high.w};
+#pragma unroll
+  for (unsigned j = 0; j < kPack; ++j)
+    x[j] = Codec::decode(static_cast<Word>(words[j / each] >> (j % each * 8 * sizeof(Word))));
+}
+
+template <math::Format format>
+__device__ __forceinline__ Words pack(const float (&x)[kPack], math::Overflow overflow) {
+  using Codec = math::Codec<format>;
+  using Word = typename Codec::Word;
+  constexpr unsigned each = 4 / sizeof(Word);
+  std::uint32_t words[8] = {};
+#pragma unroll
+  for (unsigned j = 0; j < kPack; ++j)
+    words[j / each] |= std::uint32_t{Codec::encode(x[j], overflow)}
+                       << (j % each * 8 * sizeof(Word));
+  return {make_uint4(words[0], words[1], words[2], words[3]),
+          make_uint4(words[4], words[5], words[6], words[7])};
+}
+
+}  // namespace detail
+
+__device__ __forceinline__ void unpack(const Words& w, math::Format format, float (&x)[kPack]) {
+  switch (format) {
+    case math::Format::f32:
+      detail::unpack<math::Format::f32>(w, x);
+      break;
+    case math::Format::f16:
+      detail::unpack<math::Format::f16>(w, x);
+      break;
+    case math::Format::bf16:
+      detail::unpack<math::Format::bf16>(w, x);
+      break;
+    case math::Format::e4m3:
+      detail::unpack<math::Format::e4m3>(w, x);
+      break;
+    case math::Format::e5m2:
+      detail::unpack<math::Format::e5m2>(w, x);
+      break;
+  }
+}
+
+// A pack of an input as numbers.
+__device__ __forceinline__ void load(const Operand& in, std::uint64_t pack, float (&x)[kPack]) {
+  unpack(fetch(in, pack), in.format, x);
+}
+
+// The base of a tensor, or zeros.
+__device__ __forceinline__ void load_base(const Tensor& tensor, std::uint64_t pack,
+                                          float (&x)[kPack]) {
+  if (tensor.base) {
+    load(tensor.input[0], pack, x);
+  } else {
+#pragma unroll
+    for (unsigned j = 0; j < kPack; ++j) x[j] = 0.0F;
+  }
+}
+
+__device__ __forceinline__ const Operand& source_of(const Tensor& tensor, unsigned source) {
+  return tensor.input[source + (tensor.base ? 1U : 0U)];
+}
+
+// One element of an input as a number.
+__device__ __forceinline__ float element(const Operand& in, std::uint64_t index) {
+  switch (in.format) {
+    case math::Format::f32:
+      return math::Codec<math::Format::f32>::decode(
+          reinterpret_cast<const std::uint32_t*>(in.data)[index]);
+    case math::Format::f16:
+      return math::Codec<math::Format::f16>::decode(
+          reinterpret_cast<const std::uint16_t*>(in.data)[index]);
+    case math::Format::bf16:
+      return math::Codec<math::Format::bf16>::decode(
+          reinterpret_cast<const std::uint16_t*>(in.data)[index]);
+    case math::Format::e4m3:
+      return math::Codec<math::Format::e4m3>::decode(
+          reinterpret_cast<const std::uint8_t*>(in.data)[index]);
+    default:
+      return math::Codec<math::Format::e5m2>::decode(
+          reinterpret_cast<const std::uint8_t*>(in.data)[index]);
+  }
+}
+
+// Rounds a pack and stores it whole.
+__device__ __forceinline__ void store(std::byte* data, math::Format format, math::Overflow overflow,
+                                      std::uint64_t at, const float (&x)[kPack]) {
+  switch (format) {
+    case math::Format::f32: {
+      const Words w = detail::pack<math::Format::f32>(x, overflow);
+      reinterpret_cast<uint4*>(data)[2 * at] = w.low;
+      reinterpret_cast<uint4*>(data)[2 * at + 1] = w.high;
+      break;
+    }
+    case math::Format::f16:
+      reinterpret_cast<uint4*>(data)[at] = detail::pack<math::Format::f16>(x, overflow).low;
+      break;
+    case math::Format::bf16:
+      reinterpret_cast<uint4*>(data)[at] = detail::pack<math::Format::bf16>(x, overflow).low;
+      break;
+    case math::Format::e4m3: {
+      const uint4 w = detail::pack<math::Format::e4m3>(x, overflow).low;
+      reinterpret_cast<uint2*>(data)[at] = make_uint2(w.x, w.y);
+      break;
+    }
+    case math::Format::e5m2: {
+      const uint4 w = detail::pack<math::Format::e5m2>(x, overflow).low;
+      reinterpret_cast<uint2*>(data)[at] = make_uint2(w.x, w.y);
+      break;
+    }
+  }
+}
+
+// Bits of the elements of a pack that exist, of `count` in all.
+__device__ __forceinline__ unsigned valid(std::uint64_t pack, std::uint64_t count) {
+  const std::uint64_t left = count - pack * kPack;
+  return left >= kPack ? (1U << kPack) - 1 : (1U << static_cast<unsigned>(left)) - 1;
+}
+
+// Packs of `count` elements.
+__device__ __forceinline__ std::uint64_t packs(std::uint64_t count) {
+  return (count + kPack - 1) / kPack;
+}
+
+}  // namespace ingot::gpu

@@ -1,0 +1,475 @@
+// The CUDA backend over simulated devices: the CPU's bytes whatever the device does first, its
+// ceiling, its failures.
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "data.hpp"
+#include "ingot/error.hpp"
+#include "memory.hpp"
+#include "runtime.hpp"
+
+namespace ingot {
+namespace {
+
+using test::Case;
+using test::make;
+
+constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+
+// Pinned memory as the engine has it: a case's inputs and room for its output.
+class Staged {
+ public:
+  Staged(Backend& backend, const Case& c) : backend_(backend), case_(c) {
+    for (const auto& input : c.inputs) {
+      inputs_.push_back(take(input.size()));
+      std::memcpy(inputs_.back(), input.data(), input.size());
+    }
+    output_ = take(c.count() * c.output_width());
+  }
+
+  // Consecutive elements from `first`; inputs stay put as long as this object.
+  Chunk chunk(std::uint64_t first, Residence* residence = nullptr) {
+    pointers_.push_back(std::make_unique<std::vector<const std::byte*>>());
+    for (std::size_t i = 0; i < inputs_.size(); ++i)
+      pointers_.back()->push_back(inputs_[i] + first * (bits(case_.work.inputs[i]) / 8));
+    const auto count = static_cast<std::uint32_t>(std::min(kChunk, case_.count() - first));
+    return {&case_.work, first, count, pointers_.back()->data(), residence};
+  }
+  [[nodiscard]] std::byte* output(std::uint64_t first) {
+    return output_ + first * case_.output_width();
+  }
+
+ private:
+  std::byte* take(std::size_t bytes) {
+    bytes = std::max<std::size_t>(bytes, 1);
+    taken_.push_back({backend_.allocate(bytes), Release{&backend_, bytes}});
+    return taken_.back().get();
+  }
+
+  struct Release {
+    Backend* backend;
+    std::size_t bytes;
+    void operator()(std::byte* memory) const { backend->release(memory, bytes); }
+  };
+
+  Backend& backend_;
+  const Case& case_;
+  std::vector<std::unique_ptr<std::byte, Release>> taken_;
+  std::vector<std::byte*> inputs_;
+  std::byte* output_ = nullptr;
+  std::vector<std::unique_ptr<std::vector<const std::byte*>>> pointers_;
+};
+
+// Everything a backend can be asked about a tensor.
+struct Answers {
+  std::vector<std::byte> output;
+  Tally tally;
+  std::vector<double> sums;
+  std::vector<std::vector<std::uint32_t>> samples;
+  std::vector<Verdict> verdicts;
+  std::vector<std::uint64_t> bins;
+  std::optional<std::uint32_t> place;
+};
+
+Answers ask(Backend& backend, const Case& c, bool reside) {
+  Staged staged(backend, c);
+  Answers a;
+  const std::unique_ptr<Residence> room = reside ? backend.reside(c.work) : nullptr;
+  const auto sources = static_cast<std::size_t>(c.work.rule.sources);
+  const auto terms = static_cast<std::uint64_t>(math::needs(c.work.rule).folds);
+  const bool selects = math::method(c.work.rule.method).mask == math::Mask::select;
+  a.samples.resize(sources);
+  a.bins.resize(32768);
+  for (std::uint64_t first = 0; first < c.count(); first += kChunk) {
+    Chunk chunk = staged.chunk(first, room.get());
+    if (room != nullptr) {
+      backend.admit(chunk);
+      chunk.inputs = nullptr;
+    }
+    const std::uint64_t tiles = (chunk.count + kFoldTile - 1) / kFoldTile;
+    std::vector<double> sums(terms * tiles);
+    backend.fold(chunk, c.facts, sums);
+    a.sums.insert(a.sums.end(), sums.begin(), sums.end());
+    if (selects) {
+      backend.sample(chunk, 512, a.samples);
+      std::vector<Bracket> brackets(sources);
+      for (std::size_t s = 0; s < sources; ++s) brackets[s] = {0x38000000U, 0x3a800000U};
+      const std::vector<std::uint8_t> active(sources, 1);
+      std::vector<Verdict> verdicts(sources);
+      backend.verify(chunk, brackets, active, chunk.count / 4 + 64, verdicts);
+      a.verdicts.insert(a.verdicts.end(), verdicts.begin(), verdicts.end());
+      backend.histogram(chunk, 0, nullptr, a.bins);
+      if (!verdicts[0].overflowed && !verdicts[0].between.empty()) {
+        const std::uint32_t key = verdicts[0].between.back().key;
+        a.place = backend.locate(chunk, 0, key, 0);
+      }
+    }
+    const Backend::Item item{chunk, &c.facts, staged.output(first), &a.tally};
+    backend.apply({&item, 1});
+  }
+  a.output.assign(staged.output(0), staged.output(0) + c.count() * c.output_width());
+  return a;
+}
+
+void expect_same(const Answers& expected, const Answers& found) {
+  EXPECT_TRUE(expected.output == found.output);
+  EXPECT_EQ(0, std::memcmp(&expected.tally, &found.tally, sizeof(Tally)));
+  ASSERT_EQ(expected.sums.size(), found.sums.size());
+  EXPECT_EQ(0, std::memcmp(expected.sums.data(), found.sums.data(),
+                           expected.sums.size() * sizeof(double)));
+  EXPECT_EQ(expected.samples, found.samples);
+  EXPECT_EQ(expected.bins, found.bins);
+  EXPECT_EQ(expected.place, found.place);
+  ASSERT_EQ(expected.verdicts.size(), found.verdicts.size());
+  for (std::size_t i = 0; i < expected.verdicts.size(); ++i) {
+    const Verdict &e = expected.verdicts[i], &f = found.verdicts[i];
+    EXPECT_EQ(e.above, f.above);
+    EXPECT_EQ(e.at_high, f.at_high);
+    EXPECT_EQ(e.at_low, f.at_low);
+    EXPECT_EQ(e.overflowed, f.overflowed);
+    if (e.overflowed) continue;
+    ASSERT_EQ(e.between.size(), f.between.size());
+    for (std::size_t j = 0; j < e.between.size(); ++j) {
+      EXPECT_EQ(e.between[j].key, f.between[j].key);
+      EXPECT_EQ(e.between[j].index, f.between[j].index);
+    }
+  }
+}
+
+// NaN-free, so that sums can be compared by their bits.
+std::vector<Case> cases(std::uint64_t count) {
+  std::vector<Case> list;
+  list.push_back(make({"ties", 3}, count, {Dtype::bf16}, Dtype::bf16, 1, 0));
+  list.push_back(make({"dare_ties", 2, 0.5}, count, {Dtype::f16, Dtype::f32}, Dtype::f16, 2, 0));
+  list.push_back(make({"slerp", 1}, count, {Dtype::f32}, Dtype::bf16, 3, 0));
+  list.push_back(make({"linear", 5}, count, {Dtype::f8_e4m3, Dtype::bf16}, Dtype::f32, 4, 0));
+  list.push_back(make({"ties", 7, 0.5}, count, {Dtype::bf16}, Dtype::f8_e5m2, 5, 0));
+  return list;
+}
+
+TEST(CudaBackend, AnswersAsTheCpuDoesInAnyLegalOrder) {
+  const std::unique_ptr<Backend> cpu = cpu_backend("");
+  for (const std::uint64_t seed : {0U, 1U, 2U, 3U})
+    for (const bool lazy : {true, false}) {
+      emu::Setup setup;
+      setup.seed = seed;
+      setup.lazy = lazy;
+      emu::plug(setup);
+      for (const Case& c : cases(seed == 0 ? 20001 : 3000 + seed)) {
+        SCOPED_TRACE(c.name);
+        const Answers expected = ask(*cpu, c, false);
+        const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 64 * kMiB});
+        expect_same(expected, ask(*cuda, c, false));
+        const std::unique_ptr<Backend> fresh = cuda_backend({"cuda", 512 * kMiB});
+        expect_same(expected, ask(*fresh, c, true));
+      }
+      EXPECT_EQ(emu::traffic().unpinned, 0U) << "a copy came from memory that is not pinned";
+      EXPECT_EQ(emu::traffic().live, 0U);
+    }
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST(CudaBackend, AnswersAsTheCpuDoesForATensorOfTwoChunks) {
+  const std::unique_ptr<Backend> cpu = cpu_backend("");
+  emu::plug({});
+  for (const Case& c : cases(kChunk + 3)) {
+    SCOPED_TRACE(c.name);
+    const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 512 * kMiB});
+    const Answers expected = ask(*cpu, c, false);
+    expect_same(expected, ask(*cuda, c, false));
+    expect_same(expected, ask(*cuda, c, true));
+  }
+}
+#endif
+
+TEST(CudaBackend, ResidentInputsAreCopiedOnce) {
+  emu::plug({});
+  const Case c = make({"ties", 3}, 30000, {Dtype::bf16}, Dtype::bf16, 9, 0);
+  const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 512 * kMiB});
+  const std::uint64_t before = emu::traffic().bytes_in;
+  (void)ask(*cuda, c, true);
+  const std::uint64_t copied = emu::traffic().bytes_in - before;
+  const std::uint64_t inputs = 4 * 30000 * 2;
+  EXPECT_GE(copied, inputs);
+  EXPECT_LT(copied, inputs + 40000);  // and descriptions
+}
+
+TEST(CudaBackend, ManyItemsAreFewLaunches) {
+  const std::unique_ptr<Backend> cpu = cpu_backend("");
+  emu::plug({});
+  const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 64 * kMiB});
+  std::vector<Case> list;
+  std::vector<std::unique_ptr<Staged>> staged;
+  for (std::uint64_t n = 0; n < 90; ++n) {
+    const std::uint64_t size = n % 30 == 29 ? 40000 : 256 + n;
+    list.push_back(make({n < 45 ? "ties" : "linear", 3}, size, {Dtype::bf16},
+                        n % 2 == 0 ? Dtype::bf16 : Dtype::f32, n));
+  }
+  std::vector<Backend::Item> items;
+  std::vector<Tally> tallies(list.size());
+  for (std::size_t n = 0; n < list.size(); ++n) {
+    staged.push_back(std::make_unique<Staged>(*cuda, list[n]));
+    items.push_back({staged[n]->chunk(0), &list[n].facts, staged[n]->output(0),
+                     n % 3 == 0 ? nullptr : &tallies[n]});
+  }
+  const std::uint64_t before = emu::traffic().kernels;
+  cuda->apply(items);
+  EXPECT_LE(emu::traffic().kernels - before, 4U);
+  for (std::size_t n = 0; n < list.size(); ++n) {
+    SCOPED_TRACE(list[n].name);
+    const Answers expected = ask(*cpu, list[n], false);
+    EXPECT_EQ(0, std::memcmp(expected.output.data(), staged[n]->output(0), expected.output.size()));
+    const Tally& tally = n % 3 == 0 ? Tally{} : expected.tally;
+    EXPECT_EQ(0, std::memcmp(&tally, &tallies[n], sizeof(Tally)));
+  }
+}
+
+TEST(CudaBackend, ThreadsShareADeviceAndDevicesShareTheWork) {
+  const std::unique_ptr<Backend> cpu = cpu_backend("");
+  for (const char* devices : {"cuda", "cuda:1,0"})
+    for (const std::uint64_t seed : {0U, 3U}) {
+      emu::Setup setup;
+      setup.devices = 2;
+      setup.seed = seed;
+      emu::plug(setup);
+      const std::vector<Case> list = cases(5000);
+      std::vector<Answers> expected;
+      for (const Case& c : list) expected.push_back(ask(*cpu, c, false));
+      // Little memory: calls wait for each other's room.
+      const std::unique_ptr<Backend> cuda = cuda_backend({devices, 2 * kMiB});
+      std::vector<std::thread> threads;
+      for (unsigned t = 0; t < 4; ++t)
+        threads.emplace_back([&, t] {
+          for (std::size_t i = 0; i < list.size(); ++i) {
+            const std::size_t n = (i + t) % list.size();
+            expect_same(expected[n], ask(*cuda, list[n], t % 2 == 0));
+          }
+        });
+      for (std::thread& t : threads) t.join();
+    }
+}
+
+TEST(CudaBackend, HoldsItsCeilingAndAllocatesNothingLater) {
+  for (const std::uint64_t ceiling : {std::uint64_t{1}, std::uint64_t{16}, std::uint64_t{300}}) {
+    emu::plug({});
+    const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", ceiling * kMiB});
+    const std::uint64_t made = emu::traffic().allocations;
+    const std::unique_ptr<Residence> none =
+        cuda->reside(make({"linear", 2}, 8, {Dtype::bf16}, Dtype::bf16, 1).work);
+    EXPECT_EQ(none != nullptr, ceiling == 300);
+    for (const Case& c : cases(3000)) {
+      const std::uint64_t staging = c.inputs.size() + 1;
+      const std::uint64_t before = emu::traffic().allocations;
+      (void)ask(*cuda, c, true);
+      EXPECT_EQ(emu::traffic().allocations, before + staging);
+    }
+    EXPECT_LE(emu::traffic().peak, ceiling * kMiB);
+    EXPECT_GE(made, 2U);
+  }
+}
+
+std::string error_of(const DeviceOptions& options, Code code) {
+  try {
+    (void)cuda_backend(options);
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), code) << e.what();
+    return e.what();
+  }
+  ADD_FAILURE() << "no error";
+  return "";
+}
+
+TEST(CudaBackend, SaysInOneSentenceWhyItCannotRun) {
+  emu::Setup setup;
+  setup.absent = cudaErrorInsufficientDriver;
+  setup.driver = 0;
+  emu::plug(setup);
+  EXPECT_NE(error_of({}, Code::device).find("no NVIDIA driver is installed"), std::string::npos);
+  setup.driver = 12020;
+  emu::plug(setup);
+  EXPECT_NE(error_of({}, Code::device).find("supports CUDA 12.2 and this program needs 13.0"),
+            std::string::npos);
+  setup.absent = cudaErrorInitializationError;
+  emu::plug(setup);
+  EXPECT_NE(error_of({}, Code::device).find("cudaErrorInitializationError"), std::string::npos);
+  setup.absent = cudaSuccess;
+  setup.devices = 0;
+  emu::plug(setup);
+  EXPECT_NE(error_of({}, Code::device).find("sees no CUDA device"), std::string::npos);
+  setup.devices = 2;
+  setup.memory = 32 * kMiB;
+  emu::plug(setup);
+  EXPECT_NE(error_of({"cuda:2", 4 * kMiB}, Code::device).find("the machine has 2"),
+            std::string::npos);
+  EXPECT_NE(error_of({"cuda:0,1", 64 * kMiB}, Code::memory).find("--device-memory"),
+            std::string::npos);
+  for (const char* text :
+       {"cuda:", "cuda:x", "cuda:0,", "cuda:0,0", "cuda:-1", "cuda0", "gpu", "cuda:1 "})
+    (void)error_of({text, 4 * kMiB}, Code::usage);
+  (void)error_of({"cuda", 1000}, Code::usage);
+  EXPECT_EQ(emu::traffic().live, 0U);
+}
+
+TEST(CudaBackend, AChunkThatCannotFitIsAnErrorThatNamesTheRemedy) {
+  emu::plug({});
+  const Case c = make({"linear", 8}, 100000, {Dtype::f32}, Dtype::f32, 1);
+  const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", kMiB});
+  try {
+    (void)ask(*cuda, c, false);
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Code::memory);
+    EXPECT_NE(std::string(e.what()).find("raise --device-memory"), std::string::npos);
+  }
+}
+
+#if defined(__SANITIZE_THREAD__)
+constexpr std::uint64_t kEvery = 31;
+#elif defined(__SANITIZE_ADDRESS__)
+constexpr std::uint64_t kEvery = 5;
+#else
+constexpr std::uint64_t kEvery = 1;
+#endif
+
+// Runs `body` with the n-th call, then the n-th piece of work, failing, for every n that exists.
+template <class Body>
+void fail_each(bool lost, Body&& body) {
+  for (const bool call : {true, false})
+    for (std::uint64_t n = 1;; n += kEvery) {
+      emu::Setup setup;
+      setup.lost = lost;
+      setup.seed = n % 4;
+      (call ? setup.fail_call : setup.fail_work) = n;
+      emu::plug(setup);
+      const bool failed = body();
+      const emu::Traffic t = emu::traffic();
+      EXPECT_EQ(t.live, 0U) << "leak after failure " << n;
+      if ((call ? t.calls : t.work) < n) {
+        EXPECT_FALSE(failed);
+        break;
+      }
+    }
+}
+
+TEST(CudaBackend, EveryFailureIsAnErrorAndLeaksNothing) {
+  const std::unique_ptr<Backend> cpu = cpu_backend("");
+  const Case c = make({"ties", 2, 0.5}, 700, {Dtype::bf16}, Dtype::bf16, 21, 0);
+  const Answers expected = ask(*cpu, c, false);
+  int errors = 0;
+  for (const bool lost : {false, true})
+    for (const bool reside : {false, true})
+      fail_each(lost, [&] {
+        try {
+          const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 300 * kMiB});
+          const Answers found = ask(*cuda, c, reside);
+          // A failure in the last destructors alone is forgiven, with the right answer given.
+          expect_same(expected, found);
+          return false;
+        } catch (const Error& e) {
+          EXPECT_TRUE(e.code() == Code::device || e.code() == Code::memory) << e.what();
+          ++errors;
+          return true;
+        }
+      });
+  EXPECT_GT(errors, 300 / static_cast<int>(kEvery));
+}
+
+TEST(CudaBackend, AFailedCallLeavesTheOthersAlone) {
+  const std::unique_ptr<Backend> cpu = cpu_backend("");
+  const Case c = make({"ties", 2, 0.5}, 700, {Dtype::bf16}, Dtype::bf16, 22, 0);
+  const Answers expected = ask(*cpu, c, false);
+  emu::plug({});
+  std::uint64_t made = 0;
+  {
+    const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 300 * kMiB});
+    made = emu::traffic().calls;
+  }
+  for (std::uint64_t n = 1; n < 80; n += 7) {
+    emu::Setup setup;
+    setup.fail_call = made + n;
+    emu::plug(setup);
+    const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 300 * kMiB});
+    for (int round = 0; round < 3; ++round) {
+      try {
+        expect_same(expected, ask(*cuda, c, false));
+      } catch (const Error&) {
+      }
+    }
+    expect_same(expected, ask(*cuda, c, false));
+  }
+}
+
+TEST(CudaBackend, ReportsWhatTheDeviceDid) {
+  emu::plug({});
+  const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 16 * kMiB});
+  EXPECT_EQ(cuda->describe(), "cuda:0 Emulated device");
+  (void)ask(*cuda, make({"linear", 3}, 20000, {Dtype::bf16}, Dtype::f32, 1), false);
+  const std::vector<Activity> all = cuda->activity();
+  ASSERT_EQ(all.size(), 1U);
+  EXPECT_GE(all[0].bytes_in, 3U * 20000 * 2);
+  EXPECT_GE(all[0].bytes_out, 20000U * 4);
+  EXPECT_GT(all[0].copy_in, 0);
+  EXPECT_GT(all[0].kernels, 0);
+  EXPECT_GT(all[0].copy_out, 0);
+  EXPECT_EQ(all[0].memory, 16 * kMiB);
+}
+
+TEST(Arena, PartsNeverOverlapAndEverythingComesBack) {
+  std::vector<std::byte> memory(1 << 16);
+  gpu::Arena arena(memory.data(), memory.size());
+  test::Random random(5);
+  struct Part {
+    std::byte* at;
+    std::uint64_t bytes;
+  };
+  std::vector<Part> held;
+  for (int i = 0; i < 20000; ++i) {
+    if (held.size() < 20 && random.below(2) == 0) {
+      const std::uint64_t bytes = random.below(6000) + 1;
+      std::byte* at = arena.try_take(bytes);
+      if (at == nullptr) continue;
+      EXPECT_EQ((at - memory.data()) % 256, 0);
+      EXPECT_LE(at + bytes, memory.data() + memory.size());
+      for (const Part& p : held) EXPECT_TRUE(at + bytes <= p.at || p.at + p.bytes <= at);
+      held.push_back({at, bytes});
+    } else if (!held.empty()) {
+      const std::size_t n = random.below(held.size());
+      arena.give(held[n].at, held[n].bytes);
+      held.erase(held.begin() + static_cast<std::ptrdiff_t>(n));
+    }
+  }
+  for (const Part& p : held) arena.give(p.at, p.bytes);
+  EXPECT_NE(arena.try_take(1 << 16), nullptr);
+  EXPECT_EQ(arena.take((1 << 16) + 1), nullptr);
+}
+
+TEST(Arena, ALargeRequestIsNotStarvedBySmallOnes) {
+  std::vector<std::byte> memory(1 << 14);
+  gpu::Arena arena(memory.data(), memory.size());
+  std::atomic<bool> served = false;
+  std::byte* first = arena.take(1 << 13);
+  std::thread large([&] {
+    std::byte* all = arena.take(1 << 14);
+    served = true;
+    arena.give(all, 1 << 14);
+  });
+  std::thread small([&] {
+    while (!served) {
+      std::byte* part = arena.take(1 << 12);
+      arena.give(part, 1 << 12);
+    }
+  });
+  arena.give(first, 1 << 13);
+  large.join();
+  small.join();
+  EXPECT_TRUE(served);
+}
+
+}  // namespace
+}  // namespace ingot
