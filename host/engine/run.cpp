@@ -499,7 +499,9 @@ class Run {
     }
     const std::lock_guard lock(watching_);
     note_memory();
-    if (watcher_) watcher_({done, plan_.bytes_in + plan_.bytes_out, flight.job().output.name});
+    if (watcher_) {
+      watcher_({done, plan_.bytes_in + plan_.bytes_out, flight.job().output.name, report_.storage_rate});
+    }
   }
 
   void note_memory() { report_.peak_memory = std::max(report_.peak_memory, anonymous_bytes()); }
