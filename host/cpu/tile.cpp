@@ -380,8 +380,9 @@ std::uint32_t sum_unrolled(const float (*__restrict alive)[kStep], const Facts& 
     math::Spread spread;
 #pragma GCC unroll 8
     for (int s = 0; s < K; ++s) {
-      merged = math::weigh(merged, weight[s], alive[s][e]);
-      spread.add(alive[s][e] * weight[s]);
+      const float term = alive[s][e] * weight[s];
+      merged += term;
+      spread.add(term);
     }
     out[e] = merged;
     conflicts += spread.conflict() ? 1u : 0u;
@@ -392,8 +393,9 @@ std::uint32_t sum_unrolled(const float (*__restrict alive)[kStep], const Facts& 
 void sum_source(const float* __restrict alive, float weight, std::uint32_t n,
                 float* __restrict merged, math::Spread* __restrict spread) {
   for (std::uint32_t e = 0; e < n; ++e) {
-    merged[e] = math::weigh(merged[e], weight, alive[e]);
-    spread[e].add(alive[e] * weight);
+    const float term = alive[e] * weight;
+    merged[e] += term;
+    spread[e].add(term);
   }
 }
 

@@ -499,9 +499,7 @@ class Run {
     }
     const std::lock_guard lock(watching_);
     note_memory();
-    if (watcher_) {
-      watcher_({done, plan_.bytes_in + plan_.bytes_out, flight.job().output.name, report_.storage_rate});
-    }
+    if (watcher_) watcher_({done, plan_.bytes_in + plan_.bytes_out, flight.job().output.name});
   }
 
   void note_memory() { report_.peak_memory = std::max(report_.peak_memory, anonymous_bytes()); }

@@ -40,7 +40,6 @@ struct Report {
 struct Progress {
   std::uint64_t bytes_done = 0, bytes_total = 0;
   std::string tensor;
-  double storage_rate = 0;  // bytes/s the storage was measured at; 0: not measured
 };
 using Watcher = std::function<void(const Progress&)>;
 

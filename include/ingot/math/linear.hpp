@@ -2,11 +2,12 @@
 //
 // linear (Wortsman et al., "Model soups", 2022):
 //   S = 0;  S = fuse(w_i, x_i, S) in file order;  normalize: S / W, one true division, where W is
-//   the sum of the f32 weights, added in double and rounded once.
+//   the sum of the f32 weights in file order, in f32.
 //
 // task arithmetic (Ilharco et al., "Editing models with task arithmetic", 2022):
-//   d_i = x_i - b;  M = 0;  M = fuse(w_i, d_i', M) in file order, d_i' what a mask left of d_i;
-//   normalize: M / W, with W = 1 where |W| < 1e-8;  result fuse(lambda, M, b).
+//   d_i = x_i - b;  y_i = d_i' * w_i, rounded, d_i' what a mask left of d_i;  M = 0;  M += y_i in file
+//   order;  normalize: M / W, with W = 1 where |W| < 1e-8;  result lambda * M, rounded, + b.
+// Nothing is fused here, so that an f32 merge has the peer's bits.
 #pragma once
 
 #include "ingot/math/rule.hpp"
@@ -38,7 +39,7 @@ INGOT_HD T survivor(T delta, bool kept, float factor) {
 // The merged task vector back on its base.
 template <class T>
 INGOT_HD T land(T merged, float lambda, T base) {
-  return fuse(static_cast<T>(lambda), merged, base);
+  return static_cast<T>(lambda) * merged + base;
 }
 
 // Largest and smallest of the weighted terms seen, to tell whether two disagree in sign.

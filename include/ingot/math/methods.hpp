@@ -289,7 +289,8 @@ struct Weights {
   }
   facts.rescaled = m.rescale == Rescale::density && detail::rescales(rule);
   if (m.divisor == Divisor::weight && rule.globals[kNormalizeGlobal] != 0.0) {
-    float divisor = static_cast<float>(detail::weights(rule).sum);
+    float divisor = 0.0F;
+    for (int s = 0; s < rule.sources; ++s) divisor += facts.source[s].weight;
     if (m.formula == Formula::sum && magnitude(divisor) < 1e-8F) divisor = 1.0F;
     facts.scalar[kDivisor] = divisor;
     // Division by 1 changes nothing; saying so saves it. A consensus divides by other sums.
@@ -395,7 +396,7 @@ template <class T>
     T sum{0};
     Spread spread;
     for (int s = 0; s < k; ++s) {
-      sum = weigh(sum, weight[s], alive[s]);
+      sum += alive[s] * static_cast<T>(weight[s]);
       spread.add(decided[s] * weight[s]);
     }
     if (facts.divisor != Divisor::none) sum = sum / static_cast<T>(facts.scalar[kDivisor]);

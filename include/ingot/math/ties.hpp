@@ -10,7 +10,7 @@
 //   mean      M = 0; M += y_i in file order over the agreeing sources
 //             V = sum of their weights in f32, 1 where exactly zero (Divisor::weight),
 //             or their number, at least 1 (Divisor::count);  M / V
-//   result    fuse(lambda, M, b)
+//   result    lambda * M, rounded, + b
 //
 // Recipes vote weighted and divide by weights (if normalize); adapters vote total or frequency and
 // divide by the count. Votes, agreement and V are f32 decisions for every T.
