@@ -68,9 +68,9 @@ def enter():
     if installed() != PINS:
         sys.exit("oracle: the pinned peers are not installed; run: tools/oracle.py setup")
     if pathlib.Path(sys.prefix) != VENV:
-        os.execv(PYTHON, [str(PYTHON), *sys.argv])
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        # mergekit walks hash sets of models: the fixed seed makes what it picks repeatable.
+        settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
+        os.execve(PYTHON, [str(PYTHON), *sys.argv], {**os.environ, **settings})
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -357,6 +357,16 @@ def steps_allowed(merged):
     return 4 if reduces else 1
 
 
+def slack(merged, error):
+    """Further units allowed where mergekit's own error, given in such units, uses up the tolerance.
+
+    A reduction's error is common to all elements of a tensor, so half of the tolerance is enough there.
+    """
+    import numpy as np
+    allowed = steps_allowed(merged)
+    return np.where(error > (allowed if allowed == 1 else allowed / 2), np.ceil(error), 0.0)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Goldens
 
@@ -429,7 +439,7 @@ def record():
         begin = 8 + int.from_bytes(raw[:8], "little")
         header = json.loads(raw[8:begin])
         header.pop("__metadata__", None)
-        golden, exponents, ties, steps = {}, [], 0, 1
+        golden, units, ties, off, steps = {}, [], 0, 0, 1
         rounded = {m.arithmetic for m in planned.values()} != {"float32"}
         for tensor in sorted(header):
             entry, merged = header[tensor], planned[tensor]
@@ -439,20 +449,30 @@ def record():
             if not keeps(tensor, case.deep, layers):
                 continue
             first, last = entry["data_offsets"]
-            golden[tensor] = (entry["dtype"], entry["shape"], raw[begin + first:begin + last])
+            data = raw[begin + first:begin + last]
             if rounded:
                 exact = np.where(value.tie, np.nan, value.result)
                 golden[tensor + "#truth"] = ("F64", entry["shape"], exact.astype("<f8").tobytes())
             else:
-                exponent = value.largest.astype(np.float32).view(np.uint32) >> 23 & 0xFF
-                exponents.append(np.where(value.tie, 255, exponent).astype(np.uint8).reshape(-1))
-        if exponents:
-            joined = np.concatenate(exponents)
-            golden["#exponents"] = ("U8", joined.shape, joined.tobytes())
+                # The exponent of the largest term gives the unit of comparison; the high byte is the slack.
+                exponent = np.maximum(value.largest.astype(np.float32).view(np.uint32) >> 23 & 0xFF, 1)
+                unit = np.exp2(exponent.astype(np.float64) - 127 - 23)
+                more = np.zeros(value.result.shape)
+                if entry["dtype"] == "F32":
+                    theirs = truth.decode(data, "F32").reshape(value.result.shape)
+                    more = np.minimum(slack(merged, np.abs(theirs - value.result) / unit), 254)
+                off += int((~value.tie & (more > 0)).sum())
+                code = more.astype(np.uint32) << 8 | exponent
+                units.append(np.where(value.tie, 0xFFFF, code).astype("<u2").reshape(-1))
+            golden[tensor] = (entry["dtype"], entry["shape"], data)
+        if units:
+            joined = np.concatenate(units)
+            golden["#units"] = ("U16", joined.shape, joined.tobytes())
         truth.write_safetensors(GOLDEN / f"{name}.safetensors", golden)
         cases[name] = {"seed": case.seed, "tensors": len(header), "rounded": rounded, "steps": steps,
-                       "ties": ties}
-        print(f"{name:22} {len(header)} tensors, {'own dtype' if rounded else 'f32'}, {ties} ties")
+                       "ties": ties, "astray": off}
+        print(f"{name:22} {len(header)} tensors, {'own dtype' if rounded else 'f32'}, {ties} ties, "
+              f"{off} of mergekit's elements astray")
     shutil.rmtree(ROOT / "build" / "oracle")
     files = [ROOT / "tools" / "oracle.py", ROOT / "tools" / "truth.py",
              *sorted(path for path in GOLDEN.rglob("*") if path.is_file())]

@@ -182,7 +182,7 @@ class Value:
     """A merged tensor in double precision, and what is needed to judge another evaluation of it."""
 
     result: np.ndarray
-    largest: np.ndarray  # magnitude of the largest term of each element's final sum
+    largest: np.ndarray  # magnitude of the largest term or sum that an element is made of
     tie: np.ndarray      # True where a decision (vote, threshold, divisor) hangs on a rounding
     counts: dict = field(default_factory=dict)
 
@@ -193,7 +193,8 @@ def linear(tensors, weights, normalize=True):
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = [w * x / divisor for w, x in zip(weights, tensors)]
         result = sum(w * x for w, x in zip(weights, tensors)) / divisor
-    return Value(result, np.max(np.abs(terms), axis=0), np.zeros(result.shape, bool))
+    largest = np.maximum(np.max(np.abs(terms), axis=0), np.abs(result))
+    return Value(result, largest, np.zeros(result.shape, bool))
 
 
 def slerp(base, other, t):
@@ -207,8 +208,9 @@ def slerp(base, other, t):
         angle = np.arccos(cosine)
         s0, s1 = np.sin((1.0 - t) * angle) / np.sin(angle), np.sin(t * angle) / np.sin(angle)
     near = np.full(base.shape, abs(abs(cosine) - 0.9995) < 1e-6)
-    return Value(s0 * base + s1 * other, np.maximum(np.abs(s0 * base), np.abs(s1 * other)), near,
-                 {"cosine": float(cosine)})
+    result = s0 * base + s1 * other
+    largest = np.max([np.abs(s0 * base), np.abs(s1 * other), np.abs(result)], axis=0)
+    return Value(result, largest, near, {"cosine": float(cosine)})
 
 
 def passthrough(tensor, scale=None):
@@ -249,46 +251,51 @@ def task_arithmetic(base, tensors, weights, densities=None, mask="none", consens
     if not tensors:
         return Value(base.copy(), np.abs(base), tie)
     densities = densities or [1.0] * len(tensors)
-    terms, threshold_ties = [], 0
+    # Decisions (thresholds, votes, whether weights cancel) are made in f32, as the contract says: `voices` are
+    # the weighted task vectors in that arithmetic, `terms` the same in double.
+    single = np.float32
+    terms, voices, threshold_ties = [], [], 0
     for i, (x, w, density) in enumerate(zip(tensors, weights, densities)):
-        delta = x - base
+        delta, voice, factor = x - base, x.astype(single) - base.astype(single), 1.0
         if mask != "none" and density < 1:
             if mask == "select":
-                # Magnitudes are compared in f32, the type of the decision.
-                chosen, edge = select((x.astype(np.float32) - base.astype(np.float32)), density)
+                chosen, edge = select(voice, density)
                 tie |= edge
                 threshold_ties += int(edge.sum())
             else:
                 chosen = keep[i].reshape(base.shape)
-            thinned = np.where(chosen, delta, 0.0)
-            if rescale:
-                before, after = np.abs(delta).sum(), np.abs(thinned).sum()
-                if before >= 1e-7 and after >= 1e-7:
-                    thinned = thinned * (before / after)
-            delta = thinned
+            before, after = np.abs(delta).sum(), np.abs(delta[chosen]).sum()
+            if rescale and before >= 1e-7 and after >= 1e-7:
+                factor = before / after
+            delta, voice = np.where(chosen, delta * factor, 0.0), np.where(chosen, voice * single(factor), 0)
         terms.append(w * delta)
+        voices.append(voice.astype(single) * single(w))
     biggest = np.max(np.abs(terms), axis=0)
     votes = np.zeros(base.shape, bool)
     if consensus:
-        total = sum(terms)
+        total = np.zeros(base.shape, single)
+        for voice in voices:
+            total = total + voice
         conflict = (np.min(terms, axis=0) < 0) & (np.max(terms, axis=0) > 0)
-        votes = conflict & (np.abs(total) <= 8 * len(terms) * EPS32 * biggest)
-        majority = np.where(total >= 0, 1.0, -1.0)
-        agrees = [np.sign(y) == majority for y in terms]
+        votes = conflict & (np.abs(sum(terms)) <= 8 * len(terms) * EPS32 * biggest)
+        agrees = [np.sign(voice) == np.where(total >= 0, 1, -1) for voice in voices]
         merged = sum(np.where(a, y, 0.0) for a, y in zip(agrees, terms))
         divisor = sum(np.where(a, w, 0.0) for a, w in zip(agrees, weights))
+        shares = np.zeros(base.shape, single)
+        for a, w in zip(agrees, weights):
+            shares = shares + np.where(a, single(w), single(0))
         weighty = np.max([np.where(a, abs(w), 0.0) for a, w in zip(agrees, weights)], axis=0)
         if normalize:
-            # Agreeing weights that all but cancel: the divisor is 1 if f32 says exactly zero.
             votes |= (weighty > 0) & (np.abs(divisor) <= 8 * len(terms) * EPS32 * weighty)
-        divisor = np.where(divisor == 0, 1.0, divisor)
+        divisor = np.where(shares == 0, 1.0, divisor)
     else:
         merged = sum(terms)
         divisor = sum(weights)
         divisor = 1.0 if abs(divisor) < 1e-8 else divisor
-    factor = scale / divisor if normalize else scale
-    result = base + merged * factor
-    largest = np.maximum(np.abs(base), biggest * np.abs(factor))
+    merged = merged * scale / divisor if normalize else merged * scale
+    factor = np.abs(scale / divisor if normalize else scale)
+    result = base + merged
+    largest = np.max([np.abs(base), np.abs(merged), np.abs(result), biggest * factor], axis=0)
     return Value(result, largest, tie | votes,
                  {"threshold": threshold_ties, "vote": int(votes.sum())})
 

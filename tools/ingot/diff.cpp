@@ -112,7 +112,7 @@ class DiffCommand final : public Command {
     const Checkpoint b = open_model(*disk, b_);
     std::vector<Row> rows = match(a, b);
     Likeness total;
-    Meter meter(console);
+    Meter meter(console, 0);
     Progress progress;
     for (const Row& row : rows) {
       if (row.comparable()) progress.bytes_total += row.a->info.bytes() + row.b->info.bytes();

@@ -8,6 +8,7 @@
 #include "console.hpp"
 #include "interrupt.hpp"
 #include "json.hpp"
+#include "probe.hpp"
 #include "progress.hpp"
 #include "request.hpp"
 #include "size.hpp"
@@ -108,7 +109,7 @@ class MergeCommand final : public Command {
  private:
   Report run(const Console& console, Disk& disk, Backend& backend, const Plan& plan) {
     const Interrupt interrupt;
-    Meter meter(console);
+    Meter meter(console, console.quiet() ? 0 : probe(plan));
     try {
       return merge(disk, backend, plan, request_.out(), request_.options(),
                    [&meter](const Progress& progress) {

@@ -26,7 +26,8 @@ std::size_t width() {
 
 }  // namespace
 
-Meter::Meter(const Console& console) : console_(console), last_(Clock::now()) {}
+Meter::Meter(const Console& console, double storage_rate)
+    : console_(console), storage_rate_(storage_rate), last_(Clock::now()), mark_time_(last_) {}
 
 Meter::~Meter() { clear(); }
 
@@ -34,11 +35,6 @@ void Meter::show(const Progress& progress) {
   if (console_.quiet()) return;
   const std::lock_guard lock(mutex_);
   const Clock::time_point now = Clock::now();
-  if (!started_) {  // a resumed run does not begin at zero
-    started_ = true;
-    mark_time_ = now;
-    mark_bytes_ = progress.bytes_done;
-  }
   if (now - last_ < (console_.terminal() ? Clock::duration(kRedraw) : Clock::duration(kLine))) {
     return;
   }
@@ -76,9 +72,7 @@ std::string Meter::describe(const Progress& progress, Clock::time_point now) {
   std::string line = progress.bytes_total > 0 ? fmt::format("{:3.0f} %", 100 * done / total)
                                               : show_bytes(progress.bytes_done);
   line += "  " + show_rate(rate_);
-  if (progress.storage_rate > 0) {
-    line += fmt::format(" ({:.0f} % of storage)", 100 * rate_ / progress.storage_rate);
-  }
+  if (storage_rate_ > 0) line += fmt::format(" ({:.0f} % of storage)", 100 * rate_ / storage_rate_);
   if (rate_ > 0 && total > done)
     line += fmt::format("  {} left", show_time((total - done) / rate_));
   return line + "  " + printable(progress.tensor);

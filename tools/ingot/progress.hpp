@@ -15,7 +15,8 @@ namespace ingot::tool {
 // Thread-safe. Bytes count as the run counts them: read and written together.
 class Meter {
  public:
-  explicit Meter(const Console& console);
+  // `storage_rate` in bytes per second, 0 if not known: then no share of it is shown.
+  Meter(const Console& console, double storage_rate);
   ~Meter();
   Meter(const Meter&) = delete;
   Meter& operator=(const Meter&) = delete;
@@ -30,9 +31,9 @@ class Meter {
   [[nodiscard]] std::string describe(const Progress& progress, Clock::time_point now);
 
   const Console& console_;
+  const double storage_rate_;
   std::mutex mutex_;
   bool shown_ = false;
-  bool started_ = false;
   Clock::time_point last_;
   // Where the rate is measured from: moved on every few seconds, so that it follows changes.
   Clock::time_point mark_time_;

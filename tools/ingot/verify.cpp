@@ -44,7 +44,7 @@ class VerifyCommand final : public Command {
   int run() override {
     const Console console(quiet_);
     const std::unique_ptr<Disk> disk = system_disk();
-    Meter meter(console);
+    Meter meter(console, 0);
     const Verdicts verdicts =
         verify(*disk, out_, options_, [&meter](const Progress& progress) { meter.show(progress); });
     meter.clear();
