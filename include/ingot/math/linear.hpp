@@ -24,12 +24,6 @@ INGOT_HD T weigh(T sum, float weight, T x) {
   return fuse(static_cast<T>(weight), x, sum);
 }
 
-// The weighted mean from the weighted sum.
-template <class T>
-INGOT_HD T share_out(T sum, float divisor) {
-  return sum / static_cast<T>(divisor);
-}
-
 // What a task vector is at an element.
 template <class T>
 INGOT_HD T delta(T x, T base) {

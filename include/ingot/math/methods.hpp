@@ -342,10 +342,10 @@ struct Outcome {
 namespace detail {
 
 template <class T, Vote vote, Divisor divisor>
-[[nodiscard]] INGOT_HD T consent(const Facts& facts, const float* weight, const T* term,
-                                 const float* voice, T base, bool& conflict) {
+[[nodiscard]] INGOT_HD T consent(const Facts& facts, const float* weight, const T* survivor,
+                                 const float* decided, T base, bool& conflict) {
   const Consensus<vote, divisor, T, 0> formula{weight, facts.sources, facts.scalar[kLambda]};
-  return formula(term, voice, base, conflict);
+  return formula(survivor, decided, base, conflict);
 }
 
 }  // namespace detail
@@ -362,7 +362,8 @@ template <class T>
   if (facts.formula == Formula::linear) {
     T sum{0};
     for (int s = 0; s < k; ++s) sum = weigh(sum, facts.source[s].weight, static_cast<T>(x[s]));
-    outcome.value = facts.divisor == Divisor::none ? sum : share_out(sum, facts.scalar[kDivisor]);
+    outcome.value =
+        facts.divisor == Divisor::none ? sum : sum / static_cast<T>(facts.scalar[kDivisor]);
     return outcome;
   }
   if (facts.formula == Formula::scale) {
@@ -375,10 +376,8 @@ template <class T>
     outcome.change = magnitude(static_cast<float>(outcome.value) - base);
     return outcome;
   }
-  // What survives of each task vector: in f32, as engines have it and decide by, and in T.
-  float decided[kSources] = {};
+  float weight[kSources] = {}, decided[kSources] = {};
   T alive[kSources] = {};
-  float weight[kSources] = {};
   for (int s = 0; s < k; ++s) {
     const Source& source = facts.source[s];
     const float d = delta(x[s], base);
@@ -400,28 +399,23 @@ template <class T>
       sum += alive[s] * static_cast<T>(weight[s]);
       spread.add(decided[s] * weight[s]);
     }
-    if (facts.divisor != Divisor::none) sum = share_out(sum, facts.scalar[kDivisor]);
+    if (facts.divisor != Divisor::none) sum = sum / static_cast<T>(facts.scalar[kDivisor]);
     outcome.value = land(sum, facts.scalar[kLambda], origin);
     outcome.conflict = spread.conflict();
   } else {
-    T term[kSources] = {};
-    for (int s = 0; s < k; ++s) {
-      term[s] = alive[s] * static_cast<T>(weight[s]);
-      if (facts.vote == Vote::weighted) decided[s] = decided[s] * weight[s];
-    }
     bool& conflict = outcome.conflict;
     T& value = outcome.value;
     if (facts.vote == Vote::total) {
-      value = detail::consent<T, Vote::total, Divisor::count>(facts, weight, term, decided, origin,
+      value = detail::consent<T, Vote::total, Divisor::count>(facts, weight, alive, decided, origin,
                                                               conflict);
     } else if (facts.vote == Vote::frequency) {
-      value = detail::consent<T, Vote::frequency, Divisor::count>(facts, weight, term, decided,
+      value = detail::consent<T, Vote::frequency, Divisor::count>(facts, weight, alive, decided,
                                                                   origin, conflict);
     } else if (facts.divisor == Divisor::none) {
-      value = detail::consent<T, Vote::weighted, Divisor::none>(facts, weight, term, decided,
+      value = detail::consent<T, Vote::weighted, Divisor::none>(facts, weight, alive, decided,
                                                                 origin, conflict);
     } else {
-      value = detail::consent<T, Vote::weighted, Divisor::weight>(facts, weight, term, decided,
+      value = detail::consent<T, Vote::weighted, Divisor::weight>(facts, weight, alive, decided,
                                                                   origin, conflict);
     }
   }

@@ -2,11 +2,12 @@
 // models", 2023), in the two meanings people know.
 //
 //   terms     y_i = d_i' * w_i, rounded; d_i' what the mask left of the task vector
-//   voices    y_i (weighted), d_i' (total), sign of d_i' (frequency)
-//   vote      S = v_0 + v_1 + ... in file order; the majority is + if S >= 0, else -
-//   agreement the voice is not zero and not of the other sign; a NaN agrees with everybody, so that
-//             it reaches the result
-//   mean      M = sum of the y_i that agree, in file order, from +0
+//   vote      S = 0; in file order S += y_i (weighted), d_i' (total), sign of d_i' (frequency);
+//             the majority is + if S >= 0, else -
+//   agreement the voting term is not zero and not of the other sign; a NaN agrees with everybody,
+//   so
+//             that it reaches the result
+//   mean      M = 0; M += y_i in file order over the agreeing sources
 //             V = sum of their weights in f32, 1 where exactly zero (Divisor::weight),
 //             or their number, at least 1 (Divisor::count);  M / V
 //   result    lambda * M, rounded, + b
@@ -19,17 +20,26 @@
 
 namespace ingot::math {
 
-// What a source puts in the ballot box.
+// The number with which a source votes: its term, or its task vector.
 template <Vote vote>
-INGOT_HD float ballot(float voice) {
-  if (vote != Vote::frequency) return voice;
-  return voice > 0.0F ? 1.0F : voice < 0.0F ? -1.0F : 0.0F;
+INGOT_HD float voice(float survivor, float weight) {
+  return vote == Vote::weighted ? survivor * weight : survivor;
 }
 
-// The majority, as the sign that turns every voice of its side positive.
-INGOT_HD float majority(float votes) { return votes >= 0.0F ? 1.0F : -1.0F; }
+// The vote after one more voice.
+template <Vote vote>
+INGOT_HD float elect(float sum, float voice) {
+  if (vote != Vote::frequency) return sum + voice;
+  return sum + (voice > 0.0F ? 1.0F : voice < 0.0F ? -1.0F : 0.0F);
+}
 
-// A voice times the majority: does it agree, does it oppose?
+// The majority as a mask for sign bits: those who agree have their sign clear after the flip.
+INGOT_HD std::uint32_t majority(float votes) { return votes >= 0.0F ? 0u : 0x80000000u; }
+
+// A voice as the majority hears it: positive agrees, negative opposes.
+INGOT_HD float heard(float voice, std::uint32_t majority) {
+  return from_bits(bits(voice) ^ majority);
+}
 INGOT_HD bool agrees(float heard) { return !(heard <= 0.0F); }
 INGOT_HD bool opposes(float heard) { return heard < 0.0F; }
 
@@ -55,23 +65,26 @@ struct Consensus {
   int sources;
   float lambda;
 
-  // `term` holds y_i in T, `voice` what the sources vote with in f32: y_i (weighted), d_i' (total,
-  // frequency). Sets `conflict` if a voice opposes the majority.
-  INGOT_HD T operator()(const T* term, const float* voice, T base, bool& conflict) const {
+  // `survivor` in T, `decided` the same numbers as f32 arithmetic has them. Sets `conflict` if a
+  // voice opposes the majority.
+  INGOT_HD T operator()(const T* survivor, const float* decided, T base, bool& conflict) const {
     const int k = K > 0 ? K : sources;
-    float votes = k > 0 ? ballot<vote>(voice[0]) : 0.0F;
-    for (int i = 1; i < k; ++i) votes += ballot<vote>(voice[i]);
-    const float side = majority(votes);
+    float votes = 0.0F;
+    for (int i = 0; i < k; ++i) {
+      votes = elect<vote>(votes, voice<vote>(decided[i], weight[i]));
+    }
+    const std::uint32_t side = majority(votes);
     T sum{0};
     float shares = 0.0F;
-    bool opposed = false;
+    float least = 0.0F;
     for (int i = 0; i < k; ++i) {
-      const float heard = voice[i] * side;
-      sum = agrees(heard) ? sum + term[i] : sum;
-      shares = agrees(heard) ? shares + share<divisor>(weight[i]) : shares;
-      opposed = opposed | opposes(heard);
+      const float opinion = heard(voice<vote>(decided[i], weight[i]), side);
+      const T term = survivor[i] * static_cast<T>(weight[i]);
+      sum += agrees(opinion) ? term : T{0};
+      shares += agrees(opinion) ? share<divisor>(weight[i]) : 0.0F;
+      least = opinion < least ? opinion : least;
     }
-    conflict = opposed;
+    conflict = opposes(least);
     return land(mean<divisor>(sum, shares), lambda, base);
   }
 };
