@@ -170,8 +170,9 @@ struct Sum {
                                              float (&sum)[kPack], math::Spread (&spread)[kPack]) {
 #pragma unroll
     for (unsigned j = 0; j < kPack; ++j) {
-      sum[j] = math::weigh(sum[j], weight, x[j]);
-      spread[j].add(x[j] * weight);
+      const float term = x[j] * weight;
+      sum[j] += term;
+      spread[j].add(term);
     }
   }
 };
