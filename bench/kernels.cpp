@@ -1,0 +1,310 @@
+// Rates of the CPU backend's loops on one thread, beside the rate at which it can read memory.
+//
+//   bench_kernels --benchmark_filter=v4      counters: in = input bytes/s, elements/s
+//
+// Inputs are larger than the last-level cache unless the name says "cached"; the output is one
+// chunk that is used again and again, as the engine does.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.hpp"
+#include "ingot/backend.hpp"
+#include "ingot/math/codec.hpp"
+#include "ingot/math/methods.hpp"
+
+namespace ingot {
+namespace {
+
+constexpr std::uint64_t kLarge = std::uint64_t{48} << 20;  // elements of a tensor in memory
+constexpr int kModels = 5;
+
+std::uint64_t mix(std::uint64_t z) {
+  z += 0x9e3779b97f4a7c15ULL;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+  return z ^ (z >> 31);
+}
+
+// Roughly normal with the given deviation: four 16-bit uniforms.
+float normal(std::uint64_t z, float deviation) {
+  const std::uint64_t r = mix(z);
+  const double sum = static_cast<double>(r & 0xffff) + static_cast<double>((r >> 16) & 0xffff) +
+                     static_cast<double>((r >> 32) & 0xffff) + static_cast<double>(r >> 48);
+  return static_cast<float>((sum / 65536.0 - 2.0) * std::sqrt(3.0)) * deviation;
+}
+
+// Memory from a cache line on.
+template <class T>
+struct Line {
+  using value_type = T;
+  Line() = default;
+  template <class U>
+  explicit Line(const Line<U>&) {}
+  T* allocate(std::size_t n) {
+    return static_cast<T*>(::operator new (n * sizeof(T), std::align_val_t{64}));
+  }
+  void deallocate(T* memory, std::size_t) { ::operator delete (memory, std::align_val_t{64}); }
+  friend bool operator==(const Line&, const Line&) { return true; }
+};
+template <class T>
+using Lines = std::vector<T, Line<T>>;
+
+// Model 0 is a base N(0, 0.02), the others fine-tunes of it: updates of deviation 2e-3.
+template <math::Format f>
+const Lines<typename math::Codec<f>::Word>& model(int index) {
+  using Word = typename math::Codec<f>::Word;
+  static Lines<Word> models[kModels];
+  Lines<Word>& words = models[index];
+  if (words.empty()) {
+    words.resize(kLarge + 64);
+    for (std::uint64_t i = 0; i < kLarge; ++i) {
+      float x = normal(i, 0.02F);
+      if (index > 0) x += normal((static_cast<std::uint64_t>(index) << 40) + i, 2e-3F);
+      words[i] = math::Codec<f>::encode(x, math::Overflow::saturate);
+    }
+  }
+  return words;
+}
+
+struct Setup {
+  Work work;
+  math::Facts facts;
+  std::vector<const std::byte*> inputs;
+};
+
+template <math::Format f>
+Setup setup(const std::string& method, int models, double density) {
+  Setup setup;
+  math::Rule& rule = setup.work.rule;
+  rule.method = math::find(method.c_str());
+  const math::Method& m = math::method(rule.method);
+  rule.base = m.base != math::Base::ignored;
+  rule.sources = models - (rule.base ? 1 : 0);
+  rule.elements = kLarge;
+  rule.seed = 1;
+  if (m.formula == math::Formula::slerp) rule.globals[math::kTGlobal] = 0.35;
+  if (m.base == math::Base::origin) {
+    rule.globals[math::kLambdaGlobal] = 1.0;
+    rule.globals[math::kNormalizeGlobal] = m.formula == math::Formula::consensus ? 1.0 : 0.0;
+  }
+  if (m.formula == math::Formula::linear) rule.globals[math::kNormalizeGlobal] = 1.0;
+  for (int s = 0; s < rule.sources; ++s) {
+    rule.locals[s][math::kWeightLocal] = 0.3 + 0.1 * s;
+    rule.locals[s][math::kDensityLocal] = density;
+    rule.stream[s] = mix(static_cast<std::uint64_t>(s));
+  }
+  const Dtype dtype = f == math::Format::f32   ? Dtype::f32
+                      : f == math::Format::f16 ? Dtype::f16
+                                               : Dtype::bf16;
+  setup.work.inputs.assign(static_cast<std::size_t>(models), dtype);
+  setup.work.output = dtype;
+  for (int i = 0; i < models; ++i) {
+    setup.inputs.push_back(reinterpret_cast<const std::byte*>(model<f>(i).data()));
+  }
+  // Median of |update|: about half of the elements survive; where, does not matter here.
+  std::vector<math::Selection> selections(math::kSources,
+                                          {math::bits(1.35e-3F), kLarge / 2, false});
+  setup.facts = math::prepare(rule, selections.data());
+  return setup;
+}
+
+// Calls body(chunk) over `total` elements, over and over.
+template <math::Format f, class Body>
+void sweep(benchmark::State& state, const Setup& setup, std::uint64_t total, Body body) {
+  const std::size_t width = math::width(f);
+  std::vector<const std::byte*> at(setup.inputs.size());
+  for (auto _ : state) {
+    for (std::uint64_t first = 0; first < total; first += kChunk) {
+      for (std::size_t i = 0; i < at.size(); ++i) at[i] = setup.inputs[i] + first * width;
+      Chunk chunk;
+      chunk.work = &setup.work;
+      chunk.first = first;
+      chunk.count = static_cast<std::uint32_t>(std::min(kChunk, total - first));
+      chunk.inputs = at.data();
+      body(chunk);
+    }
+  }
+  const double elements = static_cast<double>(state.iterations()) * static_cast<double>(total);
+  state.counters["elements"] = benchmark::Counter(elements, benchmark::Counter::kIsRate);
+  state.counters["in"] = benchmark::Counter(elements * static_cast<double>(width * at.size()),
+                                            benchmark::Counter::kIsRate);
+}
+
+template <math::Format f>
+void apply(benchmark::State& state, const std::string& isa, const std::string& method, int models,
+           double density, std::uint64_t total, std::size_t shift) {
+  Setup s = setup<f>(method, models, density);
+  for (const std::byte*& input : s.inputs) input += shift;
+  const std::unique_ptr<Backend> backend = cpu_backend(isa);
+  Lines<std::byte> out(kChunk * math::width(f));
+  Tally tally;
+  sweep<f>(state, s, total, [&](const Chunk& chunk) {
+    const Backend::Item item{chunk, &s.facts, out.data(), &tally};
+    backend->apply({&item, 1});
+  });
+}
+
+// `spread` 0: the bracket has closed on one key; else it holds about 1.2 % of the elements.
+template <math::Format f>
+void verify(benchmark::State& state, const std::string& isa, int models, float spread) {
+  const Setup s = setup<f>("ties", models, 0.5);
+  const std::unique_ptr<Backend> backend = cpu_backend(isa);
+  const std::vector<Bracket> brackets(
+      static_cast<std::size_t>(models - 1),
+      {math::bits(1.35e-3F * (1.0F - spread)), math::bits(1.35e-3F * (1.0F + spread))});
+  const std::vector<std::uint8_t> active(brackets.size(), 1);
+  std::vector<Verdict> verdicts(brackets.size());
+  std::uint64_t candidates = 0;
+  sweep<f>(state, s, kLarge, [&](const Chunk& chunk) {
+    backend->verify(chunk, brackets, active, 65536, verdicts);
+    candidates += verdicts[0].between.size();
+  });
+  state.counters["candidates"] = static_cast<double>(candidates) /
+                                 static_cast<double>(state.iterations()) /
+                                 static_cast<double>(kLarge);
+}
+
+template <math::Format f>
+void fold(benchmark::State& state, const std::string& isa, const std::string& method, int models) {
+  Setup s = setup<f>(method, models, 0.5);
+  s.work.rule.globals[math::kRescaleGlobal] = method == "slerp" ? 0.0 : 1.0;
+  const std::unique_ptr<Backend> backend = cpu_backend(isa);
+  std::vector<double> tiles(static_cast<std::size_t>(math::needs(s.work.rule).folds) *
+                            (kChunk / kFoldTile));
+  sweep<f>(state, s, kLarge, [&](const Chunk& chunk) { backend->fold(chunk, s.facts, tiles); });
+}
+
+// Reads `models` tensors in step, as the merges do.
+void read(benchmark::State& state, int models) {
+  const Setup s = setup<math::Format::bf16>("linear", models, 1.0);
+  std::uint64_t sum = 0;
+  sweep<math::Format::bf16>(state, s, kLarge, [&](const Chunk& chunk) {
+    for (std::size_t from = 0; from < chunk.count * 2; from += 4096) {
+      for (int m = 0; m < models; ++m) {
+        std::uint64_t lanes[8] = {};
+        for (std::size_t at = 0; at < 4096; at += 64) {
+          for (std::size_t l = 0; l < 8; ++l) {
+            std::uint64_t word;
+            std::memcpy(&word, chunk.inputs[m] + from + at + 8 * l, 8);
+            lanes[l] += word;
+          }
+        }
+        for (const std::uint64_t lane : lanes) sum += lane;
+      }
+    }
+  });
+  benchmark::DoNotOptimize(sum);
+}
+
+// What exact selection replaces: nth_element over ready magnitudes.
+void nth_element(benchmark::State& state) {
+  const Setup s = setup<math::Format::f32>("ties", 2, 0.5);
+  std::vector<float> ready(kLarge), work(kLarge);
+  for (std::uint64_t i = 0; i < kLarge; ++i) {
+    ready[i] = std::fabs(math::from_bits(model<math::Format::bf16>(1)[i] * 65536U) -
+                         math::from_bits(model<math::Format::bf16>(0)[i] * 65536U));
+  }
+  for (auto _ : state) {
+    state.PauseTiming();
+    work = ready;
+    state.ResumeTiming();
+    std::nth_element(work.begin(), work.begin() + kLarge / 2, work.end(), std::greater<>());
+    benchmark::DoNotOptimize(work.data());
+  }
+  state.counters["elements"] =
+      benchmark::Counter(static_cast<double>(state.iterations()) * static_cast<double>(kLarge),
+                         benchmark::Counter::kIsRate);
+}
+
+template <class Function>
+void enlist(const std::string& name, Function function) {
+  benchmark::RegisterBenchmark(name.c_str(), function)->Unit(benchmark::kMillisecond);
+}
+
+enum class Place { memory, cached, shifted };
+
+// One line per method, number of inputs and format: "v4/ties/4/bf16".
+template <math::Format f>
+void enlist_apply(const std::string& isa, const std::string& method, int models,
+                  Place place = Place::memory) {
+  const std::string format = f == math::Format::bf16  ? "bf16"
+                             : f == math::Format::f16 ? "f16"
+                                                      : "f32";
+  const std::string suffix = place == Place::cached    ? "/cached"
+                             : place == Place::shifted ? "/shifted"
+                                                       : "";
+  const bool masked = method == "ties" || method == "dare_linear" || method == "dare_ties";
+  enlist(isa + "/" + method + "/" + std::to_string(models) + "/" + format + suffix,
+         [=](benchmark::State& state) {
+           apply<f>(state, isa, method, models, masked ? 0.5 : 1.0,
+                    place == Place::cached ? 8192 : kLarge, place == Place::shifted ? 8 : 0);
+         });
+}
+
+void enlist_all() {
+  using math::Format;
+  for (const int models : {1, 2, 4}) {
+    enlist("read/" + std::to_string(models), [=](benchmark::State& state) { read(state, models); });
+  }
+  enlist("nth_element", nth_element);
+  for (const std::string isa : {"v2", "v3", "v4"}) {
+    if (!cpu::has_isa(isa)) continue;
+    enlist_apply<Format::bf16>(isa, "linear", 2);
+    enlist_apply<Format::bf16>(isa, "linear", 4);
+    enlist_apply<Format::bf16>(isa, "linear", 4, Place::cached);
+    enlist_apply<Format::bf16>(isa, "linear", 4, Place::shifted);
+    enlist_apply<Format::f16>(isa, "linear", 4);
+    enlist_apply<Format::f32>(isa, "linear", 4);
+    enlist_apply<Format::bf16>(isa, "task_arithmetic", 4);
+    enlist_apply<Format::bf16>(isa, "task_arithmetic", 4, Place::cached);
+    enlist_apply<Format::bf16>(isa, "ties", 2);
+    enlist_apply<Format::bf16>(isa, "ties", 4);
+    enlist_apply<Format::bf16>(isa, "ties", 4, Place::cached);
+    enlist_apply<Format::bf16>(isa, "ties", 4, Place::shifted);
+    enlist_apply<Format::f16>(isa, "ties", 4);
+    enlist_apply<Format::bf16>(isa, "dare_linear", 2);
+    enlist_apply<Format::bf16>(isa, "dare_linear", 2, Place::cached);
+    enlist_apply<Format::bf16>(isa, "dare_linear", 4);
+    enlist_apply<Format::bf16>(isa, "dare_ties", 4);
+    enlist_apply<Format::bf16>(isa, "slerp", 2);
+    enlist_apply<Format::bf16>(isa, "slerp", 2, Place::cached);
+    const std::string verifying = isa + "/verify/";
+    enlist(verifying + "2/bf16/point",
+           [=](auto& state) { verify<Format::bf16>(state, isa, 2, 0.0F); });
+    enlist(verifying + "2/bf16/window",
+           [=](auto& state) { verify<Format::bf16>(state, isa, 2, 0.014F); });
+    enlist(verifying + "4/bf16/point",
+           [=](auto& state) { verify<Format::bf16>(state, isa, 4, 0.0F); });
+    enlist(verifying + "2/f32/window",
+           [=](auto& state) { verify<Format::f32>(state, isa, 2, 0.014F); });
+    enlist(verifying + "4/f16/point",
+           [=](auto& state) { verify<Format::f16>(state, isa, 4, 0.0F); });
+    const std::string folding = isa + "/fold/";
+    enlist(folding + "slerp/2/bf16",
+           [=](auto& state) { fold<Format::bf16>(state, isa, "slerp", 2); });
+    enlist(folding + "ties/4/bf16",
+           [=](auto& state) { fold<Format::bf16>(state, isa, "ties", 4); });
+    enlist(folding + "dare_linear/4/bf16",
+           [=](auto& state) { fold<Format::bf16>(state, isa, "dare_linear", 4); });
+  }
+}
+
+}  // namespace
+}  // namespace ingot
+
+int main(int argc, char** argv) {
+  ingot::enlist_all();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}
