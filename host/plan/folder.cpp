@@ -138,6 +138,10 @@ std::vector<Companion> donated(Disk& disk, Draft& draft, const std::string& toke
   if (draft.plan.options.copy_tokenizer) {
     take(tokenizer, true);
     set_template(disk, draft, files);
+  } else if (!draft.recipe().chat_template.empty()) {
+    draft.problems.warn(Code::usage,
+                        fmt::format("{}: chat_template goes with a tokenizer, and none is copied",
+                                    draft.place(draft.recipe().chat_template_mark)));
   }
   std::sort(files.begin(), files.end(),
             [](const Companion& a, const Companion& b) { return a.name < b.name; });

@@ -76,11 +76,6 @@ bool listed(std::string_view list, std::string_view word) {
   return false;
 }
 
-std::string_view parent(std::string_view name) {
-  const std::size_t dot = name.rfind('.');
-  return dot == std::string_view::npos ? std::string_view() : name.substr(0, dot);
-}
-
 bool is_buffer(std::string_view name, const Shape& shape) {
   const std::string_view last = last_component(name);
   if (contains({"inv_freq", "original_inv_freq", "masked_bias", "position_ids", "token_type_ids",
@@ -111,6 +106,11 @@ std::string_view first_component(std::string_view name) { return name.substr(0, 
 std::string_view last_component(std::string_view name) {
   const std::size_t dot = name.rfind('.');
   return dot == std::string_view::npos ? name : name.substr(dot + 1);
+}
+
+std::string_view parent(std::string_view name) {
+  const std::size_t dot = name.rfind('.');
+  return dot == std::string_view::npos ? std::string_view() : name.substr(0, dot);
 }
 
 Role role(std::string_view name, const Shape& shape, const Family* family) {

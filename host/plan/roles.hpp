@@ -54,8 +54,9 @@ enum class Role {
 // audio_tower, or, where a checkpoint has both (`paired`), encoder, decoder, shared.
 [[nodiscard]] std::string_view module(std::string_view name, bool paired);
 
-// The part of a name before its n-th dot or after; helpers of name matching.
+// Of "a.b.c": "a", "c" and "a.b". A name without a dot is its own first and last component.
 [[nodiscard]] std::string_view first_component(std::string_view name);
 [[nodiscard]] std::string_view last_component(std::string_view name);
+[[nodiscard]] std::string_view parent(std::string_view name);
 
 }  // namespace ingot::plan

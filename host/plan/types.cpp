@@ -47,11 +47,6 @@ bool codes(Dtype dtype) {
          dtype == Dtype::u8 || dtype == Dtype::i32 || bits(dtype) < 8;
 }
 
-std::string_view parent(std::string_view name) {
-  const std::size_t dot = name.rfind('.');
-  return dot == std::string_view::npos ? std::string_view() : name.substr(0, dot);
-}
-
 }  // namespace
 
 std::optional<Dtype> wanted_dtype(const Recipe& recipe, const PlanOptions& options,
@@ -104,18 +99,18 @@ Meeting meet(std::span<const Dtype> stored, std::optional<Dtype> wanted) {
 }
 
 const Entry* scale_of(const Checkpoint& checkpoint) {
-  std::unordered_set<std::string_view> coded;  // modules with a tensor of codes
+  std::unordered_set<std::string_view> coded;  // tensors of codes, and their modules
   for (const Entry& entry : checkpoint.entries()) {
-    if (mark_of_codes(last_component(entry.info.name))) return &entry;
-    if (codes(entry.info.dtype)) coded.insert(parent(entry.info.name));
+    const std::string_view name = entry.info.name;
+    if (mark_of_codes(last_component(name))) return &entry;
+    if (codes(entry.info.dtype)) coded.insert({name, parent(name)});
   }
   if (coded.empty()) return nullptr;
   for (const Entry& entry : checkpoint.entries()) {
     const std::string_view last = last_component(entry.info.name);
-    const bool scale = last.find("scale") != std::string_view::npos || last == "zero_point";
+    const bool scale = last.find("scale") != last.npos || last == "zero_point";
     // "w.weight_scale" lies beside "w.weight", "w.weight.scale" below it.
-    const std::string_view owner = parent(entry.info.name);
-    if (scale && (coded.contains(owner) || coded.contains(parent(owner)))) return &entry;
+    if (scale && coded.contains(parent(entry.info.name))) return &entry;
   }
   return nullptr;
 }

@@ -80,6 +80,16 @@ TEST_F(FolderTest, ChatTemplateOfTheRecipeReplacesTheDonors) {
   EXPECT_EQ(find(plan(linear_), "chat_template.jinja")->text, "");
 }
 
+TEST_F(FolderTest, AChatTemplateWithoutTokenizerIsAWarning) {
+  PlanOptions options;
+  options.copy_tokenizer = false;
+  const Plan p = plan(linear_ + "chat_template: chatml\n", options);
+  ASSERT_TRUE(p.sound());
+  ASSERT_EQ(p.problems.size(), 1U);
+  EXPECT_EQ(p.problems[0].text,
+            "recipe.yml:6: chat_template goes with a tokenizer, and none is copied");
+}
+
 TEST_F(FolderTest, ConfigTellsWhatIsWritten) {
   const Plan p = plan(
       "merge_method: passthrough\ndtype: float16\nslices:\n- sources: [{model: a, layer_range: [1, "

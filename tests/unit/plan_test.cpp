@@ -465,6 +465,33 @@ TEST_F(PlanTest, PrefixOfTheBaseModuleMayBeMissing) {
   }
 }
 
+TEST_F(PlanTest, OldNamesOfGpt2MeetTheNew) {
+  const std::string config = "{\"architectures\": [\"GPT2LMHeadModel\"], \"n_layer\": 1}";
+  const Tensors bare = {
+      {"wte.weight", Dtype::f32, {10, 4}},         {"wpe.weight", Dtype::f32, {6, 4}},
+      {"h.0.attn.bias", Dtype::f32, {1, 1, 6, 6}}, {"h.0.attn.c_attn.weight", Dtype::f32, {4, 12}},
+      {"h.0.attn.c_attn.bias", Dtype::f32, {12}},  {"ln_f.weight", Dtype::f32, {4}}};
+  Tensors full;
+  for (TensorInfo tensor : bare) {
+    tensor.name = "transformer." + tensor.name;
+    if (tensor.shape.rank() < 4) full.push_back(tensor);
+  }
+  model("old", bare, config);
+  model("older", bare, config);
+  model("new", full, config);
+  const std::string text =
+      "merge_method: linear\nparameters: {weight: [1, 3]}\nmodels:\n- model: old\n";
+  const Plan p = plan(text + "- model: new\n");
+  ASSERT_SOUND(p);
+  EXPECT_EQ(p.jobs.size(), 5U);
+  EXPECT_EQ(inputs(p, "transformer.h.0.attn.c_attn.bias"),
+            "old:h.0.attn.c_attn.bias new:transformer.h.0.attn.c_attn.bias");
+  EXPECT_EQ(weight(p, "transformer.h.0.attn.c_attn.weight", 0), 3);
+  const Plan old = plan(text + "- model: older\n");
+  ASSERT_SOUND(old);
+  EXPECT_EQ(find(old, "transformer.h.0.attn.bias")->action, Action::copy);
+}
+
 TEST_F(PlanTest, NamesOfOtherReleasesMeet) {
   const auto image = [&](const char* name, const char* text, const char* vision) {
     model(name,
@@ -730,6 +757,14 @@ TEST_F(PlanTest, BareFloat8IsMergedAndScaledFloat8Refused) {
   model("s", scaled, llama_config(2));
   EXPECT_SAYS(plan(head + "- model: s\n"),
               "s is quantised (tensor model.layers.0.mlp.up_proj.weight_scale_inv");
+  scaled.back().name = "model.layers.0.mlp.up_proj.weight.scale";
+  model("s", scaled, llama_config(2));
+  EXPECT_SAYS(plan(head + "- model: s\n"), "s is quantised");
+  Tensors scale = llama(2);  // a scale that belongs to no codes
+  scale.push_back({"logit_scale", Dtype::f32, {}});
+  scale.push_back({"model.position_ids", Dtype::i32, {3}});
+  model("t", scale, llama_config(2));
+  ASSERT_SOUND(plan("merge_method: passthrough\nmodels:\n- model: t\n"));
   model("q", llama(2), llama_config(2, ", \"quantization_config\": {\"quant_method\": \"gptq\"}"));
   EXPECT_SAYS(plan(head + "- model: q\n"), "q is quantised (its config.json says gptq)");
   Tensors four = llama(2);
