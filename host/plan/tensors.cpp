@@ -25,9 +25,9 @@ constexpr std::size_t kTensors = 300'000;
 // The tensor of every input of a section that plays one part, null where an input has none.
 using Found = std::vector<const Spot*>;
 
-// Calls act(spot, found) once for every part at every place that some input of a section has.
-// `lists` are sorted; `first` is subtracted from layer numbers, so that layers of different models
-// meet.
+// Calls act(part, place, found) once for every part at every place that some input has. `lists` are
+// sorted and `keep` says what counts of them; a place is a layer number less the input's `first`,
+// so that layers of different numbers meet.
 template <class Keep, class Act>
 void join(std::vector<std::span<const Spot>> lists, const std::vector<std::uint64_t>& first,
           Keep keep, Act act) {
