@@ -95,6 +95,7 @@ class Run {
     changed_.wait(lock, [this] { return crew_.failed() || finished_ == plan_.jobs.size(); });
     lock.unlock();
     crew_.check();
+    const std::lock_guard watching(watching_);
     note_memory();
     return std::move(entries_);
   }
