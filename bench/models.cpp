@@ -1,12 +1,13 @@
 // Writes checkpoints of true Llama-2-7B shapes at reduced depth, for the gates: a base and fine-tunes
 // whose updates are as coarse as real bf16 ones.
 //
-//   bench-models OUT [--layers 2] [--models 4] [--no-head] [--seed 0]
+//   bench_models OUT [--shapes 7b|70b] [--layers 2] [--models 4] [--no-head] [--sparse] [--seed 0]
 //
 // OUT/base, OUT/tune1, ... each with model.safetensors and config.json. Values are a function of seed,
 // model, tensor and element. Besides ordinary updates (sigma 2e-4, every other model 2e-3) one tensor of
 // every fine-tune has all-equal updates, one has none, and one is ordered by size, so that a sample
-// of its beginning says nothing about its end.
+// of its beginning says nothing about its end. --sparse leaves holes for data: shapes and bytes without
+// the disk space, for measurements of memory.
 
 #include <algorithm>
 #include <cstdio>
@@ -51,25 +52,33 @@ Update update_of(const std::string& name) {
   return Update::ordinary;
 }
 
-std::vector<TensorInfo> shapes(int layers, bool head) {
+// Llama-2's numbers.
+struct Size {
+  std::uint64_t hidden = 4096, inner = 11008, keys = 4096, heads = 32;
+};
+constexpr Size k7b, k70b{8192, 28672, 1024, 64};
+
+std::vector<TensorInfo> shapes(const Size& size, int layers, bool head) {
   std::vector<TensorInfo> all;
   const auto add = [&](const std::string& name, std::initializer_list<std::uint64_t> shape) {
     all.push_back({name, Dtype::bf16, Shape(shape)});
   };
-  if (head) add("lm_head.weight", {32000, 4096});
-  add("model.embed_tokens.weight", {32000, 4096});
+  const std::uint64_t h = size.hidden;
+  if (head) add("lm_head.weight", {32000, h});
+  add("model.embed_tokens.weight", {32000, h});
   for (int layer = 0; layer < layers; ++layer) {
     const std::string at = "model.layers." + std::to_string(layer) + ".";
-    add(at + "input_layernorm.weight", {4096});
-    add(at + "mlp.down_proj.weight", {4096, 11008});
-    add(at + "mlp.gate_proj.weight", {11008, 4096});
-    add(at + "mlp.up_proj.weight", {11008, 4096});
-    add(at + "post_attention_layernorm.weight", {4096});
-    for (const char* p : {"k", "o", "q", "v"}) {
-      add(at + "self_attn." + p + "_proj.weight", {4096, 4096});
-    }
+    add(at + "input_layernorm.weight", {h});
+    add(at + "mlp.down_proj.weight", {h, size.inner});
+    add(at + "mlp.gate_proj.weight", {size.inner, h});
+    add(at + "mlp.up_proj.weight", {size.inner, h});
+    add(at + "post_attention_layernorm.weight", {h});
+    add(at + "self_attn.k_proj.weight", {size.keys, h});
+    add(at + "self_attn.o_proj.weight", {h, h});
+    add(at + "self_attn.q_proj.weight", {h, h});
+    add(at + "self_attn.v_proj.weight", {size.keys, h});
   }
-  add("model.norm.weight", {4096});
+  add("model.norm.weight", {h});
   return all;
 }
 
@@ -96,15 +105,18 @@ void fill(std::uint64_t seed, int model, std::uint64_t tensor, Update update, st
   }
 }
 
-void write_model(const std::string& folder, std::uint64_t seed, int model, int layers, bool head) {
+void write_model(const std::string& folder, std::uint64_t seed, int model, const Size& size, int layers,
+                 bool head, bool sparse) {
   std::filesystem::create_directories(folder);
-  const auto tensors = shapes(layers, head);
+  const auto tensors = shapes(size, layers, head);
   const std::string path = folder + "/model.safetensors";
   std::ofstream file(path, std::ios::binary);
   const std::string header = print_header(tensors, {{"format", "pt"}});
   file.write(header.data(), static_cast<std::streamsize>(header.size()));
   constexpr std::uint64_t kPiece = 1 << 22;
-  for (std::uint64_t t = 0; t < tensors.size(); ++t) {
+  std::uint64_t bytes = header.size();
+  for (const TensorInfo& tensor : tensors) bytes += tensor.bytes();
+  for (std::uint64_t t = 0; t < tensors.size() && !sparse; ++t) {
     const std::uint64_t n = tensors[t].count();
     for (std::uint64_t at = 0; at < n; at += kPiece) {
       std::vector<std::uint16_t> piece(std::min(kPiece, n - at));
@@ -114,11 +126,14 @@ void write_model(const std::string& folder, std::uint64_t seed, int model, int l
     }
   }
   if (!file.flush()) throw std::runtime_error("cannot write " + path);
+  std::filesystem::resize_file(path, bytes);
   std::ofstream(folder + "/config.json")
       << "{\n  \"architectures\": [\n    \"LlamaForCausalLM\"\n  ],\n  \"dtype\": \"bfloat16\",\n"
-         "  \"hidden_act\": \"silu\",\n  \"hidden_size\": 4096,\n  \"intermediate_size\": 11008,\n"
-         "  \"max_position_embeddings\": 4096,\n  \"model_type\": \"llama\",\n  \"num_attention_heads\": 32,\n"
-         "  \"num_hidden_layers\": " << layers << ",\n  \"num_key_value_heads\": 32,\n"
+         "  \"hidden_act\": \"silu\",\n  \"hidden_size\": " << size.hidden
+      << ",\n  \"intermediate_size\": " << size.inner
+      << ",\n  \"max_position_embeddings\": 4096,\n  \"model_type\": \"llama\",\n  \"num_attention_heads\": "
+      << size.heads << ",\n  \"num_hidden_layers\": " << layers << ",\n  \"num_key_value_heads\": "
+      << size.keys / 128 << ",\n"
          "  \"rms_norm_eps\": 1e-05,\n  \"tie_word_embeddings\": " << (head ? "false" : "true")
       << ",\n  \"vocab_size\": 32000\n}\n";
 }
@@ -129,7 +144,8 @@ int main(int argc, char** argv) try {
   std::string out;
   int layers = 2, models = 4;
   std::uint64_t seed = 0;
-  bool head = true;
+  bool head = true, sparse = false;
+  Size size = k7b;
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i];
     const auto value = [&] { return i + 1 < argc ? std::string(argv[++i]) : std::string(); };
@@ -137,16 +153,19 @@ int main(int argc, char** argv) try {
     else if (arg == "--models") models = std::stoi(value());
     else if (arg == "--seed") seed = std::stoull(value());
     else if (arg == "--no-head") head = false;
+    else if (arg == "--sparse") sparse = true;
+    else if (arg == "--shapes") size = value() == "70b" ? k70b : k7b;
     else out = arg;
   }
   if (out.empty()) {
-    std::fputs("usage: bench-models OUT [--layers 2] [--models 4] [--no-head] [--seed 0]\n", stderr);
+    std::fputs("usage: bench_models OUT [--shapes 7b|70b] [--layers 2] [--models 4] [--no-head] [--sparse] "
+               "[--seed 0]\n", stderr);
     return 2;
   }
   std::vector<std::thread> writers;
   for (int m = 0; m < models; ++m) {
     writers.emplace_back([&, m] {
-      write_model(out + (m == 0 ? "/base" : "/tune" + std::to_string(m)), seed, m, layers, head);
+      write_model(out + (m == 0 ? "/base" : "/tune" + std::to_string(m)), seed, m, size, layers, head, sparse);
     });
     if (m % 2 == 1 || m + 1 == models) {
       for (auto& w : writers) w.join();
@@ -155,6 +174,6 @@ int main(int argc, char** argv) try {
   }
   return 0;
 } catch (const std::exception& error) {
-  std::fprintf(stderr, "bench-models: %s\n", error.what());
+  std::fprintf(stderr, "bench_models: %s\n", error.what());
   return 1;
 }
