@@ -97,9 +97,9 @@ struct Slerp {
     float base[kPack];
     unpack(near, job.tensor.input[0].format, base);
     unpack(far, job.tensor.input[1].format, out);
-    const float s0 = job.facts.scalar[math::kNear], s1 = job.facts.scalar[math::kFar];
+    const math::Arc arc(job.facts);
 #pragma unroll
-    for (unsigned j = 0; j < kPack; ++j) out[j] = math::interpolate(base[j], out[j], s0, s1);
+    for (unsigned j = 0; j < kPack; ++j) out[j] = arc(base[j], out[j]);
     count_change(out, base, bits, tally);
   }
 };

@@ -351,11 +351,9 @@ void scale(const Run& run, const Facts& facts, std::uint32_t from, std::uint32_t
 }
 
 template <Format f>
-void slerp_words(const float* __restrict v0, const Word<f>* __restrict v1, float near, float far,
+void slerp_words(const float* __restrict v0, const Word<f>* __restrict v1, math::Arc arc,
                  std::uint32_t n, float* __restrict out) {
-  for (std::uint32_t e = 0; e < n; ++e) {
-    out[e] = math::interpolate(v0[e], math::Codec<f>::decode(v1[e]), near, far);
-  }
+  for (std::uint32_t e = 0; e < n; ++e) out[e] = arc(v0[e], math::Codec<f>::decode(v1[e]));
 }
 
 void slerp(const Run& run, const Facts& facts, std::uint32_t from, std::uint32_t n,
@@ -363,8 +361,7 @@ void slerp(const Run& run, const Facts& facts, std::uint32_t from, std::uint32_t
   const Input& other = source_of(run, 0);
   dispatch(other.format, [&](auto tag) {
     constexpr Format f = decltype(tag)::format;
-    slerp_words<f>(base, words<f>(other, from), facts.scalar[math::kNear], facts.scalar[math::kFar],
-                   n, out);
+    slerp_words<f>(base, words<f>(other, from), math::Arc(facts), n, out);
   });
 }
 

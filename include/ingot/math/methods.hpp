@@ -317,8 +317,7 @@ inline void conclude(const Rule& rule, const double* folds, Facts& facts) {
       near = std::sin((1.0 - t) * angle) / std::sin(angle);
       far = std::sin(t * angle) / std::sin(angle);
     }
-    facts.scalar[kNear] = static_cast<float>(near);
-    facts.scalar[kFar] = static_cast<float>(far);
+    bend(facts, near, far);
   }
   if (m.rescale == Rescale::norm && detail::rescales(rule)) {
     facts.rescaled = true;
@@ -372,7 +371,7 @@ template <class T>
   }
   if (facts.formula == Formula::slerp) {
     outcome.value =
-        interpolate(origin, static_cast<T>(x[0]), facts.scalar[kNear], facts.scalar[kFar]);
+        Arc(facts)(origin, static_cast<T>(x[0]));
     outcome.change = magnitude(static_cast<float>(outcome.value) - base);
     return outcome;
   }
