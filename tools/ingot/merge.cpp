@@ -16,26 +16,38 @@
 namespace ingot::tool {
 namespace {
 
-Json describe(const Report& report) {
-  return {{"out", report.out},
-          {"receipt", report.receipt},
-          {"backend", report.backend},
-          {"storage", report.storage},
-          {"tensors", report.tensors},
-          {"merged", report.merged},
-          {"copied", report.copied},
-          {"unused", report.unused},
-          {"resumed", report.resumed},
-          {"bytes_read", report.bytes_read},
-          {"bytes_written", report.bytes_written},
-          {"seconds", report.seconds},
-          {"storage_rate", report.storage_rate},
-          {"peak_memory", report.peak_memory},
-          {"warnings", report.warnings}};
+Json describe(const Report& report, const std::vector<Activity>& devices) {
+  Json json{{"out", report.out},
+            {"receipt", report.receipt},
+            {"backend", report.backend},
+            {"storage", report.storage},
+            {"tensors", report.tensors},
+            {"merged", report.merged},
+            {"copied", report.copied},
+            {"unused", report.unused},
+            {"resumed", report.resumed},
+            {"bytes_read", report.bytes_read},
+            {"bytes_written", report.bytes_written},
+            {"seconds", report.seconds},
+            {"storage_rate", report.storage_rate},
+            {"peak_memory", report.peak_memory},
+            {"warnings", report.warnings},
+            {"devices", Json::array()}};
+  for (const Activity& device : devices) {
+    json["devices"].push_back({{"device", device.device},
+                               {"copy_in_seconds", device.copy_in},
+                               {"kernel_seconds", device.kernels},
+                               {"copy_out_seconds", device.copy_out},
+                               {"waiting_seconds", device.waiting},
+                               {"bytes_in", device.bytes_in},
+                               {"bytes_out", device.bytes_out},
+                               {"memory", device.memory}});
+  }
+  return json;
 }
 
 // The last line of a run: seconds, rate, share of what the storage can do, peak memory.
-std::string cost(const Report& report) {
+std::string cost(const Report& report, const std::vector<Activity>& devices) {
   const double moved = static_cast<double>(report.bytes_read + report.bytes_written);
   const double rate = report.seconds > 0 ? moved / report.seconds : 0;
   std::string share = "storage rate not measured";
@@ -43,11 +55,15 @@ std::string cost(const Report& report) {
     share = fmt::format("{:.0f} % of the storage's {}", 100 * rate / report.storage_rate,
                         show_rate(report.storage_rate));
   }
-  return fmt::format("{}, {} ({}), peak memory {}\n", show_time(report.seconds), show_rate(rate),
-                     share, show_memory(report.peak_memory));
+  std::string text = fmt::format("{}, {} ({}), peak memory {}", show_time(report.seconds),
+                                 show_rate(rate), share, show_memory(report.peak_memory));
+  for (const Activity& device : devices) {
+    text += fmt::format(", {} on {}", show_memory(device.memory), device.device);
+  }
+  return text + '\n';
 }
 
-std::string narrate(const Report& report) {
+std::string narrate(const Report& report, const std::vector<Activity>& devices) {
   std::string text = fmt::format("wrote {}: {} ({} merged, {} copied), {} read, {} written\n",
                                  report.out, show_count(report.tensors, "tensor"),
                                  show_count(report.merged), show_count(report.copied),
@@ -60,7 +76,7 @@ std::string narrate(const Report& report) {
                         show_count(report.unused, "input tensor"));
   }
   text += fmt::format("receipt {}\n{}, {}\n", report.receipt, report.backend, report.storage);
-  return text + cost(report);
+  return text + cost(report, devices);
 }
 
 class MergeCommand final : public Command {
@@ -83,7 +99,7 @@ class MergeCommand final : public Command {
     const Console console(request_.quiet());
     request_.settle(console);
     const std::unique_ptr<Disk> disk = system_disk();
-    const std::unique_ptr<Backend> backend = cpu_backend(request_.options().isa);
+    const std::unique_ptr<Backend> backend = request_.backend(console);
     const Plan plan = request_.plan(*disk);
     report(console, plan);
     if (!plan.sound()) {
@@ -99,9 +115,9 @@ class MergeCommand final : public Command {
       if (!known) console.warning(warning);  // the plan's were shown before the work began
     }
     if (request_.json()) {
-      print_json(describe(done));
+      print_json(describe(done, backend->activity()));
     } else if (!console.quiet()) {
-      print(narrate(done));
+      print(narrate(done, backend->activity()));
     }
     return 0;
   }

@@ -33,8 +33,7 @@ constexpr std::array kMoot{
     Moot{"--lazy-unpickle,!--no-lazy-unpickle", false,
          ".bin files are always read piece by piece, and nothing in them is executed"},
     Moot{"--read-to-gpu,!--no-read-to-gpu", false, "the run decides what a device holds"},
-    Moot{"--multi-gpu,!--no-multi-gpu", false,
-         "this build computes on the CPU, on --threads threads"},
+    Moot{"--multi-gpu,!--no-multi-gpu", false, "name the devices, as in --device cuda:0,1"},
     Moot{"--async-write,!--no-async-write", false,
          "writing always overlaps reading and arithmetic"},
     Moot{"--write-threads", true, "writing always overlaps reading and arithmetic"},
@@ -72,6 +71,9 @@ Request::Request(CLI::App& command, bool out_required) : command_(command) {
       ->type_name("float32|float16|bfloat16");
   command.add_option("--device", device_, "Where to compute")
       ->type_name("cpu|cuda|auto")
+      ->capture_default_str();
+  command.add_option("--device-memory", device_memory_, "Ceiling on memory of a CUDA device")
+      ->type_name("SIZE")
       ->capture_default_str();
   command.add_option("--storage", storage_, "How files are read and written")
       ->type_name("auto|mapped|direct|buffered")
@@ -144,15 +146,9 @@ void Request::settle(const Console& console) {
          "--no-safe-serialization asks for pickle files, which ingot reads but never writes; leave "
          "it out to get safetensors");
   }
-  if (device_ == "cuda" || device_.starts_with("cuda:") ||
-      (command_.count("--device") == 0 && (cuda_ || gpu_rich_))) {
-    fail(Code::device,
-         "this build has no CUDA backend; run with --device cpu, which gives the same bytes");
-  }
-  if (device_ == "auto") {
-    console.note("--device auto: this build has no CUDA backend, so the CPU does the arithmetic");
-  } else if (device_ != "cpu") {
-    fail(Code::usage, fmt::format("--device {}: expected cpu, cuda or auto", device_));
+  if (command_.count("--device") == 0 && (cuda_ || gpu_rich_)) device_ = "cuda";
+  if (device_ != "cpu" && device_ != "auto" && !device_.starts_with("cuda")) {
+    fail(Code::usage, fmt::format("--device {}: expected cpu, cuda, cuda:N or auto", device_));
   }
   for (const Moot& moot : kMoot) {
     const std::string_view names = moot.names;
@@ -163,6 +159,7 @@ void Request::settle(const Console& console) {
   }
 
   options_.memory = parse_size(memory_);
+  device_memory_bytes_ = parse_size(device_memory_);
   options_.sync = !no_sync_;
   options_.hash = !no_hash_;
   planning_.shard_bytes =
@@ -176,6 +173,18 @@ void Request::settle(const Console& console) {
                                               : Storage::automatic;
   const char* isa = std::getenv("INGOT_ISA");
   options_.isa = isa == nullptr ? "" : isa;
+}
+
+std::unique_ptr<Backend> Request::backend(const Console& console) const {
+  if (device_ == "cpu") return cpu_backend(options_.isa);
+  if (device_ != "auto") return cuda_backend({device_, device_memory_bytes_});
+  try {
+    return cuda_backend({"cuda", device_memory_bytes_});
+  } catch (const Error& error) {
+    if (error.code() != Code::device) throw;
+    console.note(fmt::format("--device auto: the CPU does the arithmetic ({})", error.message()));
+    return cpu_backend(options_.isa);
+  }
 }
 
 Plan Request::plan(Disk& disk) const {

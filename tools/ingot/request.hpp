@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -19,6 +20,9 @@ class Request {
 
   // After parsing: checks values, says what has no meaning here. Throws Error.
   void settle(const Console& console);
+  // The machine that does the arithmetic. Throws Error{device} where it cannot be had; `auto` takes
+  // the CPU instead and says why.
+  [[nodiscard]] std::unique_ptr<Backend> backend(const Console& console) const;
   // Reads the recipe and builds the plan.
   [[nodiscard]] Plan plan(Disk& disk) const;
 
@@ -31,6 +35,8 @@ class Request {
  private:
   std::string recipe_, out_;
   std::string memory_ = "1GiB", shard_size_ = "5GB", out_shard_size_;
+  std::string device_memory_ = "2GiB";
+  std::uint64_t device_memory_bytes_ = 0;
   std::string device_ = "cpu", storage_ = "auto";
   bool quiet_ = false, json_ = false, no_sync_ = false, no_hash_ = false;
   // mergekit's.
