@@ -299,7 +299,7 @@ class Writer {
     Job job;
     job.output.name = output;
     job.output.shape = shares.front().entry->info.shape;
-    for (const Share& share : shares) job.operands.push_back({share.model, share.index, {}});
+    for (const Share& share : shares) job.operands.push_back({share.model, share.index, {}, {}});
     if (!same_shapes(what, shares, job)) return;
     if (!same_types(shares, job)) return;
     if (job.action == Action::merge && !find_rule(section, shares, t, job)) return;
@@ -360,7 +360,7 @@ class Writer {
     job.output = draft_.entry(section.inputs[giver].model, found[giver]->entry).info;
     job.output.name = output;
     job.action = Action::copy;
-    job.operands.push_back({section.inputs[giver].model, found[giver]->entry, {}});
+    job.operands.push_back({section.inputs[giver].model, found[giver]->entry, {}, {}});
     job.reason = "a buffer, computed from the configuration";
     add(std::move(job));
   }

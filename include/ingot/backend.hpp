@@ -36,6 +36,21 @@ class Residence {
   virtual ~Residence() = default;
 };
 
+// A low-rank product in f32: B (height x rank) times A (rank x width), both row-major, times a scale.
+// math/product.hpp has the formula.
+struct Product {
+  std::span<const float> a, b;
+  std::uint32_t rank = 0;
+  std::uint64_t width = 0;
+  float scale = 1.0F;
+};
+
+// A backend's own form of a product's factors; see Backend::stage.
+class Factors {
+ public:
+  virtual ~Factors() = default;
+};
+
 // Consecutive elements of one tensor.
 struct Chunk {
   const Work* work = nullptr;
@@ -134,6 +149,13 @@ class Backend {
   // Sums of each fold term of the method over each fold tile of the chunk, in the shape of
   // math/fold.hpp: tiles[term * ceil(count / kFoldTile) + tile].
   virtual void fold(const Chunk& chunk, const math::Facts& facts, std::span<double> tiles) = 0;
+
+  // Takes a product's factors; their memory must outlive what is returned.
+  [[nodiscard]] virtual std::unique_ptr<Factors> stage(const Product& product);
+  // values = elements [first, first + values.size()) of a tensor, decoded from `own` (null: zeros), plus
+  // each product in turn. All products have the tensor's width.
+  virtual void amend(Dtype dtype, const std::byte* own, std::span<const Factors* const> products,
+                     std::uint64_t first, std::span<float> values);
 
   // One output tensor's chunk: formula, one rounding, encode. Items are independent; a backend may
   // batch small ones.

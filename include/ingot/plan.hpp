@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ingot/backend.hpp"
+#include "ingot/derived.hpp"
 #include "ingot/error.hpp"
 #include "ingot/recipe.hpp"
 #include "ingot/store.hpp"
@@ -51,10 +52,13 @@ struct RowMap {
 // shape or, where embeddings are truncated, more rows. What enters a formula is f32 (so says
 // Work::inputs) where `rows` rearranges it, and where it is stored as f64: then each value is
 // rounded once, to nearest.
+// The same goes for what is `derived`: computed from the tensor (rearranged first, if it has rows) and
+// others. One that has no tensor of its own names its first ingredient.
 struct Operand {
   std::uint32_t model = 0;
   std::uint32_t entry = 0;
   std::shared_ptr<const RowMap> rows;  // shared by the operands of one vocabulary layout
+  std::shared_ptr<const Derived> derived;
 };
 
 // How an output tensor comes to be.
