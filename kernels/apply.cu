@@ -31,7 +31,7 @@ __device__ __forceinline__ void divide(const Facts& facts, float (&x)[kPack]) {
   if (facts.divisor == Divisor::none) return;
   const float divisor = facts.scalar[math::kDivisor];
 #pragma unroll
-  for (unsigned j = 0; j < kPack; ++j) x[j] = x[j] / divisor;
+  for (unsigned j = 0; j < kPack; ++j) x[j] = math::share_out(x[j], divisor);
 }
 
 template <class Tally>
@@ -111,8 +111,9 @@ __device__ __forceinline__ void thin_source(const Job& job, unsigned s, std::uin
                                             const float (&base)[kPack], float (&x)[kPack],
                                             Tally& tally) {
   unpack(words, source_of(job.tensor, s).format, x);
+  const math::Source& source = job.facts.source[s];
   const unsigned kept =
-      thin(job.facts, job.facts.source[s], job.tensor.first + pack * kPack, base, x);
+      thin(job.facts, source, source.factor, job.tensor.first + pack * kPack, base, x);
   tally.keep(s, kept & bits);
 }
 
@@ -230,8 +231,9 @@ struct Consensus {
     }
     for (unsigned s = 0; s < sources(job); ++s) {
       load(job.tensor.input[s + 1], pack, x);
-      (void)thin(job.facts, job.facts.source[s], job.tensor.first + pack * kPack, base, x);
-      const float weight = job.facts.source[s].weight;
+      const math::Source& source = job.facts.source[s];
+      (void)thin(job.facts, source, source.factor, job.tensor.first + pack * kPack, base, x);
+      const float weight = source.weight;
 #pragma unroll
       for (unsigned j = 0; j < kPack; ++j) {
         const float opinion =

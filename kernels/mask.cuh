@@ -10,11 +10,11 @@
 
 namespace ingot::gpu {
 
-// Turns a source's elements into survivors, in place. `first` is the pack's index in the whole
-// tensor. Returns the elements that the mask let through, as bits.
+// Turns a source's elements into survivors times `factor`, in place. `first` is the pack's index in
+// the whole tensor. Returns the elements that the mask let through, as bits.
 __device__ __forceinline__ unsigned thin(const math::Facts& facts, const math::Source& source,
-                                         std::uint64_t first, const float (&base)[kPack],
-                                         float (&x)[kPack]) {
+                                         float factor, std::uint64_t first,
+                                         const float (&base)[kPack], float (&x)[kPack]) {
 #pragma unroll
   for (unsigned j = 0; j < kPack; ++j) x[j] = math::delta(x[j], base[j]);
   unsigned kept = (1U << kPack) - 1;
@@ -35,8 +35,7 @@ __device__ __forceinline__ unsigned thin(const math::Facts& facts, const math::S
       if (math::key(x[j]) >= bound) kept |= 1U << j;
   }
 #pragma unroll
-  for (unsigned j = 0; j < kPack; ++j)
-    x[j] = math::survivor(x[j], (kept >> j & 1U) != 0, source.factor);
+  for (unsigned j = 0; j < kPack; ++j) x[j] = math::survivor(x[j], (kept >> j & 1U) != 0, factor);
   return kept;
 }
 

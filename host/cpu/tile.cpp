@@ -2,6 +2,8 @@
 // internal linkage, so that no code of one instruction set can stand in for another's.
 #include "cpu/tile.hpp"
 
+#include <immintrin.h>
+
 #include "ingot/math/key.hpp"
 #include "ingot/math/linear.hpp"
 #include "ingot/math/philox.hpp"
@@ -53,6 +55,24 @@ using Word = typename Stored<f>::Word;
 template <Format f>
 const Word<f>* words(const Input& input, std::uint32_t from) {
   return reinterpret_cast<const Word<f>*>(input.data) + from;
+}
+
+// Two neighbouring 16-bit elements in one word: the lower half comes first. Splitting them takes a
+// shift and a mask where widening single elements takes shuffles.
+typedef std::uint32_t Pair __attribute__((may_alias, aligned(2)));
+
+template <Format f>
+float first(std::uint32_t pair) {
+  return math::Codec<f>::decode(static_cast<std::uint16_t>(pair));
+}
+template <Format f>
+float second(std::uint32_t pair) {
+  return math::Codec<f>::decode(static_cast<std::uint16_t>(pair >> 16));
+}
+template <Format f>
+std::uint32_t join(float first, float second, Overflow overflow) {
+  return static_cast<std::uint32_t>(math::Codec<f>::encode(first, overflow)) |
+         static_cast<std::uint32_t>(math::Codec<f>::encode(second, overflow)) << 16;
 }
 
 template <Format f>
@@ -126,8 +146,18 @@ const Input& source_of(const Run& run, int source) {
   return run.inputs[source + (run.base ? 1 : 0)];
 }
 
+// Asks for what a loop over elements [from, from + n) will want kAhead bytes later. Every loop asks
+// for its own input and for little at a time: more requests than the core can keep open (32 and up)
+// stall it, none at all leaves a fifth of the memory's rate unused (bench/README.md).
+inline constexpr std::size_t kAhead = 1024;
+
+INGOT_HD void prefetch(const Input& input, std::uint32_t from, std::uint32_t n) {
+  const std::size_t width = math::width(input.format);
+  const std::byte* at = input.data + from * width + kAhead;
+  for (std::size_t b = 0; b < n * width; b += 64) __builtin_prefetch(at + b);
+}
+
 // ---- decode, encode
-// ------------------------------------------------------------------------------
 
 template <Format f>
 void decode_words(const Word<f>* __restrict in, std::uint32_t n, float* __restrict out) {
@@ -135,6 +165,7 @@ void decode_words(const Word<f>* __restrict in, std::uint32_t n, float* __restri
 }
 
 void decode(const Input& input, std::uint32_t from, std::uint32_t n, float* out) {
+  prefetch(input, from, n);
   dispatch(input.format, [&](auto tag) {
     constexpr Format f = decltype(tag)::format;
     decode_words<f>(words<f>(input, from), n, out);
@@ -165,24 +196,60 @@ void encode(const float* in, std::uint32_t n, Format format, Overflow overflow, 
 }
 
 // ---- masks
-// ---------------------------------------------------------------------------------------
 
-// First draws: eight per block, in memory order.
+// Counters in the 64-bit lanes of a vector. The compiler finds no widening product for them by
+// itself: its own code for a loop over blocks is 1.5 (AVX-512) to 3 times slower (bench/README.md).
+struct Vector {
+#if defined(__AVX512F__)
+  typedef std::uint64_t Lane __attribute__((vector_size(64)));
+  INGOT_HD static Lane product(Lane a, Lane b) {
+    return reinterpret_cast<Lane>(
+        _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+  }
+#elif defined(__AVX2__)
+  typedef std::uint64_t Lane __attribute__((vector_size(32)));
+  INGOT_HD static Lane product(Lane a, Lane b) {
+    return reinterpret_cast<Lane>(
+        _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+  }
+#else
+  typedef std::uint64_t Lane __attribute__((vector_size(16)));
+  INGOT_HD static Lane product(Lane a, Lane b) {
+    return reinterpret_cast<Lane>(
+        _mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+  }
+#endif
+  INGOT_HD static Lane splat(std::uint32_t x) { return Lane{} + x; }
+};
+
+inline constexpr std::uint32_t kAbreast = sizeof(Vector::Lane) / 8;  // blocks at a time
+
+// First draws of `blocks` blocks, eight per block, in memory order. `out` has room for kStep draws.
 void draw_blocks(std::uint64_t seed, std::uint64_t stream, std::uint64_t block,
-                 std::uint32_t blocks, std::uint32_t* __restrict out) {
-  for (std::uint32_t i = 0; i < blocks; ++i) {
-    const math::Block b = math::philox(seed, stream, block + i);
-    out[4 * i] = b.word[0];
-    out[4 * i + 1] = b.word[1];
-    out[4 * i + 2] = b.word[2];
-    out[4 * i + 3] = b.word[3];
+                 std::uint32_t blocks, std::uint64_t* __restrict out) {
+  Vector::Lane place;
+  for (std::uint32_t l = 0; l < kAbreast; ++l) place[l] = block + l;
+  Vector::Lane zip;  // front 0, back 0, front 1, back 1, ...
+  for (std::uint32_t l = 0; l < kAbreast; ++l) zip[l] = l / 2 + l % 2 * kAbreast;
+  const Vector::Lane low = Vector::splat(0xffffffffu);
+  const Vector::Lane s0 = Vector::splat(static_cast<std::uint32_t>(stream));
+  const Vector::Lane s1 = Vector::splat(static_cast<std::uint32_t>(stream >> 32));
+  for (std::uint32_t i = 0; i < blocks; i += kAbreast) {
+    math::Counter<Vector::Lane> c = {{place + i, (place + i) >> 32, s0, s1}};
+    math::scramble<Vector>(c, seed);
+    const Vector::Lane front = (c.word[0] & low) | (c.word[1] << 32);
+    const Vector::Lane back = (c.word[2] & low) | (c.word[3] << 32);
+    const Vector::Lane head = __builtin_shuffle(front, back, zip);
+    const Vector::Lane tail = __builtin_shuffle(front, back, zip + kAbreast / 2);
+    __builtin_memcpy(out + 2 * i, &head, sizeof head);
+    __builtin_memcpy(out + 2 * i + kAbreast, &tail, sizeof tail);
   }
 }
 
 // keep[e] = 1 or 0 for the elements first + e, `first` a multiple of 8.
 void draw_mask(const Facts& facts, const math::Source& source, std::uint64_t first, std::uint32_t n,
                std::uint16_t* __restrict keep) {
-  alignas(64) std::uint32_t draws[kStep / 2];
+  alignas(64) std::uint64_t draws[kStep / 4];
   draw_blocks(facts.seed, source.stream, first / 8, (n + 7) / 8, draws);
   const Word16* half = reinterpret_cast<const Word16*>(draws);
   const std::uint16_t upper = static_cast<std::uint16_t>(source.keep >> 32);
@@ -204,22 +271,24 @@ void thin_none(const Word<f>* __restrict x, const float* __restrict base, std::u
   for (std::uint32_t e = 0; e < n; ++e) out[e] = math::delta(math::Codec<f>::decode(x[e]), base[e]);
 }
 
-// Keys and bounds have 31 bits; signed comparison is the cheap one.
-template <Format f>
+// Keys and bounds have 31 bits; signed comparison is the cheap one. The bound is at most kNanKey,
+// so a NaN reaches it whatever its payload, and its key need not be made canonical. Without
+// `raised` the factor is known to be 1.
+template <Format f, bool raised>
 std::uint32_t thin_select(const Word<f>* __restrict x, const float* __restrict base,
                           std::uint32_t n, std::int32_t bound, float factor,
                           float* __restrict out) {
   std::uint32_t kept = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
     const float d = math::delta(math::Codec<f>::decode(x[e]), base[e]);
-    const bool keep = static_cast<std::int32_t>(math::key(d)) >= bound;
-    out[e] = math::survivor(d, keep, factor);
+    const bool keep = static_cast<std::int32_t>(math::bits(d) & 0x7fffffffu) >= bound;
+    out[e] = math::survivor(d, keep, raised ? factor : 1.0F);
     kept += keep ? 1u : 0u;
   }
   return kept;
 }
 
-template <Format f>
+template <Format f, bool raised>
 std::uint32_t thin_random(const Word<f>* __restrict x, const float* __restrict base,
                           std::uint32_t n, const std::uint16_t* __restrict keep, float factor,
                           float* __restrict out) {
@@ -227,18 +296,39 @@ std::uint32_t thin_random(const Word<f>* __restrict x, const float* __restrict b
   for (std::uint32_t e = 0; e < n; ++e) {
     const float d = math::delta(math::Codec<f>::decode(x[e]), base[e]);
     const std::uint32_t k = keep[e];
-    out[e] = math::survivor(d, k != 0, factor);
+    out[e] = math::survivor(d, k != 0, raised ? factor : 1.0F);
     kept += k;
   }
   return kept;
 }
 
-// What the mask leaves of one source in a step; returns how many elements it let through.
-std::uint32_t thin(const Run& run, const Facts& facts, int s, std::uint32_t from, std::uint32_t n,
-                   const float* base, float* out) {
+// What a selecting mask leaves of the elements [from, from + n), all at or before the cut or all
+// behind it.
+std::uint32_t thin_select(const Input& input, std::uint32_t bound, float factor, std::uint32_t from,
+                          std::uint32_t n, const float* base, float* out) {
+  if (bound > math::kNanKey) {
+    for (std::uint32_t e = 0; e < n; ++e) out[e] = 0.0F;
+    return 0;
+  }
+  std::uint32_t kept = 0;
+  dispatch(input.format, [&](auto tag) {
+    constexpr Format f = decltype(tag)::format;
+    const Word<f>* x = words<f>(input, from);
+    const auto least = static_cast<std::int32_t>(bound);
+    kept = factor == 1.0F ? thin_select<f, false>(x, base, n, least, factor, out)
+                          : thin_select<f, true>(x, base, n, least, factor, out);
+  });
+  return kept;
+}
+
+// What the mask leaves of one source in a step, times `factor`; returns how many elements it let
+// through.
+std::uint32_t thin(const Run& run, const Facts& facts, int s, float factor, std::uint32_t from,
+                   std::uint32_t n, const float* base, float* out) {
   const math::Source& source = facts.source[s];
   const Input& input = source_of(run, s);
   const std::uint64_t first = run.first + from;
+  prefetch(input, from, n);
   if (source.all != 0 || facts.mask == Mask::none) {
     dispatch(input.format, [&](auto tag) {
       constexpr Format f = decltype(tag)::format;
@@ -252,7 +342,9 @@ std::uint32_t thin(const Run& run, const Facts& facts, int s, std::uint32_t from
     draw_mask(facts, source, first, n, keep);
     dispatch(input.format, [&](auto tag) {
       constexpr Format f = decltype(tag)::format;
-      kept = thin_random<f>(words<f>(input, from), base, n, keep, source.factor, out);
+      const Word<f>* x = words<f>(input, from);
+      kept = factor == 1.0F ? thin_random<f, false>(x, base, n, keep, factor, out)
+                            : thin_random<f, true>(x, base, n, keep, factor, out);
     });
     return kept;
   }
@@ -263,20 +355,14 @@ std::uint32_t thin(const Run& run, const Facts& facts, int s, std::uint32_t from
   }
   for (std::uint32_t at = 0; at < n;) {
     const std::uint32_t end = at < split ? split : n;
-    const auto bound =
-        static_cast<std::int32_t>(math::bound(source.threshold, first + at, source.cut));
-    dispatch(input.format, [&](auto tag) {
-      constexpr Format f = decltype(tag)::format;
-      kept += thin_select<f>(words<f>(input, from + at), base + at, end - at, bound, source.factor,
-                             out + at);
-    });
+    kept += thin_select(input, math::bound(source.threshold, first + at, source.cut), factor,
+                        from + at, end - at, base + at, out + at);
     at = end;
   }
   return kept;
 }
 
 // ---- formulas
-// ------------------------------------------------------------------------------------
 
 // What a source brought to one step: its survivors.
 struct Step {
@@ -285,20 +371,47 @@ struct Step {
   alignas(64) float alive[math::kSources][kStep];
 };
 
-template <Format f, int K>
-void linear_words(const Input* inputs, const Facts& facts, std::uint32_t from, std::uint32_t n,
-                  float* __restrict out) {
+// The weighted mean of inputs that all have one format, with K of them in registers, encoded.
+template <Format f, int K, bool divided>
+void linear_words(const Input* inputs, const Facts& facts, std::uint32_t n, Overflow overflow,
+                  Word<f>* __restrict out) {
   float weight[static_cast<std::size_t>(K)];
   const Word<f>* x[static_cast<std::size_t>(K)];
+  const float divisor = facts.scalar[math::kDivisor];
   for (int s = 0; s < K; ++s) {
     weight[s] = facts.source[s].weight;
-    x[s] = words<f>(inputs[s], from);
+    x[s] = words<f>(inputs[s], 0);
   }
-  for (std::uint32_t e = 0; e < n; ++e) {
-    float sum = 0.0F;
+  constexpr std::uint32_t block = (K <= 4 ? 256 : 128) / math::width(f);
+  for (std::uint32_t begin = 0; begin < n; begin += block) {
+    const std::uint32_t end = smaller(begin + block, n);
+    for (int s = 0; s < K; ++s) prefetch(inputs[s], begin, block);
+    std::uint32_t e = begin;
+    if constexpr (math::width(f) == 2) {
+      Pair* joined = reinterpret_cast<Pair*>(out + begin);
+      for (std::uint32_t p = 0; p < (end - begin) / 2; ++p) {
+        float a = 0.0F, b = 0.0F;
 #pragma GCC unroll 8
-    for (int s = 0; s < K; ++s) sum = math::weigh(sum, weight[s], math::Codec<f>::decode(x[s][e]));
-    out[e] = sum;
+        for (int s = 0; s < K; ++s) {
+          const std::uint32_t pair = reinterpret_cast<const Pair*>(x[s] + begin)[p];
+          a = math::weigh(a, weight[s], first<f>(pair));
+          b = math::weigh(b, weight[s], second<f>(pair));
+        }
+        if (divided) a = math::share_out(a, divisor);
+        if (divided) b = math::share_out(b, divisor);
+        joined[p] = join<f>(a, b, overflow);
+      }
+      e = begin + (end - begin) / 2 * 2;
+    }
+    for (; e < end; ++e) {
+      float sum = 0.0F;
+#pragma GCC unroll 8
+      for (int s = 0; s < K; ++s) {
+        sum = math::weigh(sum, weight[s], math::Codec<f>::decode(x[s][e]));
+      }
+      if (divided) sum = math::share_out(sum, divisor);
+      out[e] = math::Codec<f>::encode(sum, overflow);
+    }
   }
 }
 
@@ -310,32 +423,48 @@ void linear_word(const Word<f>* __restrict x, float weight, std::uint32_t n,
   }
 }
 
-void divide(float* __restrict sum, float divisor, std::uint32_t n) {
-  for (std::uint32_t e = 0; e < n; ++e) sum[e] = sum[e] / divisor;
+void share_out(float* __restrict sum, float divisor, std::uint32_t n) {
+  for (std::uint32_t e = 0; e < n; ++e) sum[e] = math::share_out(sum[e], divisor);
 }
 
-void linear(const Run& run, const Facts& facts, std::uint32_t from, std::uint32_t n, float* out) {
-  bool uniform = run.sources <= kUnrolled;
-  for (int s = 1; s < run.sources; ++s) {
-    uniform = uniform && run.inputs[s].format == run.inputs[0].format;
-  }
-  if (uniform) {
-    dispatch(run.inputs[0].format, [&](auto tag) {
+// True if one format goes in and out and the sources fit in registers.
+bool uniform(const Run& run, Format format) {
+  bool same = run.sources <= kUnrolled;
+  for (int s = 0; s < run.sources; ++s) same = same && run.inputs[s].format == format;
+  return same;
+}
+
+void linear(const Run& run, const Facts& facts, Format format, Overflow overflow,
+            std::byte* output) {
+  const bool divided = facts.divisor != Divisor::none;
+  if (uniform(run, format)) {
+    dispatch(format, [&](auto tag) {
+      constexpr Format f = decltype(tag)::format;
+      Word<f>* to = reinterpret_cast<Word<f>*>(output);
       dispatch_count(run.sources, [&](auto count) {
-        linear_words<decltype(tag)::format, decltype(count)::value>(run.inputs, facts, from, n,
-                                                                    out);
+        constexpr int k = decltype(count)::value;
+        if (divided) {
+          linear_words<f, k, true>(run.inputs, facts, run.count, overflow, to);
+        } else {
+          linear_words<f, k, false>(run.inputs, facts, run.count, overflow, to);
+        }
       });
     });
-  } else {
-    for (std::uint32_t e = 0; e < n; ++e) out[e] = 0.0F;
+    return;
+  }
+  alignas(64) float sum[kStep];
+  for (std::uint32_t from = 0; from < run.count; from += kStep) {
+    const std::uint32_t n = smaller(kStep, run.count - from);
+    for (std::uint32_t e = 0; e < n; ++e) sum[e] = 0.0F;
     for (int s = 0; s < run.sources; ++s) {
       dispatch(run.inputs[s].format, [&](auto tag) {
         constexpr Format f = decltype(tag)::format;
-        linear_word<f>(words<f>(run.inputs[s], from), facts.source[s].weight, n, out);
+        linear_word<f>(words<f>(run.inputs[s], from), facts.source[s].weight, n, sum);
       });
     }
+    if (divided) share_out(sum, facts.scalar[math::kDivisor], n);
+    encode(sum, n, format, overflow, output, from);
   }
-  if (facts.divisor != Divisor::none) divide(out, facts.scalar[math::kDivisor], n);
 }
 
 template <Format f>
@@ -359,6 +488,7 @@ void slerp_words(const float* __restrict v0, const Word<f>* __restrict v1, math:
 void slerp(const Run& run, const Facts& facts, std::uint32_t from, std::uint32_t n,
            const float* base, float* out) {
   const Input& other = source_of(run, 0);
+  prefetch(other, from, n);
   dispatch(other.format, [&](auto tag) {
     constexpr Format f = decltype(tag)::format;
     slerp_words<f>(base, words<f>(other, from), math::Arc(facts), n, out);
@@ -379,10 +509,10 @@ std::uint32_t sum_unrolled(const float (*__restrict alive)[kStep], const Facts& 
     for (int s = 0; s < K; ++s) {
       const float term = alive[s][e] * weight[s];
       merged += term;
-      spread.add(term);
+      if (K > 1) spread.add(term);
     }
     out[e] = merged;
-    conflicts += spread.conflict() ? 1u : 0u;
+    if (K > 1) conflicts += spread.conflict() ? 1u : 0u;
   }
   return conflicts;
 }
@@ -414,7 +544,7 @@ std::uint32_t sum(const Step& step, const Facts& facts, std::uint32_t n, float* 
     }
     for (std::uint32_t e = 0; e < n; ++e) conflicts += spread[e].conflict() ? 1u : 0u;
   }
-  if (facts.divisor != Divisor::none) divide(out, facts.scalar[math::kDivisor], n);
+  if (facts.divisor != Divisor::none) share_out(out, facts.scalar[math::kDivisor], n);
   land(step.base, facts.scalar[math::kLambda], n, out);
   return conflicts;
 }
@@ -476,7 +606,8 @@ std::uint32_t consensus_stepwise(const Step& step, const Facts& facts, std::uint
 template <Vote vote, Divisor divisor>
 std::uint32_t consensus(const Step& step, const Facts& facts, std::uint32_t n, float* out) {
   std::uint32_t conflicts = 0;
-  if (facts.sources >= 1 && facts.sources <= kUnrolled) {
+  // One source agrees with itself: the compiler sees it and makes branches of it.
+  if (facts.sources >= 2 && facts.sources <= kUnrolled) {
     dispatch_count(facts.sources, [&](auto count) {
       conflicts = consensus_unrolled<vote, divisor, decltype(count)::value>(step, facts, n, out);
     });
@@ -510,30 +641,22 @@ std::uint32_t largest_change(const float* __restrict out, const float* __restric
 
 void apply(const Run& run, const Facts& facts, Format format, Overflow overflow, std::byte* output,
            Counts& counts) {
+  if (facts.formula == Formula::linear) return linear(run, facts, format, overflow, output);
   Step step;
   for (std::uint32_t from = 0; from < run.count; from += kStep) {
     const std::uint32_t n = smaller(kStep, run.count - from);
-    if (run.base || facts.formula == Formula::sum || facts.formula == Formula::consensus) {
-      decode_base(run, from, n, step.base);
-    }
-    switch (facts.formula) {
-      case Formula::linear:
-        linear(run, facts, from, n, step.out);
-        break;
-      case Formula::scale:
-        scale(run, facts, from, n, step.out);
-        break;
-      case Formula::slerp:
-        slerp(run, facts, from, n, step.base, step.out);
-        break;
-      case Formula::sum:
-      case Formula::consensus:
-        for (int s = 0; s < facts.sources; ++s) {
-          counts.kept[s] += thin(run, facts, s, from, n, step.base, step.alive[s]);
-        }
-        counts.conflicts += facts.formula == Formula::sum ? sum(step, facts, n, step.out)
-                                                          : consensus(step, facts, n, step.out);
-        break;
+    decode_base(run, from, n, step.base);
+    if (facts.formula == Formula::scale) {
+      scale(run, facts, from, n, step.out);
+    } else if (facts.formula == Formula::slerp) {
+      slerp(run, facts, from, n, step.base, step.out);
+    } else {
+      for (int s = 0; s < facts.sources; ++s) {
+        counts.kept[s] +=
+            thin(run, facts, s, facts.source[s].factor, from, n, step.base, step.alive[s]);
+      }
+      counts.conflicts += facts.formula == Formula::sum ? sum(step, facts, n, step.out)
+                                                        : consensus(step, facts, n, step.out);
     }
     if (run.base) {
       const std::uint32_t change = largest_change(step.out, step.base, n);
@@ -544,7 +667,6 @@ void apply(const Run& run, const Facts& facts, Format format, Overflow overflow,
 }
 
 // ---- selection
-// -----------------------------------------------------------------------------------
 
 template <Format f>
 void key_words(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t n,
@@ -640,7 +762,6 @@ void verify(const Run& run, const Window* windows, const std::uint8_t* active, C
 }
 
 // ---- folds
-// ---------------------------------------------------------------------------------------
 
 inline constexpr int kTerms = 128;  // of one pass over the inputs
 
@@ -655,6 +776,24 @@ void fold_products(const float* __restrict a, const float* __restrict b, double*
       lane = math::add_product(lane, a[row * math::kLanes + l], b[row * math::kLanes + l]);
     }
     lanes[l] = lane;
+  }
+}
+
+// The three products of two columns, each loaded and widened once.
+void fold_products(const float* __restrict a, const float* __restrict b, double* __restrict aa,
+                   double* __restrict bb, double* __restrict ab) {
+  for (std::uint32_t l = 0; l < math::kLanes; ++l) {
+    double lane_aa = aa[l], lane_bb = bb[l], lane_ab = ab[l];
+#pragma GCC unroll 8
+    for (std::uint32_t row = 0; row < kRows; ++row) {
+      const float x = a[row * math::kLanes + l], y = b[row * math::kLanes + l];
+      lane_aa = math::add_product(lane_aa, x, x);
+      lane_bb = math::add_product(lane_bb, y, y);
+      lane_ab = math::add_product(lane_ab, x, y);
+    }
+    aa[l] = lane_aa;
+    bb[l] = lane_bb;
+    ab[l] = lane_ab;
   }
 }
 
@@ -693,7 +832,7 @@ void fill(const Run& run, const Facts& facts, math::Column column, std::uint32_t
   if (column.stream == math::Stream::value) {
     decode(run.inputs[column.index], from, n, out);
   } else if (column.stream == math::Stream::survivor) {
-    (void)thin(run, facts, column.index, from, n, base, out);
+    (void)thin(run, facts, column.index, 1.0F, from, n, base, out);
   } else {
     const Input& input = source_of(run, column.index);
     dispatch(input.format, [&](auto tag) {
@@ -702,6 +841,11 @@ void fill(const Run& run, const Facts& facts, math::Column column, std::uint32_t
     });
   }
   for (std::uint32_t e = n; e < kStep; ++e) out[e] = 0.0F;
+}
+
+bool products(const math::Term* three) {
+  constexpr auto product = math::Term::Kind::product;
+  return three[0].kind == product && three[1].kind == product && three[2].kind == product;
 }
 
 void fold_some(const Run& run, const Facts& facts, const math::Term* terms, int count,
@@ -726,7 +870,12 @@ void fold_some(const Run& run, const Facts& facts, const math::Term* terms, int 
         fill(run, facts, columns.column[c], from, n, columns.base, columns.number[c]);
       }
       for (int t = 0; t < count; ++t) {
-        if (terms[t].kind == math::Term::Kind::product) {
+        if (t + 2 < count && a[t] == b[t] && a[t + 1] == b[t + 1] && a[t + 2] == a[t] &&
+            b[t + 2] == a[t + 1] && products(terms + t)) {
+          fold_products(columns.number[a[t]], columns.number[a[t + 1]], lanes[t], lanes[t + 1],
+                        lanes[t + 2]);
+          t += 2;
+        } else if (terms[t].kind == math::Term::Kind::product) {
           fold_products(columns.number[a[t]], columns.number[b[t]], lanes[t]);
         } else {
           fold_absolutes(columns.number[a[t]], lanes[t]);
@@ -749,7 +898,6 @@ void fold(const Run& run, const Facts& facts, const math::Term* terms, int count
 }
 
 // ---- canaries
-// ------------------------------------------------------------------------------------
 
 void canary(const float* in, float* out) {
   out[0] = in[0] * in[0] - in[1];

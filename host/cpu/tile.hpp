@@ -67,7 +67,7 @@ struct Tiles {
 };
 
 // Elements that the loops hold decoded at a time: with a base and three sources they stay in L1.
-inline constexpr std::uint32_t kStep = 1024;
+inline constexpr std::uint32_t kStep = 512;
 
 namespace v2 {
 extern const Tiles tiles;

@@ -33,8 +33,9 @@ INGOT_HD std::uint32_t bound(std::uint32_t threshold, std::uint64_t first, std::
 // Elements of one run of a sample.
 inline constexpr std::uint32_t kSampled = 64;
 
-// Where in a window of `length` elements that begins at `first` in the tensor its sampled run of `run`
-// elements begins: hashed, so that no pattern of the tensor's own is met (SplitMix64's finisher).
+// Where in a window of `length` elements that begins at `first` in the tensor its sampled run of
+// `run` elements begins: hashed, so that no pattern of the tensor's own is met (SplitMix64's
+// finisher).
 INGOT_HD std::uint32_t sampled(std::uint64_t first, std::uint32_t length, std::uint32_t run) {
   std::uint64_t z = first + 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;

@@ -5,8 +5,8 @@
 //   the sum of the f32 weights in file order, in f32.
 //
 // task arithmetic (Ilharco et al., "Editing models with task arithmetic", 2022):
-//   d_i = x_i - b;  y_i = d_i' * w_i, rounded, d_i' what a mask left of d_i;  M = 0;  M += y_i in file
-//   order;  normalize: M / W, with W = 1 where |W| < 1e-8;  result lambda * M, rounded, + b.
+//   d_i = x_i - b;  y_i = d_i' * w_i, rounded, d_i' what a mask left of d_i;  M = 0;  M += y_i in
+//   file order;  normalize: M / W, with W = 1 where |W| < 1e-8;  result lambda * M, rounded, + b.
 // Nothing is fused here, so that an f32 merge has the peer's bits.
 #pragma once
 
@@ -22,6 +22,12 @@ inline constexpr int kLambda = 1;   // sum and consensus
 template <class T>
 INGOT_HD T weigh(T sum, float weight, T x) {
   return fuse(static_cast<T>(weight), x, sum);
+}
+
+// The weighted mean from the weighted sum.
+template <class T>
+INGOT_HD T share_out(T sum, float divisor) {
+  return sum / static_cast<T>(divisor);
 }
 
 // What a task vector is at an element.

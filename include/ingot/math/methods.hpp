@@ -361,8 +361,7 @@ template <class T>
   if (facts.formula == Formula::linear) {
     T sum{0};
     for (int s = 0; s < k; ++s) sum = weigh(sum, facts.source[s].weight, static_cast<T>(x[s]));
-    outcome.value =
-        facts.divisor == Divisor::none ? sum : sum / static_cast<T>(facts.scalar[kDivisor]);
+    outcome.value = facts.divisor == Divisor::none ? sum : share_out(sum, facts.scalar[kDivisor]);
     return outcome;
   }
   if (facts.formula == Formula::scale) {
@@ -370,8 +369,7 @@ template <class T>
     return outcome;
   }
   if (facts.formula == Formula::slerp) {
-    outcome.value =
-        Arc(facts)(origin, static_cast<T>(x[0]));
+    outcome.value = Arc(facts)(origin, static_cast<T>(x[0]));
     outcome.change = magnitude(static_cast<float>(outcome.value) - base);
     return outcome;
   }
@@ -398,7 +396,7 @@ template <class T>
       sum += alive[s] * static_cast<T>(weight[s]);
       spread.add(decided[s] * weight[s]);
     }
-    if (facts.divisor != Divisor::none) sum = sum / static_cast<T>(facts.scalar[kDivisor]);
+    if (facts.divisor != Divisor::none) sum = share_out(sum, facts.scalar[kDivisor]);
     outcome.value = land(sum, facts.scalar[kLambda], origin);
     outcome.conflict = spread.conflict();
   } else {

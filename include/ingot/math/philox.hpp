@@ -10,25 +10,44 @@ struct Block {
   std::uint32_t word[4];
 };
 
-// Key = seed, counter = (block low, block high, stream low, stream high).
-INGOT_HD Block philox(std::uint64_t seed, std::uint64_t stream, std::uint64_t block) {
+// One or several counters side by side: words are the low halves of 64-bit lanes, what stands above
+// them is ignored.
+template <class Lane>
+struct Counter {
+  Lane word[4];
+};
+
+// A lane is one number here; the CPU's loops bring vectors and their own product.
+struct Scalar {
+  using Lane = std::uint64_t;
+  INGOT_HD static Lane splat(std::uint32_t x) { return x; }
+  INGOT_HD static Lane product(Lane a, Lane b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
+};
+
+// Ten rounds under the key `seed`.
+template <class Machine>
+INGOT_HD void scramble(Counter<typename Machine::Lane>& c, std::uint64_t seed) {
+  using Lane = typename Machine::Lane;
   std::uint32_t k0 = static_cast<std::uint32_t>(seed);
   std::uint32_t k1 = static_cast<std::uint32_t>(seed >> 32);
-  std::uint32_t c0 = static_cast<std::uint32_t>(block);
-  std::uint32_t c1 = static_cast<std::uint32_t>(block >> 32);
-  std::uint32_t c2 = static_cast<std::uint32_t>(stream);
-  std::uint32_t c3 = static_cast<std::uint32_t>(stream >> 32);
   for (int round = 0; round < 10; ++round) {
-    const std::uint64_t p0 = std::uint64_t{0xd2511f53u} * c0;
-    const std::uint64_t p1 = std::uint64_t{0xcd9e8d57u} * c2;
-    c0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    c1 = static_cast<std::uint32_t>(p1);
-    c2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c3 = static_cast<std::uint32_t>(p0);
+    const Lane p0 = Machine::product(c.word[0], Machine::splat(0xd2511f53u));
+    const Lane p1 = Machine::product(c.word[2], Machine::splat(0xcd9e8d57u));
+    c.word[0] = (p1 >> 32) ^ c.word[1] ^ Machine::splat(k0);
+    c.word[1] = p1;
+    c.word[2] = (p0 >> 32) ^ c.word[3] ^ Machine::splat(k1);
+    c.word[3] = p0;
     k0 += 0x9e3779b9u;
     k1 += 0xbb67ae85u;
   }
-  return {{c0, c1, c2, c3}};
+}
+
+// Key = seed, counter = (block low, block high, stream low, stream high).
+INGOT_HD Block philox(std::uint64_t seed, std::uint64_t stream, std::uint64_t block) {
+  Counter<std::uint64_t> c = {{block, block >> 32, stream, stream >> 32}};
+  scramble<Scalar>(c, seed);
+  return {{static_cast<std::uint32_t>(c.word[0]), static_cast<std::uint32_t>(c.word[1]),
+           static_cast<std::uint32_t>(c.word[2]), static_cast<std::uint32_t>(c.word[3])}};
 }
 
 // First draw of an element: 16 bits, eight per block, the low half of a word before the high half.

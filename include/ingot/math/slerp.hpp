@@ -3,10 +3,10 @@
 //
 //   fuse(s1, v1, fuse(s0, v0, fuse(s1', v1, s0' * v0)))
 //
-// s and s' are the upper and the lower half of a coefficient: its f32 value, and what that rounding left
-// off, rounded to f32. Without the lower halves a whole tensor carries the rounding of two numbers
-// (RMS error up to 1.05 of a program whose coefficients happened to fall closer); with them each
-// element is off by its own roundings alone. The angle and the coefficients come from three
+// s and s' are the upper and the lower half of a coefficient: its f32 value, and what that rounding
+// left off, rounded to f32. Without the lower halves a whole tensor carries the rounding of two
+// numbers (RMS error up to 1.05 of a program whose coefficients happened to fall closer); with them
+// each element is off by its own roundings alone. The angle and the coefficients come from three
 // exact-product folds, x0*x0, x1*x1, x0*x1, in double on the host.
 #pragma once
 

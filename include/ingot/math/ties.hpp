@@ -26,11 +26,15 @@ INGOT_HD float voice(float survivor, float weight) {
   return vote == Vote::weighted ? survivor * weight : survivor;
 }
 
-// The vote after one more voice.
+// What a voice puts in the ballot box, and the vote after it.
+template <Vote vote>
+INGOT_HD float ballot(float voice) {
+  if (vote != Vote::frequency) return voice;
+  return voice > 0.0F ? 1.0F : voice < 0.0F ? -1.0F : 0.0F;
+}
 template <Vote vote>
 INGOT_HD float elect(float sum, float voice) {
-  if (vote != Vote::frequency) return sum + voice;
-  return sum + (voice > 0.0F ? 1.0F : voice < 0.0F ? -1.0F : 0.0F);
+  return sum + ballot<vote>(voice);
 }
 
 // The majority as a mask for sign bits: those who agree have their sign clear after the flip.
@@ -69,22 +73,23 @@ struct Consensus {
   // voice opposes the majority.
   INGOT_HD T operator()(const T* survivor, const float* decided, T base, bool& conflict) const {
     const int k = K > 0 ? K : sources;
-    float votes = 0.0F;
-    for (int i = 0; i < k; ++i) {
+    // The first voice opens the vote: adding it to zero could only change the sign of a zero.
+    float votes = k > 0 ? ballot<vote>(voice<vote>(decided[0], weight[0])) : 0.0F;
+    for (int i = 1; i < k; ++i) {
       votes = elect<vote>(votes, voice<vote>(decided[i], weight[i]));
     }
     const std::uint32_t side = majority(votes);
     T sum{0};
     float shares = 0.0F;
-    float least = 0.0F;
+    bool opposed = false;
     for (int i = 0; i < k; ++i) {
       const float opinion = heard(voice<vote>(decided[i], weight[i]), side);
       const T term = survivor[i] * static_cast<T>(weight[i]);
-      sum += agrees(opinion) ? term : T{0};
-      shares += agrees(opinion) ? share<divisor>(weight[i]) : 0.0F;
-      least = opinion < least ? opinion : least;
+      sum = agrees(opinion) ? sum + term : sum;
+      shares = agrees(opinion) ? shares + share<divisor>(weight[i]) : shares;
+      opposed = opposed | opposes(opinion);
     }
-    conflict = opposes(least);
+    conflict = opposed;
     return land(mean<divisor>(sum, shares), lambda, base);
   }
 };
