@@ -1,0 +1,103 @@
+#include "adapter/measure.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "ingot/backend.hpp"
+#include "ingot/math/codec.hpp"
+#include "ingot/math/fold.hpp"
+#include "store/values.hpp"
+
+namespace ingot {
+namespace {
+
+template <math::Format format>
+float rounded_as(float x) {
+  using Codec = math::Codec<format>;
+  return Codec::decode(Codec::encode(x, math::Overflow::saturate));
+}
+
+template <float (*round)(float)>
+void sum(const float* before, const float* after, std::size_t count, double* weight, double* change,
+         double* kept, float* largest) {
+  constexpr std::size_t kLanes = math::kLanes;
+  for (std::size_t i = 0; i < count; i += kLanes) {
+    const std::size_t most = std::min(kLanes, count - i);
+    for (std::size_t l = 0; l < most; ++l) {
+      const float w = before[i + l], v = after[i + l];
+      const double delta = static_cast<double>(v) - static_cast<double>(w);
+      const double left = static_cast<double>(round(v)) - static_cast<double>(w);
+      weight[l] += static_cast<double>(w) * static_cast<double>(w);
+      change[l] += delta * delta;
+      kept[l] += delta * left;
+      const float size = math::magnitude(static_cast<float>(delta));
+      largest[l] = size > largest[l] ? size : largest[l];
+    }
+  }
+}
+
+using Sum = void (*)(const float*, const float*, std::size_t, double*, double*, double*, float*);
+
+Sum sum_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f16:
+      return sum<rounded_as<math::Format::f16>>;
+    case Dtype::bf16:
+      return sum<rounded_as<math::Format::bf16>>;
+    case Dtype::f8_e4m3:
+      return sum<rounded_as<math::Format::e4m3>>;
+    case Dtype::f8_e5m2:
+      return sum<rounded_as<math::Format::e5m2>>;
+    default:
+      return sum<rounded_as<math::Format::f32>>;
+  }
+}
+
+std::uint64_t tiles_of(std::uint64_t count) { return (count + kFoldTile - 1) / kFoldTile; }
+
+}  // namespace
+
+Measure::Measure(std::uint64_t count, std::optional<Dtype> output)
+    : count_(count), output_(output), tiles_(output ? tiles_of(count) : 0) {}
+
+std::uint64_t Measure::memory(std::uint64_t count) { return tiles_of(count) * sizeof(Tile); }
+
+void Measure::add(Dtype dtype, std::uint64_t first, std::span<const std::byte> own,
+                  std::span<const float> values) {
+  if (!output_) return;
+  const Sum sum = sum_of(*output_);
+  const std::uint64_t bytes = bits(dtype) / 8, end = first + values.size();
+  std::vector<float> before(std::min<std::uint64_t>(kFoldTile, values.size()));
+  for (std::uint64_t tile = (first + kFoldTile - 1) / kFoldTile; tile < tiles_.size(); ++tile) {
+    const std::uint64_t begin = tile * kFoldTile, stop = std::min(begin + kFoldTile, count_);
+    if (stop > end) return;
+    const std::uint64_t at = begin - first, count = stop - begin;
+    to_floats(dtype, own.subspan(at * bytes, count * bytes), std::span(before).first(count));
+    std::array<double, math::kLanes> weight{}, change{}, kept{};
+    std::array<float, math::kLanes> largest{};
+    sum(before.data(), values.data() + at, count, weight.data(), change.data(), kept.data(),
+        largest.data());
+    tiles_[tile] = {math::fold_lanes(weight.data()), math::fold_lanes(change.data()),
+                    math::fold_lanes(kept.data()),
+                    static_cast<double>(*std::max_element(largest.begin(), largest.end()))};
+  }
+}
+
+Measure::Result Measure::result() const {
+  std::vector<double> weight, change, kept;
+  Result result;
+  for (const Tile& tile : tiles_) {
+    weight.push_back(tile.weight);
+    change.push_back(tile.change);
+    kept.push_back(tile.kept);
+    result.largest = std::max(result.largest, tile.largest);
+  }
+  const double squares = math::combine(change.data(), change.size());
+  result.weight = std::sqrt(math::combine(weight.data(), weight.size()));
+  result.change = std::sqrt(squares);
+  if (squares > 0) result.survived = math::combine(kept.data(), kept.size()) / squares;
+  return result;
+}
+
+}  // namespace ingot
