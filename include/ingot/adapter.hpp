@@ -72,12 +72,13 @@ struct Adapted {
   std::uint32_t nesting = 0;  // `.base_layer` levels before the tail: which of several parameters
   bool embedding = false;     // lora_embedding_*, oft_embedding_*
   bool inner = false;         // inside a wrapped module: out_proj of a MultiheadAttention
-  // Of `target_parameters`: the names that may be meant, in the order of the config, and how many
-  // matrices the factors hold (E of 1.9; 1 for two-dimensional parameters).
+  // Of `target_parameters`: the names that may be meant, the likeliest first (only the base's
+  // shapes decide), and how many matrices the factors hold (the experts; 1 for two-dimensional
+  // parameters).
   std::vector<std::string> parameters;
   std::uint64_t experts = 1;
   std::vector<Factor> factors;  // by piece, each once
-  std::uint64_t rank = 0;       // as the shapes say; 0 for families without one
+  std::uint64_t rank = 0;       // as the shapes say, of one expert; 0 for families without one
   double alpha = 0;
   double scaling = 1;  // what the product is multiplied by, the user's weight aside
 
