@@ -542,34 +542,6 @@ class Reader {
 }  // namespace
 }  // namespace adapter
 
-std::string_view name(Family family) noexcept {
-  switch (family) {
-    case Family::lora:
-      return "LORA";
-    case Family::adalora:
-      return "ADALORA";
-    case Family::loha:
-      return "LOHA";
-    case Family::lokr:
-      return "LOKR";
-    case Family::ia3:
-      return "IA3";
-    case Family::oft:
-      return "OFT";
-    case Family::boft:
-      return "BOFT";
-    case Family::vera:
-      return "VERA";
-    case Family::miss:
-      return "MISS";
-    case Family::hra:
-      return "HRA";
-    case Family::none:
-      return "whole tensors";
-  }
-  return "";
-}
-
 AdapterConfig parse_adapter_config(std::string_view text, const std::string& shown,
                                    const AdapterOptions& options,
                                    std::vector<std::string>& warnings) {
