@@ -185,4 +185,17 @@ struct DeviceOptions {
 // device has too little free, Error{usage} for a text that names no device. It never falls back.
 [[nodiscard]] std::unique_ptr<Backend> cuda_backend(const DeviceOptions& options);
 
+// How fast a device did one thing.
+struct Rate {
+  std::string what;         // "ties, base and 3"
+  std::uint64_t bytes = 0;  // read and written
+  double seconds = 0;       // median of several runs, by the device's clock
+  bool on_device = false;   // in the device's own memory: to compare with "copy on the device"
+};
+
+// Measures the first device that the options name: its link in both directions, alone and together, its
+// own copy rate, every kind of kernel on generated weights. Takes a second or two and up to
+// options.memory. Throws as cuda_backend() does.
+[[nodiscard]] std::vector<Rate> device_rates(const DeviceOptions& options);
+
 }  // namespace ingot

@@ -12,7 +12,7 @@
 #include "data.hpp"
 #include "ingot/error.hpp"
 #include "memory.hpp"
-#include "runtime.hpp"
+#include "stand.hpp"
 
 namespace ingot {
 namespace {
@@ -154,13 +154,11 @@ std::vector<Case> cases(std::uint64_t count) {
 }
 
 TEST(CudaBackend, AnswersAsTheCpuDoesInAnyLegalOrder) {
+  INGOT_NEEDS_DEVICE();
   const std::unique_ptr<Backend> cpu = cpu_backend("");
   for (const std::uint64_t seed : {0U, 1U, 2U, 3U})
     for (const bool lazy : {true, false}) {
-      emu::Setup setup;
-      setup.seed = seed;
-      setup.lazy = lazy;
-      emu::plug(setup);
+      test::fresh(seed, lazy);
       for (const Case& c : cases(seed == 0 ? 20001 : 3000 + seed)) {
         SCOPED_TRACE(c.name);
         const Answers expected = ask(*cpu, c, false);
@@ -169,15 +167,18 @@ TEST(CudaBackend, AnswersAsTheCpuDoesInAnyLegalOrder) {
         const std::unique_ptr<Backend> fresh = cuda_backend({"cuda", 512 * kMiB});
         expect_same(expected, ask(*fresh, c, true));
       }
+#if defined(INGOT_EMULATED)
       EXPECT_EQ(emu::traffic().unpinned, 0U) << "a copy came from memory that is not pinned";
       EXPECT_EQ(emu::traffic().live, 0U);
+#endif
     }
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 TEST(CudaBackend, AnswersAsTheCpuDoesForATensorOfTwoChunks) {
+  INGOT_NEEDS_DEVICE();
   const std::unique_ptr<Backend> cpu = cpu_backend("");
-  emu::plug({});
+  test::fresh(0);
   for (const Case& c : cases(kChunk + 3)) {
     SCOPED_TRACE(c.name);
     const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 512 * kMiB});
@@ -188,21 +189,10 @@ TEST(CudaBackend, AnswersAsTheCpuDoesForATensorOfTwoChunks) {
 }
 #endif
 
-TEST(CudaBackend, ResidentInputsAreCopiedOnce) {
-  emu::plug({});
-  const Case c = make({"ties", 3}, 30000, {Dtype::bf16}, Dtype::bf16, 9, 0);
-  const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 512 * kMiB});
-  const std::uint64_t before = emu::traffic().bytes_in;
-  (void)ask(*cuda, c, true);
-  const std::uint64_t copied = emu::traffic().bytes_in - before;
-  const std::uint64_t inputs = 4 * 30000 * 2;
-  EXPECT_GE(copied, inputs);
-  EXPECT_LT(copied, inputs + 40000);  // and descriptions
-}
-
 TEST(CudaBackend, ManyItemsAreFewLaunches) {
+  INGOT_NEEDS_DEVICE();
   const std::unique_ptr<Backend> cpu = cpu_backend("");
-  emu::plug({});
+  test::fresh(0);
   const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 64 * kMiB});
   std::vector<Case> list;
   std::vector<std::unique_ptr<Staged>> staged;
@@ -218,9 +208,13 @@ TEST(CudaBackend, ManyItemsAreFewLaunches) {
     items.push_back({staged[n]->chunk(0), &list[n].facts, staged[n]->output(0),
                      n % 3 == 0 ? nullptr : &tallies[n]});
   }
+#if defined(INGOT_EMULATED)
   const std::uint64_t before = emu::traffic().kernels;
+#endif
   cuda->apply(items);
+#if defined(INGOT_EMULATED)
   EXPECT_LE(emu::traffic().kernels - before, 4U);
+#endif
   for (std::size_t n = 0; n < list.size(); ++n) {
     SCOPED_TRACE(list[n].name);
     const Answers expected = ask(*cpu, list[n], false);
@@ -231,13 +225,16 @@ TEST(CudaBackend, ManyItemsAreFewLaunches) {
 }
 
 TEST(CudaBackend, ThreadsShareADeviceAndDevicesShareTheWork) {
+  INGOT_NEEDS_DEVICE();
   const std::unique_ptr<Backend> cpu = cpu_backend("");
-  for (const char* devices : {"cuda", "cuda:1,0"})
+#if defined(INGOT_EMULATED)
+  const std::vector<std::string> wishes = {"cuda", "cuda:1,0"};
+#else
+  const std::vector<std::string> wishes = {"cuda"};
+#endif
+  for (const std::string& devices : wishes)
     for (const std::uint64_t seed : {0U, 3U}) {
-      emu::Setup setup;
-      setup.devices = 2;
-      setup.seed = seed;
-      emu::plug(setup);
+      test::fresh(seed, true, 2);
       const std::vector<Case> list = cases(5000);
       std::vector<Answers> expected;
       for (const Case& c : list) expected.push_back(ask(*cpu, c, false));
@@ -253,6 +250,36 @@ TEST(CudaBackend, ThreadsShareADeviceAndDevicesShareTheWork) {
         });
       for (std::thread& t : threads) t.join();
     }
+}
+
+TEST(CudaBackend, ReportsWhatTheDeviceDid) {
+  INGOT_NEEDS_DEVICE();
+  test::fresh(0);
+  const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 16 * kMiB});
+  EXPECT_EQ(cuda->describe().substr(0, 7), "cuda:0 ");
+  (void)ask(*cuda, make({"linear", 3}, 20000, {Dtype::bf16}, Dtype::f32, 1), false);
+  const std::vector<Activity> all = cuda->activity();
+  ASSERT_EQ(all.size(), 1U);
+  EXPECT_GE(all[0].bytes_in, 3U * 20000 * 2);
+  EXPECT_GE(all[0].bytes_out, 20000U * 4);
+  EXPECT_GT(all[0].copy_in, 0);
+  EXPECT_GT(all[0].kernels, 0);
+  EXPECT_GT(all[0].copy_out, 0);
+  EXPECT_EQ(all[0].memory, 16 * kMiB);
+}
+
+#if defined(INGOT_EMULATED)
+
+TEST(CudaBackend, ResidentInputsAreCopiedOnce) {
+  emu::plug({});
+  const Case c = make({"ties", 3}, 30000, {Dtype::bf16}, Dtype::bf16, 9, 0);
+  const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 512 * kMiB});
+  const std::uint64_t before = emu::traffic().bytes_in;
+  (void)ask(*cuda, c, true);
+  const std::uint64_t copied = emu::traffic().bytes_in - before;
+  const std::uint64_t inputs = 4 * 30000 * 2;
+  EXPECT_GE(copied, inputs);
+  EXPECT_LT(copied, inputs + 40000);  // and descriptions
 }
 
 TEST(CudaBackend, HoldsItsCeilingAndAllocatesNothingLater) {
@@ -405,20 +432,7 @@ TEST(CudaBackend, AFailedCallLeavesTheOthersAlone) {
   }
 }
 
-TEST(CudaBackend, ReportsWhatTheDeviceDid) {
-  emu::plug({});
-  const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 16 * kMiB});
-  EXPECT_EQ(cuda->describe(), "cuda:0 Emulated device");
-  (void)ask(*cuda, make({"linear", 3}, 20000, {Dtype::bf16}, Dtype::f32, 1), false);
-  const std::vector<Activity> all = cuda->activity();
-  ASSERT_EQ(all.size(), 1U);
-  EXPECT_GE(all[0].bytes_in, 3U * 20000 * 2);
-  EXPECT_GE(all[0].bytes_out, 20000U * 4);
-  EXPECT_GT(all[0].copy_in, 0);
-  EXPECT_GT(all[0].kernels, 0);
-  EXPECT_GT(all[0].copy_out, 0);
-  EXPECT_EQ(all[0].memory, 16 * kMiB);
-}
+#endif
 
 TEST(Arena, PartsNeverOverlapAndEverythingComesBack) {
   std::vector<std::byte> memory(1 << 16);

@@ -9,8 +9,8 @@
 #include "apply.hpp"
 #include "data.hpp"
 #include "measure.hpp"
-#include "runtime.hpp"
 #include "select.hpp"
+#include "stand.hpp"
 #include "stream.hpp"
 
 namespace ingot {
@@ -70,7 +70,10 @@ class Memory {
   explicit Memory(std::size_t bytes, const void* data = nullptr, std::size_t size = 0)
       : bytes_(bytes) {
     check(cudaMalloc(&memory_, std::max<std::size_t>(bytes, 1)));
-    if (size > 0) std::memcpy(memory_, data, size);
+    if (size == 0) return;
+    const gpu::Stream stream;
+    check(cudaMemcpyAsync(memory_, data, size, cudaMemcpyHostToDevice, stream.get()));
+    check(cudaStreamSynchronize(stream.get()));
   }
   ~Memory() { check(cudaFree(memory_)); }
   Memory(const Memory&) = delete;
@@ -80,7 +83,15 @@ class Memory {
   [[nodiscard]] T* as() const {
     return static_cast<T*>(memory_);
   }
-  [[nodiscard]] std::size_t bytes() const { return bytes_; }
+  // A copy of what it holds.
+  template <class T>
+  [[nodiscard]] std::vector<T> read() const {
+    std::vector<T> values(bytes_ / sizeof(T));
+    const gpu::Stream stream;
+    check(cudaMemcpyAsync(values.data(), memory_, bytes_, cudaMemcpyDeviceToHost, stream.get()));
+    check(cudaStreamSynchronize(stream.get()));
+    return values;
+  }
 
  private:
   void* memory_ = nullptr;
@@ -117,13 +128,13 @@ Chunk chunk_of(const Case& c, const std::vector<const std::byte*>& inputs,
 void finish(const gpu::Stream& stream) { check(cudaStreamSynchronize(stream.get())); }
 
 // Compares and says where two outputs part.
-::testing::AssertionResult same(const std::vector<std::byte>& expected, const std::byte* found,
-                                std::size_t width) {
+::testing::AssertionResult same(const std::vector<std::byte>& expected,
+                                const std::vector<std::byte>& found, std::size_t width) {
   for (std::size_t at = 0; at < expected.size(); at += width) {
-    if (std::memcmp(&expected[at], found + at, width) == 0) continue;
+    if (std::memcmp(&expected[at], &found[at], width) == 0) continue;
     std::uint32_t e = 0, f = 0;
     std::memcpy(&e, &expected[at], width);
-    std::memcpy(&f, found + at, width);
+    std::memcpy(&f, &found[at], width);
     return ::testing::AssertionFailure()
            << "element " << at / width << ": expected " << std::hex << e << ", found " << f;
   }
@@ -132,10 +143,9 @@ void finish(const gpu::Stream& stream) { check(cudaStreamSynchronize(stream.get(
 
 class Kernels : public ::testing::TestWithParam<std::uint64_t> {
  protected:
-  Kernels() {
-    emu::Setup setup;
-    setup.seed = GetParam();
-    emu::plug(setup);
+  void SetUp() override {
+    INGOT_NEEDS_DEVICE();
+    test::fresh(GetParam());
   }
   const std::unique_ptr<Backend> cpu_ = cpu_backend("");
 };
@@ -165,8 +175,8 @@ void expect_apply(Backend& cpu, const Case& c, const Shape& shape, unsigned span
                          counts.as<gpu::Counts>()};
   gpu::apply(gpu::kind(c.facts), batch, shape, stream);
   finish(stream);
-  EXPECT_TRUE(same(expected, output.as<std::byte>(), c.output_width()));
-  const auto& found = *counts.as<gpu::Counts>();
+  EXPECT_TRUE(same(expected, output.read<std::byte>(), c.output_width()));
+  const gpu::Counts found = counts.read<gpu::Counts>()[0];
   for (int s = 0; s < math::kSources; ++s) EXPECT_EQ(found.kept[s], tally.kept[s]) << s;
   EXPECT_EQ(found.conflicts, tally.conflicts);
   EXPECT_EQ(found.change, tally.change);
@@ -251,6 +261,7 @@ TEST_P(Kernels, ManyJobsOfOneLaunchAreWhatEachIsAlone) {
                 counts.as<gpu::Counts>()},
                shape, stream);
     finish(stream);
+    const auto tallies = counts.read<gpu::Counts>();
     for (std::size_t n = 0; n < cases.size(); ++n) {
       const Case& c = cases[n];
       std::vector<std::byte> expected(c.count() * c.output_width());
@@ -258,9 +269,8 @@ TEST_P(Kernels, ManyJobsOfOneLaunchAreWhatEachIsAlone) {
       const auto pointers = c.pointers(0);
       const Backend::Item item{chunk_of(c, pointers), &c.facts, expected.data(), &tally};
       cpu_->apply({&item, 1});
-      EXPECT_TRUE(same(expected, outputs[n]->as<std::byte>(), c.output_width())) << c.name;
-      for (int s = 0; s < 3; ++s)
-        EXPECT_EQ(counts.as<gpu::Counts>()[n].kept[s], tally.kept[s]) << c.name;
+      EXPECT_TRUE(same(expected, outputs[n]->read<std::byte>(), c.output_width())) << c.name;
+      for (int s = 0; s < 3; ++s) EXPECT_EQ(tallies[n].kept[s], tally.kept[s]) << c.name;
     }
   }
 }
@@ -295,8 +305,9 @@ TEST_P(Kernels, FoldsHaveTheBitsOfTheCpusForAnyGrid) {
       gpu::fold(jobs.as<gpu::Job>(), size, on_device.as<math::Term>(), terms, sums.as<double>(),
                 {256, n % 2 == 0 ? 65536U : 2U}, stream);
       finish(stream);
+      const auto all = sums.read<double>();
       for (std::size_t i = 0; i < expected.size(); ++i) {
-        const double found = sums.as<double>()[i];
+        const double found = all[i];
         const bool nan = expected[i] != expected[i] && found != found;  // payloads may differ
         EXPECT_TRUE(nan || std::memcmp(&expected[i], &found, sizeof found) == 0) << i;
       }
@@ -322,10 +333,11 @@ TEST_P(Kernels, SamplesAreTheKeysTheCpuTakes) {
       gpu::sample(on_device.as<gpu::Tensor>(), size, 3, stride, keys.as<std::uint32_t>(),
                   kShapes[n % kShapes.size()], stream);
       finish(stream);
+      const auto found = keys.read<std::uint32_t>();
       for (std::size_t s = 0; s < 3; ++s)
-        EXPECT_EQ(std::memcmp(expected[s].data(), keys.as<std::uint32_t>() + s * runs * 64,
-                              expected[s].size() * 4),
-                  0)
+        EXPECT_EQ(
+            std::memcmp(expected[s].data(), found.data() + s * runs * 64, expected[s].size() * 4),
+            0)
             << c.name << " stride " << stride;
     }
     ++n;
@@ -377,8 +389,11 @@ TEST_P(Kernels, VerifyCountsAndListsInOrder) {
                   window.as<gpu::Window>(), limit, census.as<gpu::Census>(), found.as<gpu::Found>(),
                   segments.as<gpu::Segment>(), kShapes[n % kShapes.size()], stream);
       finish(stream);
+      const auto counted = census.read<gpu::Census>();
+      const auto list = found.read<gpu::Found>();
+      const auto parts = segments.read<gpu::Segment>();
       for (std::size_t s = 0; s < count; ++s) {
-        const gpu::Census& is = census.as<gpu::Census>()[s];
+        const gpu::Census& is = counted[s];
         EXPECT_EQ(is.above, expected[s].above);
         EXPECT_EQ(is.at_high, expected[s].at_high);
         EXPECT_EQ(is.at_low, expected[s].at_low);
@@ -387,9 +402,9 @@ TEST_P(Kernels, VerifyCountsAndListsInOrder) {
         ASSERT_EQ(is.between, expected[s].between.size());
         std::size_t next = 0;
         for (std::uint64_t span = 0; span < spans; ++span) {
-          const gpu::Segment& segment = segments.as<gpu::Segment>()[s * spans + span];
+          const gpu::Segment& segment = parts[s * spans + span];
           for (std::uint32_t i = 0; i < segment.count; ++i, ++next) {
-            const gpu::Found& f = found.as<gpu::Found>()[s * limit + segment.offset + i];
+            const gpu::Found& f = list[s * limit + segment.offset + i];
             ASSERT_EQ(f.index, expected[s].between[next].index);
             ASSERT_EQ(f.key, expected[s].between[next].key);
           }
@@ -423,8 +438,8 @@ TEST_P(Kernels, HistogramsAndMatchesFindWhatTheCpuFinds) {
       gpu::histogram(on_device.as<gpu::Tensor>(), size, 1, fine, prefix, bins.as<unsigned>(), shape,
                      stream);
       finish(stream);
-      for (std::size_t i = 0; i < expected.size(); ++i)
-        ASSERT_EQ(bins.as<unsigned>()[i], expected[i]) << i;
+      const auto found = bins.read<unsigned>();
+      for (std::size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(found[i], expected[i]) << i;
       if (!fine) continue;
       const auto low = static_cast<std::uint32_t>(
           std::max_element(expected.begin(), expected.end()) - expected.begin());
@@ -432,9 +447,10 @@ TEST_P(Kernels, HistogramsAndMatchesFindWhatTheCpuFinds) {
       const Memory bits((size + 7) / 8);
       gpu::match(on_device.as<gpu::Tensor>(), size, 1, key, bits.as<std::uint8_t>(), shape, stream);
       finish(stream);
+      const auto marks = bits.read<std::uint8_t>();
       std::uint32_t rank = 0;
       for (std::uint64_t i = 0; i < size; ++i)
-        if ((std::uint32_t{bits.as<std::uint8_t>()[i / 8]} >> i % 8 & 1U) != 0) {
+        if ((std::uint32_t{marks[i / 8]} >> i % 8 & 1U) != 0) {
           ASSERT_EQ(cpu_->locate(chunk, 1, key, rank++), i);
         }
       EXPECT_EQ(rank, expected[low]);
@@ -448,7 +464,8 @@ TEST_P(Kernels, TheCanaryIsWhatIeeeSays) {
   const Memory out(sizeof gpu::kCanaryOutput);
   gpu::canary(in.as<float>(), out.as<float>(), stream);
   finish(stream);
-  EXPECT_EQ(std::memcmp(out.as<float>(), gpu::kCanaryOutput, sizeof gpu::kCanaryOutput), 0);
+  EXPECT_EQ(std::memcmp(out.read<float>().data(), gpu::kCanaryOutput, sizeof gpu::kCanaryOutput),
+            0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, Kernels, ::testing::Values(0, 1, 7),

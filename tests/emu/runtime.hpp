@@ -96,7 +96,7 @@ namespace emu {
 // The machine that the runtime pretends to run on.
 struct Setup {
   int devices = 1;
-  std::uint64_t memory = std::uint64_t{1} << 30;  // of each device
+  std::uint64_t memory = std::uint64_t{8} << 30;  // of each device
   int multiprocessors = 3;
   int driver = 13000;                // version the driver reports
   cudaError_t absent = cudaSuccess;  // what counting devices answers instead

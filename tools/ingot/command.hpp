@@ -29,6 +29,7 @@ class Command {
 [[nodiscard]] std::unique_ptr<Command> make_inspect(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_diff(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_verify(CLI::App& program);
+[[nodiscard]] std::unique_ptr<Command> make_bench(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_completion(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_manual(CLI::App& program);
 

@@ -1,0 +1,108 @@
+// Whole merges of the example models through the kernels: the CPU's folder for every method.
+#include "merging.hpp"
+
+#include <gtest/gtest.h>
+
+#include "stand.hpp"
+
+namespace ingot::test {
+namespace {
+
+class Merges : public testing::TestWithParam<std::string> {
+ protected:
+  std::map<std::string, std::string> hash(Backend& backend, const Settings& settings) {
+    const std::string out = folder_ / ("out" + std::to_string(count_++));
+    const std::unique_ptr<Disk> disk = system_disk();
+    PlanOptions options = settings.plan;
+    options.root = example("");
+    const Plan plan = build(*disk, parse(recipes().at(GetParam()), "recipe.yml", {}), options);
+    (void)merge(*disk, backend, plan, out, settings.merge);
+    return fingerprint(out);
+  }
+  Folder folder_;
+  int count_ = 0;
+};
+
+TEST_P(Merges, HaveTheFolderOfTheCpu) {
+  INGOT_NEEDS_DEVICE();
+  const auto expected = hash(*cpu_backend(""), {});
+  ASSERT_FALSE(expected.empty());
+  struct Way {
+    std::uint64_t seed;
+    const char* devices;
+    std::uint64_t device_memory, memory;
+    int threads;
+  };
+  constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+  for (const Way& way : {
+         Way{0, "cuda", 512 * kMiB, 1024 * kMiB, 0}, Way{1, "cuda:0", 4 * kMiB, 1024 * kMiB, 2},
+#if defined(INGOT_EMULATED)
+             Way{7, "cuda:1,0", 300 * kMiB, 128 * kMiB, 3},
+#endif
+             Way {
+           2, "cuda", 300 * kMiB, 128 * kMiB, 3
+         }
+       }) {
+    fresh(way.seed, true, 2);
+    Settings settings;
+    settings.merge.memory = way.memory;
+    settings.merge.threads = way.threads;
+    {
+      const std::unique_ptr<Backend> cuda = cuda_backend({way.devices, way.device_memory});
+      EXPECT_EQ(hash(*cuda, settings), expected) << way.devices << ", seed " << way.seed;
+      std::uint64_t copied = 0;
+      for (const Activity& a : cuda->activity()) copied += a.bytes_out;
+      EXPECT_GT(copied, 0U) << "the device did nothing";
+    }
+#if defined(INGOT_EMULATED)
+    EXPECT_EQ(emu::traffic().unpinned, 0U);
+    EXPECT_EQ(emu::traffic().live, 0U);
+#endif
+  }
+}
+
+#if defined(INGOT_EMULATED)
+TEST_P(Merges, AFailingDeviceLeavesNothingBehindAndResumes) {
+  const auto expected = hash(*cpu_backend(""), {});
+  emu::plug({});
+  (void)hash(*cuda_backend({"cuda", 8 << 20}), {});
+  const std::uint64_t calls = emu::traffic().calls;
+  const std::string out = folder_ / "fails";
+  const std::unique_ptr<Disk> disk = system_disk();
+  PlanOptions options;
+  options.root = example("");
+  Settings settings;
+  for (const double when : {0.3, 0.6, 0.8}) {
+    emu::Setup setup;
+    setup.fail_call = static_cast<std::uint64_t>(static_cast<double>(calls) * when);
+    setup.lost = true;
+    emu::plug(setup);
+    const Plan plan = build(*disk, parse(recipes().at(GetParam()), "recipe.yml", {}), options);
+    try {
+      const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 8 << 20});
+      (void)merge(*disk, *cuda, plan, out, settings.merge);
+      FAIL() << "the device was lost and nobody noticed";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), Code::device) << e.what();
+    }
+    EXPECT_EQ(disk->kind(out), Disk::Kind::absent);
+    EXPECT_EQ(emu::traffic().live, 0U);
+    settings.merge.resume = true;
+  }
+  emu::plug({});
+  const Plan plan = build(*disk, parse(recipes().at(GetParam()), "recipe.yml", {}), options);
+  (void)merge(*disk, *cuda_backend({"cuda", 8 << 20}), plan, out, settings.merge);
+  EXPECT_EQ(fingerprint(out), expected);
+}
+
+#endif
+
+INSTANTIATE_TEST_SUITE_P(Methods, Merges, testing::ValuesIn([] {
+                           std::vector<std::string> names;
+                           for (const auto& [name, text] : recipes()) names.push_back(name);
+                           return names;
+                         }()),
+                         [](const auto& one) { return one.param; });
+
+}  // namespace
+}  // namespace ingot::test

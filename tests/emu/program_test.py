@@ -1,0 +1,45 @@
+"""The program over emulated devices writes the folder that the program writes on the CPU."""
+
+import filecmp
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+plain, emulated, examples = sys.argv[1:4]
+
+
+def merge(program, recipe, out, *words, seed="0"):
+    command = [program, "merge", recipe, out, "--root", examples, "--no-sync", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False,
+                          env={**os.environ, "EMU_SEED": seed})
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}: {done.stderr}")
+    return done.stdout + done.stderr
+
+
+def files(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    for recipe in sorted(pathlib.Path(examples, "recipes").glob("*.yml")):
+        expected = folder / recipe.stem / "cpu"
+        expected.parent.mkdir()
+        merge(plain, recipe, expected)
+        for words, seed in ((["--device", "cuda"], "0"),
+                            (["--device", "cuda", "--device-memory", "4MiB"], "1"),
+                            (["--device", "auto", "--memory", "128MiB", "--threads", "3"], "5")):
+            found = expected.with_name(f"cuda-{seed}")
+            said = merge(emulated, recipe, found, *words, seed=seed)
+            if "cuda:0 Emulated device" not in said:
+                sys.exit(f"{recipe.stem}: the device is not in the report: {said}")
+            names = files(expected)
+            if files(found) != names:
+                sys.exit(f"{recipe.stem}: other files: {files(found)}")
+            for name in names:
+                if not filecmp.cmp(expected / name, found / name, shallow=False):
+                    sys.exit(f"{recipe.stem} {' '.join(words)}: {name} differs")
+        print(f"{recipe.stem}: the same bytes")

@@ -1,0 +1,54 @@
+// What the kernel tests stand on: simulated devices in emulated builds, a real one otherwise. The
+// same tests on both are what checks the emulator itself.
+#pragma once
+
+#include <cstdlib>
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "ingot/error.hpp"
+#include "probe.hpp"
+
+#if defined(INGOT_EMULATED)
+#include "runtime.hpp"
+#endif
+
+namespace ingot::test {
+
+// Why there is no device to test on; empty if there is one.
+inline std::string no_device() {
+#if defined(INGOT_EMULATED)
+  return "";
+#else
+  try {
+    (void)gpu::probe("cuda");
+    return "";
+  } catch (const Error& e) {
+    return e.what();
+  }
+#endif
+}
+
+// Takes a fresh simulated machine, where machines are simulated.
+inline void fresh([[maybe_unused]] std::uint64_t seed, [[maybe_unused]] bool lazy = true,
+                  [[maybe_unused]] int devices = 1) {
+#if defined(INGOT_EMULATED)
+  emu::Setup setup;
+  setup.seed = seed;
+  setup.lazy = lazy;
+  setup.devices = devices;
+  emu::plug(setup);
+#endif
+}
+
+}  // namespace ingot::test
+
+// First line of a test that needs a device: without one it is skipped, or, with
+// INGOT_REQUIRE_DEVICE=1, fails.
+#define INGOT_NEEDS_DEVICE()                                              \
+  if (const std::string why = ::ingot::test::no_device(); !why.empty()) { \
+    if (std::getenv("INGOT_REQUIRE_DEVICE") != nullptr) FAIL() << why;    \
+    GTEST_SKIP() << why;                                                  \
+  }                                                                       \
+  static_assert(true)
