@@ -80,9 +80,8 @@ __device__ __forceinline__ void unpack(const Words& w, math::Format format, floa
     case math::Format::e4m3:
       detail::unpack<math::Format::e4m3>(w, x);
       break;
-    case math::Format::e5m2:
+    default:
       detail::unpack<math::Format::e5m2>(w, x);
-      break;
   }
 }
 
@@ -148,7 +147,7 @@ __device__ __forceinline__ void store(std::byte* data, math::Format format, math
       reinterpret_cast<uint2*>(data)[at] = make_uint2(w.x, w.y);
       break;
     }
-    case math::Format::e5m2: {
+    default: {
       const uint4 w = detail::pack<math::Format::e5m2>(x, overflow).low;
       reinterpret_cast<uint2*>(data)[at] = make_uint2(w.x, w.y);
       break;

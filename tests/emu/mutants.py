@@ -115,10 +115,10 @@ def run(command, build, timeout=300, **more):
     return done.returncode, done.stdout + done.stderr
 
 
-def survives(mutant, build, kind):
+def survives(mutant, build):
     """Why a mutant was not noticed, or None."""
     what, file, old, new, (source, program, tests) = mutant
-    target = f"emu_{kind}_{program}"
+    target = f"emu_{program}"
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         shutil.copytree(KERNELS, folder / "kernels")
@@ -129,7 +129,7 @@ def survives(mutant, build, kind):
         path.write_text(text.replace(old, new))
 
         lines = [line for line in commands(build, target)]
-        right = f"kernels_{kind}.dir/"
+        right = "emu_kernels.dir/"
         compile_line = next(line for line in lines if right in line and f"/{source}.o" in line
                             and " -c " in line)
         words = shlex.split(compile_line)
@@ -158,7 +158,7 @@ def main():
     build, kind = pathlib.Path(sys.argv[1]).resolve(), sys.argv[2]
     chosen = [m for m in MUTANTS[kind] if len(sys.argv) < 4 or sys.argv[3] in m[0]]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda m: survives(m, build, kind), chosen))
+        results = list(pool.map(lambda m: survives(m, build), chosen))
     failures = [result for result in results if result]
     print(f"{len(chosen)} mutants, {len(failures)} survived or were no mutants")
     for failure in failures:

@@ -305,7 +305,7 @@ __global__ void nested_kernel() { emu::execute(1, 1, 0, throwing_kernel); }
 TEST(WrongKernelDeathTest, BrokenSynchronisationIsNamed) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(emu::execute(1, 32, 0, split_kernel),
-               "wait for each other(.|\n)*threads 0-15 at __syncthreads in .*emu_test"
+               "wait for each other(.|\n)*threads 0-15 at __syncthreads in .*block_test"
                "(.|\n)*threads 16-31 at __syncthreads");
   EXPECT_DEATH(emu::execute(1, 32, 0, skipped_kernel),
                "threads 0-0 at __shfl_sync(.|\n)*threads 1-31 at __syncthreads");
