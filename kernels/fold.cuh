@@ -20,7 +20,7 @@ static_assert(math::kTile % kStep == 0);
 __device__ __forceinline__ void fill(const Job& job, const math::Column& column, std::uint64_t pack,
                                      float* numbers) {
   const Tensor& tensor = job.tensor;
-  float x[kPack];
+  float x[kPack] = {};
   unsigned bits = 0;
   if (pack < packs(tensor.count)) {
     bits = valid(pack, tensor.count);

@@ -1,6 +1,8 @@
 // The CUDA backend over simulated devices: the CPU's bytes whatever the device does first, its
 // ceiling, its failures.
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -120,9 +122,8 @@ Answers ask(Backend& backend, const Case& c, bool reside) {
 void expect_same(const Answers& expected, const Answers& found) {
   EXPECT_TRUE(expected.output == found.output);
   EXPECT_EQ(0, std::memcmp(&expected.tally, &found.tally, sizeof(Tally)));
-  ASSERT_EQ(expected.sums.size(), found.sums.size());
-  EXPECT_EQ(0, std::memcmp(expected.sums.data(), found.sums.data(),
-                           expected.sums.size() * sizeof(double)));
+  const auto bits = [](double x) { return std::bit_cast<std::uint64_t>(x); };
+  EXPECT_TRUE(std::ranges::equal(expected.sums, found.sums, {}, bits, bits));
   EXPECT_EQ(expected.samples, found.samples);
   EXPECT_EQ(expected.bins, found.bins);
   EXPECT_EQ(expected.place, found.place);

@@ -335,9 +335,8 @@ TEST_P(Kernels, SamplesAreTheKeysTheCpuTakes) {
       finish(stream);
       const auto found = keys.read<std::uint32_t>();
       for (std::size_t s = 0; s < 3; ++s)
-        EXPECT_EQ(
-            std::memcmp(expected[s].data(), found.data() + s * runs * 64, expected[s].size() * 4),
-            0)
+        EXPECT_TRUE(std::equal(expected[s].begin(), expected[s].end(),
+                               found.begin() + static_cast<std::ptrdiff_t>(s * runs * 64)))
             << c.name << " stride " << stride;
     }
     ++n;
