@@ -1,6 +1,13 @@
-"""The program over emulated devices writes the folder that the program writes on the CPU."""
+"""The program over emulated devices writes the folder that the program writes on the CPU.
+
+  program_test.py PROGRAM EMULATED FOLDER
+
+Merges every recipe of FOLDER/recipes, whose models lie in FOLDER, with both programs and in several ways; prints
+the hash of each receipt, which holds the hash of every tensor and file.
+"""
 
 import filecmp
+import hashlib
 import os
 import pathlib
 import subprocess
@@ -13,7 +20,7 @@ plain, emulated, examples = sys.argv[1:4]
 def merge(program, recipe, out, *words, seed="0"):
     command = [program, "merge", recipe, out, "--root", examples, "--no-sync", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False,
-                          env={**os.environ, "EMU_SEED": seed})
+                          env={**os.environ, "EMU_SEED": seed, "EMU_DEVICES": "2"})
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}: {done.stderr}")
     return done.stdout + done.stderr
@@ -30,7 +37,8 @@ with tempfile.TemporaryDirectory() as folder:
         expected.parent.mkdir()
         merge(plain, recipe, expected)
         for words, seed in ((["--device", "cuda"], "0"),
-                            (["--device", "cuda", "--device-memory", "4MiB"], "1"),
+                            (["--device", "cuda", "--device-memory", "8MiB"], "1"),
+                            (["--device", "cuda:1,0", "--device-memory", "64MiB"], "3"),
                             (["--device", "auto", "--memory", "128MiB", "--threads", "3"], "5")):
             found = expected.with_name(f"cuda-{seed}")
             said = merge(emulated, recipe, found, *words, seed=seed)
@@ -42,4 +50,5 @@ with tempfile.TemporaryDirectory() as folder:
             for name in names:
                 if not filecmp.cmp(expected / name, found / name, shallow=False):
                     sys.exit(f"{recipe.stem} {' '.join(words)}: {name} differs")
-        print(f"{recipe.stem}: the same bytes")
+        receipt = hashlib.sha256((expected / "ingot.json").read_bytes()).hexdigest()
+        print(f"{recipe.stem}: the same bytes, receipt {receipt[:16]}", flush=True)

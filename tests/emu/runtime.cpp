@@ -61,6 +61,7 @@ class Runtime {
  public:
   Runtime() {
     if (const char* text = std::getenv("EMU_SEED")) setup_.seed = std::strtoull(text, nullptr, 10);
+    if (const char* text = std::getenv("EMU_DEVICES")) setup_.devices = std::atoi(text);
     worker_ = std::thread([this] { work(); });
   }
   ~Runtime() {
