@@ -119,7 +119,7 @@ struct Traffic {
 };
 
 // Replaces the machine. Nothing of the old one may be in use; `seed` also comes from the
-// environment (EMU_SEED) before the first plug().
+// environment (EMU_SEED, EMU_DEVICES) before the first plug().
 void plug(const Setup& setup);
 [[nodiscard]] Traffic traffic();
 
