@@ -84,6 +84,12 @@ class View {
   Run run_;
 };
 
+class Staged final : public Factors {
+ public:
+  explicit Staged(const Product& p) : product{p.a.data(), p.b.data(), p.rank, p.width, p.scale} {}
+  LowRank product;
+};
+
 class Cpu final : public Backend {
  public:
   explicit Cpu(const Isa& isa) : isa_(isa), tiles_(*isa.tiles) {}
@@ -203,6 +209,22 @@ class Cpu final : public Backend {
       item.tally->conflicts += counts.conflicts;
       item.tally->change = std::max(item.tally->change, counts.change);
     }
+  }
+
+  std::unique_ptr<Factors> stage(const Product& product) override {
+    return std::make_unique<Staged>(product);
+  }
+
+  void amend(Dtype dtype, const std::byte* own, std::span<const Factors* const> products,
+             std::uint64_t first, std::span<float> values) override {
+    if (values.empty()) return;
+    const Arithmetic exact;
+    std::vector<LowRank> staged;
+    for (const Factors* factors : products) {
+      staged.push_back(static_cast<const Staged*>(factors)->product);
+    }
+    (*isa_.amend)({own, format_of(dtype)}, staged.data(), staged.size(), first, values.size(),
+                  values.data());
   }
 
  private:

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "cpu/product.hpp"
 #include "cpu/tile.hpp"
 
 namespace ingot::cpu {
@@ -12,6 +13,7 @@ struct Isa {
   const char* name;   // "v4"
   const char* words;  // "AVX-512"
   const Tiles* tiles;
+  const Amend* amend;
 };
 
 // The level named, or for "" the highest one this machine has. An unknown name is Error{usage}, a

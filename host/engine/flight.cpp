@@ -14,27 +14,39 @@ namespace {
 
 // Copies move raw bytes, four hash blocks at a time.
 constexpr std::uint64_t kCopyChunk = std::uint64_t{4} << 20;
+// Elements of a derived operand that are made at a time, where one pass is all: their f32 stay in
+// L2.
+constexpr std::uint32_t kMade = std::uint32_t{1} << 16;
 
 }  // namespace
 
-Flight::Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& backend, bool hash)
+Flight::Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& backend,
+               Digests* digests)
     : plan_(plan),
       index_(job),
       job_(plan.jobs[job]),
       lodging_(lodging),
       backend_(backend),
-      hash_(hash) {
+      digests_(digests) {
   const bool merge = job_.action == Action::merge;
   elements_ = merge ? job_.work.rule.elements : job_.output.bytes();
   chunk_elements_ = merge ? kChunk : kCopyChunk;
   chunk_count_ = static_cast<std::uint32_t>((elements_ + chunk_elements_ - 1) / chunk_elements_);
   for (const Operand& operand : job_.operands) {
-    width_.push_back(merge ? bits(staged_dtype(plan, operand)) / 8 : 1);
-    computed_.push_back(!dense(plan, operand, merge));
+    const bool own = lands(operand);
+    width_.push_back(!own ? 0 : merge ? bits(staged_dtype(plan, operand)) / 8 : 1);
+    computed_.push_back(!own || !dense(plan, operand, merge));
+    making_.push_back(nullptr);
+    if (!operand.derived) continue;
+    derives_ = true;
+    making_.back() = std::make_unique<Making>();
+    making_.back()->derived = operand.derived.get();
   }
   out_width_ = merge ? bits(job_.output.dtype) / 8 : 1;
   std::uint64_t least = out_width_;
-  for (const std::uint64_t w : width_) least = std::min(least, w);
+  for (const std::uint64_t w : width_) {
+    if (w > 0) least = std::min(least, w);
+  }
   piece_ = backend.staged() ? chunk_elements_ : kHashBlock / least;
 
   input_blocks_.resize(width_.size());
@@ -46,6 +58,8 @@ Flight::Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& back
   if (chunk_count_ == 0) return;
   if (merge) {
     needs_ = math::needs(job_.work.rule);
+    keeps_ = derives_ && (backend.staged() || needs_.select || needs_.folds > 0);
+    made_.resize(chunk_count_);
     if (needs_.select) {
       selector_ = std::make_unique<Selector>(job_.work, lodging == Lodging::passing);
     }
@@ -69,6 +83,10 @@ std::uint64_t Flight::input_bytes(std::size_t operand, std::uint32_t chunk) cons
   return elements(chunk) * width_[operand];
 }
 
+std::uint64_t Flight::value_bytes(std::size_t operand, std::uint32_t chunk) const noexcept {
+  return keeps_ && making_[operand] ? elements(chunk) * sizeof(float) : 0;
+}
+
 std::uint64_t Flight::input_offset(std::size_t operand, std::uint32_t chunk) const noexcept {
   return first(chunk) * width_[operand];
 }
@@ -89,10 +107,11 @@ void Flight::begin(Step step, std::vector<std::uint32_t> chunks) {
   remaining_ = static_cast<std::uint32_t>(chunks_.size());
   // Inputs are hashed in the first pass that reads all of them; a sample touches only a few lines.
   const bool sampling = step == Step::select && selector_->step() == Selector::Step::sample;
-  hashing_ = hash_ && !hashed_ && !sampling && chunks_.size() == chunk_count_;
+  hashing_ = digests_ != nullptr && !hashed_ && !sampling && chunks_.size() == chunk_count_;
 }
 
-// The order of passes: everything lands (and is hashed) once, selection, sums under the mask, apply.
+// The order of passes: everything lands (and is hashed) once, selection, sums under the mask,
+// apply.
 void Flight::next() {
   std::vector<std::uint32_t> all(chunk_count_);
   for (std::uint32_t c = 0; c < chunk_count_; ++c) all[c] = c;
@@ -154,24 +173,52 @@ Chunk Flight::view(std::uint64_t first, std::uint32_t count, const std::byte* co
 
 void Flight::hash_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs) {
   for (std::size_t i = 0; i < width_.size(); ++i) {
-    if (computed_[i]) continue;  // hashed as stored, by outcome()
+    if (computed_[i] || width_[i] == 0) continue;  // hashed as stored, by outcome()
     hash_into(input_blocks_[i], first * width_[i], {inputs[i], count * width_[i]});
   }
 }
 
-void Flight::hash_into(std::vector<Digest>& blocks, std::uint64_t at, std::span<const std::byte> data) {
+void Flight::hash_into(std::vector<Digest>& blocks, std::uint64_t at,
+                       std::span<const std::byte> data) {
   for (std::size_t i = 0; i < data.size(); i += kHashBlock) {
-    blocks[(at + i) / kHashBlock] = hash_block(data.subspan(i, std::min(kHashBlock, data.size() - i)));
+    blocks[(at + i) / kHashBlock] =
+        hash_block(data.subspan(i, std::min(kHashBlock, data.size() - i)));
   }
 }
 
-void Flight::visit(std::uint32_t chunk, const std::byte* const* inputs, std::byte* out_bytes,
-                   const Emit& emit) {
+void Flight::fill(std::size_t operand, std::uint64_t first, std::uint32_t count,
+                  const std::byte* own, std::byte* values) {
+  Making& making = *making_[operand];
+  std::call_once(making.once, [&] { making.working = making.derived->begin(plan_, &backend_); });
+  const std::size_t bytes = own == nullptr ? 0 : count * width_[operand];
+  making.working->fill(first, {own, bytes}, {reinterpret_cast<float*>(values), count});
+}
+
+void Flight::apply(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs,
+                   std::byte* target, Tally& tally) {
+  const Backend::Item item{view(first, count, inputs), &facts_, target, &tally};
+  backend_.apply({&item, 1});
+}
+
+void Flight::visit(std::uint32_t chunk, const std::byte* const* landed, std::byte* const* values,
+                   std::byte* out_bytes, const Emit& emit) {
   const std::uint64_t begin = first(chunk);
   const std::uint32_t count = elements(chunk);
+  std::vector<const std::byte*> inputs(landed, landed + width_.size());
+  std::vector<std::uint64_t> stride = width_;  // bytes per element of what `inputs` points to
+  const bool hold = lodging_ == Lodging::held;
+  if (keeps_ && reads()) {
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (!making_[i]) continue;
+      if (!hold || made_[chunk] == 0) fill(i, begin, count, landed[i], values[i]);
+      inputs[i] = values[i];
+      stride[i] = sizeof(float);
+    }
+    made_[chunk] = 1;
+  }
   if (step_ != Step::apply) {
-    if (hashing_) hash_inputs(begin, count, inputs);
-    const Chunk whole = view(begin, count, inputs);
+    if (hashing_) hash_inputs(begin, count, landed);
+    const Chunk whole = view(begin, count, inputs.data());
     if (residence_ && !admitted_) backend_.admit(whole);
     if (step_ == Step::select) selector_->visit(backend_, whole);
     if (step_ == Step::fold) fold(whole);
@@ -179,26 +226,48 @@ void Flight::visit(std::uint32_t chunk, const std::byte* const* inputs, std::byt
   }
   Tally tally;
   std::vector<const std::byte*> at(width_.size());
+  std::vector<float> made;
   for (std::uint64_t done = 0; done < count; done += piece_) {
     const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(piece_, count - done));
-    for (std::size_t i = 0; i < at.size(); ++i) {
-      at[i] = inputs[i] == nullptr ? nullptr : inputs[i] + done * width_[i];
+    const auto seek = [&](std::uint64_t to, const std::vector<std::uint64_t>& by,
+                          const std::byte* const* from) {
+      for (std::size_t i = 0; i < at.size(); ++i) {
+        at[i] = from[i] == nullptr ? nullptr : from[i] + to * by[i];
+      }
+    };
+    if (hashing_) {
+      seek(done, width_, landed);
+      hash_inputs(begin + done, n, at.data());
     }
-    if (hashing_) hash_inputs(begin + done, n, at.data());
     const std::byte* result = nullptr;
+    // Pieces go out one by one from the same bytes, which stay in the cache; or side by side.
+    std::byte* target = emit ? out_bytes : out_bytes + done * out_width_;
     if (job_.action == Action::copy) {
+      seek(done, width_, landed);
       compare(begin + done, n, at.data());
       result = at[0];
-      if (!emit) std::memcpy(out_bytes + done, at[0], n);
+      if (!emit) std::memcpy(target, at[0], n);
+    } else if (derives_ && !keeps_) {
+      made.resize(width_.size() * kMade);
+      for (std::uint32_t part = 0; part < n; part += kMade) {
+        const std::uint32_t m = std::min(kMade, n - part);
+        seek(done + part, width_, landed);
+        for (std::size_t i = 0; i < at.size(); ++i) {
+          if (!making_[i]) continue;
+          auto* room = reinterpret_cast<std::byte*>(made.data() + i * kMade);
+          fill(i, begin + done + part, m, at[i], room);
+          at[i] = room;
+        }
+        apply(begin + done + part, m, at.data(), target + part * out_width_, tally);
+      }
+      result = target;
     } else {
-      // Pieces go out one by one from the same bytes, which stay in the cache; or side by side.
-      std::byte* target = emit ? out_bytes : out_bytes + done * out_width_;
-      const Backend::Item item{view(begin + done, n, at.data()), &facts_, target, &tally};
-      backend_.apply({&item, 1});
+      seek(done, stride, inputs.data());
+      apply(begin + done, n, at.data(), target, tally);
       result = target;
     }
     const std::span<const std::byte> piece(result, n * out_width_);
-    if (hash_) hash_into(output_blocks_, (begin + done) * out_width_, piece);
+    if (digests_ != nullptr) hash_into(output_blocks_, (begin + done) * out_width_, piece);
     if (emit) emit((begin + done) * out_width_, piece);
   }
   const std::lock_guard lock(mutex_);
@@ -212,8 +281,9 @@ void Flight::fold(const Chunk& chunk) {
   backend_.fold(chunk, facts_, sums);
   const std::size_t tile = chunk.first / kFoldTile;
   for (int f = 0; f < needs_.folds; ++f) {
-    std::copy_n(sums.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(f) * here), here,
-                tiles_.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(f) * all + tile));
+    std::copy_n(
+        sums.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(f) * here), here,
+        tiles_.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(f) * all + tile));
   }
 }
 
@@ -227,21 +297,33 @@ void Flight::compare(std::uint64_t at, std::uint32_t bytes, const std::byte* con
     };
     fail(Code::dtype,
          fmt::format("{} ({}) differs between {} and {} near byte {}: {} tensors are copied, not "
-                     "merged, so all models must agree on them", job_.output.name,
-                     name(job_.output.dtype), shown(0), shown(i), at, name(job_.output.dtype)));
+                     "merged, so all models must agree on them",
+                     job_.output.name, name(job_.output.dtype), shown(0), shown(i), at,
+                     name(job_.output.dtype)));
   }
 }
 
 Outcome Flight::outcome() {
   Outcome result;
   result.inputs.resize(width_.size());
-  if (hash_) {
-    for (std::size_t i = 0; i < width_.size(); ++i) {
-      result.inputs[i] = computed_[i] ? digest_operand(plan_, job_.operands[i])
+  result.ingredients.resize(width_.size());
+  result.found.resize(width_.size());
+  for (std::size_t i = 0; i < width_.size(); ++i) {
+    const Operand& operand = job_.operands[i];
+    if (making_[i] && making_[i]->working) {
+      result.found[i] = operand.derived->found(*making_[i]->working);
+    }
+    if (digests_ == nullptr) continue;
+    if (width_[i] > 0) {
+      result.inputs[i] = computed_[i] ? digests_->of({operand.model, operand.entry})
                                       : hash_digests(input_blocks_[i]);
     }
-    result.output = hash_digests(output_blocks_);
+    if (!making_[i]) continue;
+    for (const Ingredient& part : operand.derived->ingredients()) {
+      result.ingredients[i].push_back(digests_->of(part));
+    }
   }
+  if (digests_ != nullptr) result.output = hash_digests(output_blocks_);
   result.tally = tally_;
   result.facts = facts_;
   return result;

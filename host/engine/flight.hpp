@@ -13,6 +13,7 @@
 #include "engine/arena.hpp"
 #include "engine/receipt.hpp"
 #include "engine/select.hpp"
+#include "engine/supply.hpp"
 #include "ingot/math/methods.hpp"
 #include "ingot/merge.hpp"
 #include "store/window.hpp"
@@ -35,14 +36,14 @@ class Flight {
   // Receives the output of an applying visit, piece by piece: offset in the tensor, bytes.
   using Emit = std::function<void(std::uint64_t at, std::span<const std::byte>)>;
 
-  Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& backend, bool hash);
+  Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& backend, Digests* digests);
 
   [[nodiscard]] std::size_t index() const noexcept { return index_; }
   [[nodiscard]] const Job& job() const noexcept { return job_; }
   [[nodiscard]] Lodging lodging() const noexcept { return lodging_; }
   [[nodiscard]] std::uint32_t chunk_count() const noexcept { return chunk_count_; }
-  // Bytes of one chunk of an operand as staged, and where they start in the operand; of the output
-  // likewise.
+  // Bytes of one chunk of an operand as it lands, and where they start in the operand; of the
+  // output likewise. None for operands without a tensor of their own.
   [[nodiscard]] std::uint64_t input_bytes(std::size_t operand, std::uint32_t chunk) const noexcept;
   [[nodiscard]] std::uint64_t input_offset(std::size_t operand, std::uint32_t chunk) const noexcept;
   [[nodiscard]] std::uint64_t output_bytes(std::uint32_t chunk) const noexcept;
@@ -51,6 +52,9 @@ class Flight {
   [[nodiscard]] std::uint64_t first(std::uint32_t chunk) const noexcept;
   [[nodiscard]] std::uint64_t piece_bytes() const noexcept { return piece_ * out_width_; }
   [[nodiscard]] bool computed(std::size_t operand) const noexcept { return computed_[operand]; }
+  // Bytes that a chunk of a derived operand's values takes beside what lands; 0 where they are made
+  // piece by piece.
+  [[nodiscard]] std::uint64_t value_bytes(std::size_t operand, std::uint32_t chunk) const noexcept;
 
   // The chunks the current pass visits; empty once the tensor is done.
   [[nodiscard]] const std::vector<std::uint32_t>& chunks() const noexcept { return chunks_; }
@@ -59,10 +63,12 @@ class Flight {
   // True if a visit of this pass needs the operands' bytes from the caller.
   [[nodiscard]] bool reads() const noexcept;
 
-  // Takes part in the current pass with one chunk. `inputs` are the operands' bytes, null where the
-  // backend holds them. In the applying pass the output goes to `out`: the whole chunk of it, or, given
+  // Takes part in the current pass with one chunk. `inputs` are the operands' bytes as they landed,
+  // null where the backend holds them; `values` is the room for what is derived of them, by
+  // operand. In the applying pass the output goes to `out`: the whole chunk of it, or, given
   // `emit`, one piece at a time.
-  void visit(std::uint32_t chunk, const std::byte* const* inputs, std::byte* out, const Emit& emit);
+  void visit(std::uint32_t chunk, const std::byte* const* inputs, std::byte* const* values,
+             std::byte* out, const Emit& emit);
 
   // Counts a finished visit; true for the one that ends the pass.
   [[nodiscard]] bool visited() noexcept { return remaining_.fetch_sub(1) == 1; }
@@ -78,6 +84,7 @@ class Flight {
 
   // Staging, kept by the run: each chunk's bytes in the arena, windows by operand.
   std::vector<Extent> in, out;
+  Extent working;  // what the derived operands hold, counted here, not kept here
   std::vector<Window> windows;
   bool past_cache = false;  // output goes through `out` and the writer, not through the page cache
   std::atomic<std::uint32_t> unwritten = 0;
@@ -85,13 +92,25 @@ class Flight {
  private:
   enum class Step : std::uint8_t { land, select, fold, apply, done };
 
+  // The work on a derived operand, begun by the first worker that needs it.
+  struct Making {
+    const Derived* derived = nullptr;
+    std::once_flag once;
+    std::unique_ptr<Working> working;
+  };
+
+  void fill(std::size_t operand, std::uint64_t first, std::uint32_t count, const std::byte* own,
+            std::byte* values);
+  void apply(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs,
+             std::byte* out, Tally& tally);
   void begin(Step step, std::vector<std::uint32_t> chunks);
   void next();
   [[nodiscard]] std::uint32_t elements(std::uint32_t chunk) const noexcept;
   [[nodiscard]] Chunk view(std::uint64_t first, std::uint32_t count,
                            const std::byte* const* inputs) const;
   void hash_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs);
-  static void hash_into(std::vector<Digest>& blocks, std::uint64_t at, std::span<const std::byte> data);
+  static void hash_into(std::vector<Digest>& blocks, std::uint64_t at,
+                        std::span<const std::byte> data);
   void fold(const Chunk& chunk);
   void compare(std::uint64_t at, std::uint32_t bytes, const std::byte* const* inputs) const;
 
@@ -100,13 +119,17 @@ class Flight {
   const Job& job_;
   Lodging lodging_;
   Backend& backend_;
-  bool hash_;
-  std::uint64_t elements_ = 0;        // of the tensor; bytes for a copy
+  Digests* digests_;            // null: nothing is hashed
+  std::uint64_t elements_ = 0;  // of the tensor; bytes for a copy
   std::uint64_t chunk_elements_ = 0;
   std::uint32_t chunk_count_ = 0;
   std::uint64_t piece_ = 0;           // elements that fill whole hash blocks of every operand
-  std::vector<std::uint64_t> width_;  // staged bytes per element, by operand
+  std::vector<std::uint64_t> width_;  // bytes per element as they land, by operand
   std::vector<bool> computed_;        // operands that are not runs of file bytes
+  std::vector<std::unique_ptr<Making>> making_;  // by operand; null: it is not derived
+  bool derives_ = false;                         // some operand is
+  bool keeps_ = false;  // derived values are made by whole chunks, in memory of their own
+  std::vector<std::uint8_t> made_;  // by chunk: they are there
   std::uint64_t out_width_ = 0;
   math::Needs needs_;
   Step step_ = Step::land;
@@ -116,7 +139,7 @@ class Flight {
   bool hashed_ = false, landed_ = false, admitted_ = false;
   std::unique_ptr<Selector> selector_;
   std::unique_ptr<Residence> residence_;
-  std::vector<double> tiles_;         // fold sums, by term and tile of the whole tensor
+  std::vector<double> tiles_;  // fold sums, by term and tile of the whole tensor
   math::Facts facts_;
   std::vector<std::vector<Digest>> input_blocks_;
   std::vector<Digest> output_blocks_;

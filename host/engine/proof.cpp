@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include <fmt/format.h>
@@ -15,37 +16,76 @@
 namespace ingot {
 namespace {
 
-constexpr std::uint64_t kRun = 64;          // elements recomputed at one place
-constexpr std::uint64_t kPlaces = 64;       // places of a sample, beside both ends
-constexpr std::uint64_t kBlock = 1 << 16;   // elements decoded at a time
+constexpr std::uint64_t kRun = 64;         // elements recomputed at one place
+constexpr std::uint64_t kPlaces = 64;      // places of a sample, beside both ends
+constexpr std::uint64_t kBlock = 1 << 16;  // elements decoded at a time
 
-// The operands of a job as rows of floats.
+// The operands of a job as rows of floats. What is derived is made here without a backend.
 class Inputs {
  public:
-  Inputs(const Plan& plan, const Job& job) : plan_(plan), job_(job), rows_(job.operands.size()) {}
+  Inputs(const Plan& plan, const Job& job) : plan_(plan), job_(job), rows_(job.operands.size()) {
+    for (const Operand& operand : job.operands) {
+      working_.push_back(operand.derived ? operand.derived->begin(plan, nullptr) : nullptr);
+    }
+    own_.resize(rows_.size());
+  }
 
   void read(std::uint64_t first, std::uint64_t count) {
+    first_ = first;
     for (std::size_t i = 0; i < rows_.size(); ++i) {
-      const Dtype dtype = staged_dtype(plan_, job_.operands[i]);
-      stored_.resize(count * bits(dtype) / 8);
-      supply(plan_, job_.operands[i], true, first, stored_);
+      const Operand& operand = job_.operands[i];
+      std::vector<float>& values = operand.derived ? own_[i] : rows_[i];
+      stored_.clear();
+      if (lands(operand)) {
+        const Dtype dtype = staged_dtype(plan_, operand);
+        stored_.resize(count * bits(dtype) / 8);
+        supply(plan_, operand, true, first, stored_);
+        values.resize(count);
+        decode(dtype, stored_, values);
+      }
+      if (!operand.derived) continue;
       rows_[i].resize(count);
-      decode(dtype, stored_, rows_[i]);
+      working_[i]->fill(first, stored_, rows_[i]);
     }
   }
-  [[nodiscard]] float base(std::uint64_t at) const { return job_.work.rule.base ? rows_[0][at] : 0.0F; }
+  // The first of the elements read whose derived value is not what double precision gives, in
+  // words.
+  [[nodiscard]] std::string doubt() const {
+    for (std::size_t i = 0; i < rows_.size(); ++i) {
+      const Operand& operand = job_.operands[i];
+      if (!operand.derived) continue;
+      const std::vector<Truth> truths =
+          operand.derived->recompute(plan_, first_, rows_[i].size(), own_[i]);
+      for (std::size_t k = 0; k < truths.size(); ++k) {
+        const double found = static_cast<double>(rows_[i][k]);
+        if (std::abs(found - truths[k].value) <= truths[k].slack) continue;
+        if (std::isnan(found) && std::isnan(truths[k].value)) continue;
+        if (found == truths[k].value) continue;  // infinities
+        return fmt::format("{}: element {} of operand {} derives as {} in f32, {} in double",
+                           job_.output.name, first_ + k, i + 1, found, truths[k].value);
+      }
+    }
+    return {};
+  }
+  [[nodiscard]] float base(std::uint64_t at) const {
+    return job_.work.rule.base ? rows_[0][at] : 0.0F;
+  }
   // The sources' values of one element, and the base's.
   void gather(std::uint64_t at, float* x) const {
     const std::size_t skip = job_.work.rule.base ? 1 : 0;
     for (std::size_t s = skip; s < rows_.size(); ++s) x[s - skip] = rows_[s][at];
   }
-  [[nodiscard]] float value(std::size_t operand, std::uint64_t at) const { return rows_[operand][at]; }
+  [[nodiscard]] float value(std::size_t operand, std::uint64_t at) const {
+    return rows_[operand][at];
+  }
 
  private:
   const Plan& plan_;
   const Job& job_;
-  std::vector<std::vector<float>> rows_;
+  std::vector<std::vector<float>> rows_, own_;
+  std::vector<std::unique_ptr<Working>> working_;
   std::vector<std::byte> stored_;
+  std::uint64_t first_ = 0;
 };
 
 template <class Each>
@@ -59,8 +99,10 @@ void walk(const Plan& plan, const Job& job, Each&& each) {
   }
 }
 
-// Threshold and cut of one source: all keys sorted, largest first, the lower index first among equals.
-math::Selection select_by_sorting(const Plan& plan, const Job& job, int source, std::uint64_t keep) {
+// Threshold and cut of one source: all keys sorted, largest first, the lower index first among
+// equals.
+math::Selection select_by_sorting(const Plan& plan, const Job& job, int source,
+                                  std::uint64_t keep) {
   std::vector<std::uint32_t> keys;
   keys.reserve(job.work.rule.elements);
   const std::size_t operand = static_cast<std::size_t>(source) + 1;
@@ -72,7 +114,8 @@ math::Selection select_by_sorting(const Plan& plan, const Job& job, int source, 
   math::Selection selection;
   selection.all = false;
   selection.threshold = sorted[keep - 1];
-  const auto above = std::lower_bound(sorted.begin(), sorted.end(), selection.threshold, std::greater<>());
+  const auto above =
+      std::lower_bound(sorted.begin(), sorted.end(), selection.threshold, std::greater<>());
   std::uint64_t ties = keep - static_cast<std::uint64_t>(above - sorted.begin());
   for (std::uint64_t i = 0; i < keys.size(); ++i) {
     if (keys[i] == selection.threshold && --ties == 0) {
@@ -134,12 +177,18 @@ std::uint64_t encode_as(float value, math::Overflow overflow) {
 
 std::uint64_t encode(Dtype dtype, float value, math::Overflow overflow) {
   switch (dtype) {
-    case Dtype::f32: return encode_as<math::Format::f32>(value, overflow);
-    case Dtype::f16: return encode_as<math::Format::f16>(value, overflow);
-    case Dtype::bf16: return encode_as<math::Format::bf16>(value, overflow);
-    case Dtype::f8_e4m3: return encode_as<math::Format::e4m3>(value, overflow);
-    case Dtype::f8_e5m2: return encode_as<math::Format::e5m2>(value, overflow);
-    default: fail(Code::internal, fmt::format("no codec for {}", name(dtype)));
+    case Dtype::f32:
+      return encode_as<math::Format::f32>(value, overflow);
+    case Dtype::f16:
+      return encode_as<math::Format::f16>(value, overflow);
+    case Dtype::bf16:
+      return encode_as<math::Format::bf16>(value, overflow);
+    case Dtype::f8_e4m3:
+      return encode_as<math::Format::e4m3>(value, overflow);
+    case Dtype::f8_e5m2:
+      return encode_as<math::Format::e5m2>(value, overflow);
+    default:
+      fail(Code::internal, fmt::format("no codec for {}", name(dtype)));
   }
 }
 
@@ -165,6 +214,7 @@ Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, b
 
   const auto check = [&](std::uint64_t first, std::uint64_t count) {
     inputs.read(first, count);
+    if (proof.finding.empty()) proof.finding = inputs.doubt();
     stored.resize(count * width / 8);
     read_exact(file, place + first * width / 8, stored);
     values.resize(count);
@@ -173,7 +223,8 @@ Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, b
       inputs.gather(i, x.data());
       const float base = inputs.base(i);
       const auto truth = math::evaluate<double>(rule, facts, x.data(), base, first + i);
-      const std::uint64_t expected = encode(dtype, static_cast<float>(truth.value), job.work.overflow);
+      const std::uint64_t expected =
+          encode(dtype, static_cast<float>(truth.value), job.work.overflow);
       std::uint64_t found = 0;
       std::memcpy(&found, stored.data() + i * width / 8, width / 8);
       ++proof.elements;
@@ -186,8 +237,8 @@ Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, b
       const auto single = math::evaluate<float>(rule, facts, x.data(), base, first + i);
       if (found == encode(dtype, single.value, job.work.overflow)) continue;
       if (proof.finding.empty()) {
-        proof.finding = fmt::format("{}: element {} is {}, its rule gives {}", job.output.name, first + i,
-                                    values[i], truth.value);
+        proof.finding = fmt::format("{}: element {} is {}, its rule gives {}", job.output.name,
+                                    first + i, values[i], truth.value);
       }
     }
   };

@@ -17,7 +17,8 @@ Digest digest_of(const std::string& text) {
 // Exact and the same on every machine: C's hexadecimal notation of an f32.
 std::string hex(float x) { return fmt::format("{:a}", x); }
 
-// Doubles as the shortest decimal that reads back the same; NaN (a parameter that is not set) as null.
+// Doubles as the shortest decimal that reads back the same; NaN (a parameter that is not set) as
+// null.
 Json number(double x) { return std::isnan(x) ? Json(nullptr) : Json(x); }
 
 // Names that are not UTF-8 are shown with replacement characters instead of failing the run.
@@ -60,10 +61,22 @@ Json describe_plan(const Plan& plan, const Job& job) {
     const Model& model = plan.models[operand.model];
     const TensorInfo& info = model.checkpoint.entries()[operand.entry].info;
     Json source;
-    source["model"] = model.ref.text;
-    source["tensor"] = info.name;
-    source["dtype"] = std::string(name(info.dtype));
+    if (!operand.derived || operand.derived->own()) {
+      source["model"] = model.ref.text;
+      source["tensor"] = info.name;
+      source["dtype"] = std::string(name(info.dtype));
+    }
     if (operand.rows) source["rows"] = "rearranged to the output's vocabulary";
+    if (operand.derived) {
+      source["derived"] = Json::parse(operand.derived->describe());
+      Json ingredients = Json::array();
+      for (const Ingredient& part : operand.derived->ingredients()) {
+        const Model& from = plan.models[part.model];
+        ingredients.push_back({{"model", from.ref.text},
+                               {"tensor", from.checkpoint.entries()[part.entry].info.name}});
+      }
+      source["ingredients"] = std::move(ingredients);
+    }
     if (merge && rule.base && i == 0) {
       source["role"] = "base";
     } else if (merge) {
@@ -88,7 +101,12 @@ Json describe(const Plan& plan, const Job& job, const Outcome& outcome) {
   const bool vectors = has_task_vectors(job);
   for (std::size_t i = 0; i < job.operands.size(); ++i) {
     Json& source = entry["sources"][i];
-    source["hash"] = outcome.inputs[i].text();
+    const auto& derived = job.operands[i].derived;
+    if (!derived || derived->own()) source["hash"] = outcome.inputs[i].text();
+    for (std::size_t k = 0; derived && k < outcome.ingredients[i].size(); ++k) {
+      source["ingredients"][k]["hash"] = outcome.ingredients[i][k].text();
+    }
+    if (derived && !outcome.found[i].empty()) source["found"] = Json::parse(outcome.found[i]);
     if (!vectors || (rule.base && i == 0)) continue;
     const std::size_t s = i - (rule.base ? 1 : 0);
     const math::Source& fact = outcome.facts.source[s];
@@ -101,7 +119,8 @@ Json describe(const Plan& plan, const Job& job, const Outcome& outcome) {
     if (outcome.facts.rescaled) source["factor"] = hex(fact.factor);
   }
   if (merge && math::method(rule.method).formula == math::Formula::slerp) {
-    entry["coefficients"] = Json::array({hex(outcome.facts.scalar[0]), hex(outcome.facts.scalar[1])});
+    entry["coefficients"] =
+        Json::array({hex(outcome.facts.scalar[0]), hex(outcome.facts.scalar[1])});
   }
   if (vectors) {
     entry["conflicts"] = outcome.tally.conflicts;
@@ -133,8 +152,8 @@ PlanOptions parse_options(const Json& json) {
   o.seed = json.at("seed").get<std::uint64_t>();
   o.shard_bytes = json.at("shard_bytes").get<std::uint64_t>();
   o.dtype = json.at("dtype").get<std::string>();
-  o.overflow = json.at("fp8_overflow") == "saturate" ? math::Overflow::saturate
-                                                     : math::Overflow::propagate;
+  o.overflow =
+      json.at("fp8_overflow") == "saturate" ? math::Overflow::saturate : math::Overflow::propagate;
   o.copy_tokenizer = json.at("copy_tokenizer").get<bool>();
   o.model_card = json.at("model_card").get<bool>();
   for (const auto& w : json.at("waivers")) {
@@ -179,7 +198,8 @@ std::string print_receipt(const Plan& plan, const std::vector<Json>& entries,
   json["tensors"] = entries;
   json["unused"] = describe_unused(plan);
   Json others = Json::array();
-  for (const auto& [file, digest] : files) others.push_back({{"file", file}, {"hash", digest.text()}});
+  for (const auto& [file, digest] : files)
+    others.push_back({{"file", file}, {"hash", digest.text()}});
   json["files"] = std::move(others);
   Json warnings = Json::array();
   for (const Problem& p : plan.problems) {
@@ -194,21 +214,27 @@ Json parse_receipt(const std::string& text, const std::string& path) {
   Json json = Json::parse(text, nullptr, false);
   if (json.is_discarded() || !json.is_object() || !json.contains("format")) {
     fail(Code::format, fmt::format("{}: not a receipt of ingot (expected a JSON object with "
-                                   "\"format\": \"{}\")", path, kReceiptFormat));
+                                   "\"format\": \"{}\")",
+                                   path, kReceiptFormat));
   }
   if (json["format"] != kReceiptFormat) {
-    fail(Code::format, fmt::format("{}: receipt format {} found, {} expected: verify with the ingot "
-                                   "that wrote it", path, json["format"].dump(), kReceiptFormat));
+    fail(Code::format,
+         fmt::format("{}: receipt format {} found, {} expected: verify with the ingot "
+                     "that wrote it",
+                     path, json["format"].dump(), kReceiptFormat));
   }
   const auto at = json.find("hash");
   if (at == json.end() || !at->is_string()) {
-    fail(Code::format, fmt::format("{}: the receipt has no self-hash: it was edited or cut off", path));
+    fail(Code::format,
+         fmt::format("{}: the receipt has no self-hash: it was edited or cut off", path));
   }
   const auto told = at->get<std::string>();
   json.erase(at);
   if (const auto found = digest_of(print(json)).text(); found != told) {
-    fail(Code::format, fmt::format("{}: the receipt was edited or damaged: its self-hash is {}, its "
-                                   "contents give {}", path, told, found));
+    fail(Code::format,
+         fmt::format("{}: the receipt was edited or damaged: its self-hash is {}, its "
+                     "contents give {}",
+                     path, told, found));
   }
   return json;
 }
@@ -222,8 +248,9 @@ int unchanged(const Plan& plan, const std::vector<Json>& entries) {
       const Json& entry = entries[e];
       bool same = false;
       for (const Json& source : entry["sources"]) {
-        same = same || (source["model"] == ref && source["hash"] == entry["hash"] &&
-                        source["dtype"] == entry["dtype"] && source["tensor"] == entry["name"]);
+        same = same || (source.contains("model") && source["model"] == ref &&
+                        source["hash"] == entry["hash"] && source["dtype"] == entry["dtype"] &&
+                        source["tensor"] == entry["name"]);
       }
       all = same;
     }

@@ -21,9 +21,11 @@ inline constexpr const char* kReceiptName = "ingot.json";
 // What running a job brought to light.
 struct Outcome {
   Digest output;
-  std::vector<Digest> inputs;  // by operand
+  std::vector<Digest> inputs;                    // by operand: of its own tensor
+  std::vector<std::vector<Digest>> ingredients;  // by operand: of a derived one's, in their order
+  std::vector<std::string> found;  // by operand: what a derived one's work brought to light
   Tally tally;
-  math::Facts facts;           // for Action::merge
+  math::Facts facts;  // for Action::merge
 };
 
 // One entry of the receipt's "tensors". A pure function of its arguments.
@@ -39,8 +41,8 @@ struct Outcome {
 [[nodiscard]] Json describe_options(const PlanOptions& options);
 [[nodiscard]] PlanOptions parse_options(const Json& json);
 
-// The whole receipt: `entries` by job, in order, and the hashes of the folder's other files. Ends in a
-// self-hash that finds accidents.
+// The whole receipt: `entries` by job, in order, and the hashes of the folder's other files. Ends
+// in a self-hash that finds accidents.
 [[nodiscard]] std::string print_receipt(const Plan& plan, const std::vector<Json>& entries,
                                         const std::vector<std::pair<std::string, Digest>>& files);
 

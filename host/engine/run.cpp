@@ -58,9 +58,11 @@ class Run {
         watcher_(watcher),
         report_(report),
         entries_(plan.jobs.size()),
-        threads_(options.threads > 0 ? options.threads
-                                     : std::max(1, static_cast<int>(std::thread::hardware_concurrency()))),
+        threads_(options.threads > 0
+                     ? options.threads
+                     : std::max(1, static_cast<int>(std::thread::hardware_concurrency()))),
         scratch_(static_cast<std::size_t>(threads_)),
+        digests_(plan),
         arena_(backend, arena_bytes()),
         ring_(make_ring(kDepth, true)),
         writer_(true, [this](std::exception_ptr error) { crew_.fail(std::move(error)); }),
@@ -121,23 +123,33 @@ class Run {
     std::uint64_t useful = 0;  // more than everything is never needed
     for (const Job& job : plan_.jobs) {
       std::uint64_t chunk = 0, all = 0;
-      const std::uint64_t n = job.action == Action::merge ? job.work.rule.elements : job.output.bytes();
-      const std::uint64_t part = job.action == Action::merge ? std::min(n, kChunk)
-                                                             : std::min<std::uint64_t>(n, 4 << 20);
+      const std::uint64_t n =
+          job.action == Action::merge ? job.work.rule.elements : job.output.bytes();
+      const std::uint64_t part =
+          job.action == Action::merge ? std::min(n, kChunk) : std::min<std::uint64_t>(n, 4 << 20);
       for (const Operand& operand : job.operands) {
-        const std::uint64_t width = job.action == Action::merge ? bits(staged_dtype(plan_, operand)) / 8 : 1;
+        if (operand.derived) {
+          chunk += operand.derived->memory() + slot_bytes(part * sizeof(float));
+          all += operand.derived->memory() + n * sizeof(float);
+        }
+        if (!lands(operand)) continue;
+        const std::uint64_t width =
+            job.action == Action::merge ? bits(staged_dtype(plan_, operand)) / 8 : 1;
         chunk += slot_bytes(part * width);
         all += n * width;
       }
       const std::uint64_t width = job.action == Action::merge ? bits(job.output.dtype) / 8 : 1;
       least = std::max(least, chunk + slot_bytes(part * width));
-      useful += all + n * width + 2 * kPage * (job.operands.size() + 1) * (n / kChunk + 1);
+      useful += all + n * width + 2 * kPage * (2 * job.operands.size() + 1) * (n / kChunk + 1);
     }
     // Workers that write through the page cache hold one piece of output each.
-    const std::uint64_t aside = kOverhead + static_cast<std::uint64_t>(threads_) * (std::uint64_t{4} << 20);
+    const std::uint64_t aside =
+        kOverhead + static_cast<std::uint64_t>(threads_) * (std::uint64_t{4} << 20);
     if (options_.memory < aside + least) {
-      fail(Code::usage, fmt::format("--memory {} MiB is too small for this merge: its tensors need at "
-                                    "least {} MiB", options_.memory >> 20, (aside + least) / (1 << 20) + 1));
+      fail(Code::usage,
+           fmt::format("--memory {} MiB is too small for this merge: its tensors need at "
+                       "least {} MiB",
+                       options_.memory >> 20, (aside + least) / (1 << 20) + 1));
     }
     return std::min(options_.memory - aside, std::max(useful, least));
   }
@@ -165,6 +177,7 @@ class Run {
   [[nodiscard]] double cached(const Job& job) const {
     double in_cache = 0, all = 0;
     for (const Operand& o : job.operands) {
+      if (!lands(o)) continue;
       const auto bytes = static_cast<double>(entry_of(o).info.bytes());
       in_cache += bytes * resident(file_of(o), entry_of(o).offset, entry_of(o).info.bytes());
       all += bytes;
@@ -175,7 +188,10 @@ class Run {
   [[nodiscard]] std::uint64_t chunk_bytes(const Flight& flight, std::uint32_t chunk) const {
     std::uint64_t sum = 0;
     for (std::size_t i = 0; i < flight.job().operands.size(); ++i) {
-      sum += slot_bytes(flight.input_bytes(i, chunk));
+      for (const std::uint64_t bytes :
+           {flight.input_bytes(i, chunk), flight.value_bytes(i, chunk)}) {
+        if (bytes > 0) sum += slot_bytes(bytes);
+      }
     }
     return sum;
   }
@@ -184,7 +200,13 @@ class Run {
     using Storage = MergeOptions::Storage;
     bool computed = false, mappable = !backend_.staged();
     std::uint64_t bytes = 0;
+    const math::Needs needs =
+        job.action == Action::merge ? math::needs(job.work.rule) : math::Needs{};
+    const bool once = !needs.select && needs.folds == 0;
     for (const Operand& o : job.operands) {
+      if (o.derived) bytes += o.derived->memory() + job.work.rule.elements * sizeof(float);
+      if (o.derived && !(once && lands(o))) computed = true;
+      if (!lands(o)) continue;
       computed = computed || !dense(plan_, o, job.action == Action::merge);
       mappable = mappable && Window::possible(file_of(o));
       bytes += job.action == Action::merge
@@ -193,13 +215,13 @@ class Run {
     }
     // Output goes beside the inputs, and every chunk of either takes up to two pages more.
     bytes += job.output.bytes();
-    bytes += 2 * kPage * (job.operands.size() + 1) * (job.work.rule.elements / kChunk + 1);
+    bytes += 2 * kPage * (2 * job.operands.size() + 1) * (job.work.rule.elements / kChunk + 1);
     hot = options_.storage == Storage::mapped || options_.storage == Storage::buffered ||
           (options_.storage == Storage::automatic && cached(job) > 0.95);
-    if (!computed && mappable && hot && options_.storage != Storage::buffered) return Lodging::mapped;
+    if (!computed && mappable && hot && options_.storage != Storage::buffered)
+      return Lodging::mapped;
     if (job.action == Action::copy) return Lodging::passing;
-    const math::Needs needs = math::needs(job.work.rule);
-    if (!needs.select && needs.folds == 0) return Lodging::passing;
+    if (once) return Lodging::passing;
     if (backend_.staged()) return Lodging::resident;
     return bytes <= arena_.size() ? Lodging::held : Lodging::passing;
   }
@@ -210,16 +232,21 @@ class Run {
     const Lodging lodging = lodge(job, hot);
     if (lodging == Lodging::mapped) await_air(index);
     // Shared by the reader, the visits and writes of its chunks; the last of them lets it go.
-    auto flight = std::make_shared<Flight>(plan_, index, lodging, backend_, options_.hash);
+    auto flight = std::make_shared<Flight>(plan_, index, lodging, backend_,
+                                           options_.hash ? &digests_ : nullptr);
     if (flight->chunk_count() == 0) {
       finish(*flight);
       return;
     }
-    // Also what was read from the page cache is written past it: pages taken from a virtual machine's
-    // host for the first time cost more than the disk (bench/README.md, "store").
+    // Also what was read from the page cache is written past it: pages taken from a virtual
+    // machine's host for the first time cost more than the disk (bench/README.md, "store").
     flight->past_cache = options_.storage != MergeOptions::Storage::buffered &&
                          output_.shard(job.shard).direct() >= 0 &&
                          (lodging != Lodging::mapped || output_room(*flight) <= arena_.size() / 2);
+    std::uint64_t working = 0;
+    for (const Operand& o : job.operands) working += o.derived ? o.derived->memory() : 0;
+    if (working > 0) flight->working = take(working);
+    if (crew_.failed()) return;
     switch (flight->lodging()) {
       case Lodging::mapped:
         note_path("page cache, mapped");
@@ -256,13 +283,15 @@ class Run {
   }
 
   void post(const std::shared_ptr<Flight>& flight, std::uint32_t chunk) {
-    crew_.post(flight->index(), [this, flight, chunk](int worker) { visit(flight, chunk, worker); });
+    crew_.post(flight->index(),
+               [this, flight, chunk](int worker) { visit(flight, chunk, worker); });
   }
 
   // Bytes of the arena that a tensor's whole output takes.
   [[nodiscard]] static std::uint64_t output_room(const Flight& flight) {
     std::uint64_t sum = 0;
-    for (std::uint32_t c = 0; c < flight.chunk_count(); ++c) sum += slot_bytes(flight.output_bytes(c));
+    for (std::uint32_t c = 0; c < flight.chunk_count(); ++c)
+      sum += slot_bytes(flight.output_bytes(c));
     return sum;
   }
 
@@ -287,7 +316,8 @@ class Run {
     }
   }
 
-  // One extent for the whole tensor, so that it is met as soon as others are gone, given back in parts.
+  // One extent for the whole tensor, so that it is met as soon as others are gone, given back in
+  // parts.
   void hold(const std::shared_ptr<Flight>& flight, bool hot) {
     std::uint64_t sum = 0;
     for (std::uint32_t c = 0; c < flight->chunk_count(); ++c) {
@@ -311,9 +341,11 @@ class Run {
       const bool last = flight->applying();
       for (const std::uint32_t c : chunks) {
         if (crew_.failed()) return;
-        // In one piece: memory in two could be there and yet not fit, and nobody else would give way.
+        // In one piece: memory in two could be there and yet not fit, and nobody else would give
+        // way.
         const std::uint64_t input = flight->reads() ? chunk_bytes(*flight, c) : 0;
-        const std::uint64_t output = last && flight->past_cache ? slot_bytes(flight->output_bytes(c)) : 0;
+        const std::uint64_t output =
+            last && flight->past_cache ? slot_bytes(flight->output_bytes(c)) : 0;
         Extent both = input + output > 0 ? take(input + output) : Extent{};
         if (crew_.failed()) return;
         if (input > 0) flight->in[c] = both.split(input);
@@ -343,7 +375,8 @@ class Run {
   // Memory, while landed reads go on being handed out.
   Extent take(std::uint64_t bytes) {
     if (bytes > arena_.size()) {  // would wait for ever
-      fail(Code::internal, fmt::format("{} bytes of staging asked, {} there", bytes, arena_.size()));
+      fail(Code::internal,
+           fmt::format("{} bytes of staging asked, {} there", bytes, arena_.size()));
     }
     for (;;) {
       Extent extent = arena_.try_take(bytes);
@@ -362,6 +395,7 @@ class Run {
     for (std::size_t i = 0; i < job.operands.size(); ++i) {
       const Operand& o = job.operands[i];
       const std::uint64_t bytes = flight->input_bytes(i, chunk);
+      if (bytes == 0) continue;
       if (flight->computed(i)) {
         supply(plan_, o, job.action == Action::merge, flight->first(chunk), {slot, bytes});
       } else {
@@ -373,7 +407,8 @@ class Run {
         Transfer transfer{&file, begin, {slot + begin % kPage, bytes}, false, false, token};
         if (direct) {
           const std::uint64_t from = begin / kPage * kPage;
-          transfer = {&file, from, {slot, round_up(begin + bytes, kPage) - from}, false, true, token};
+          transfer = {&file, from, {slot, round_up(begin + bytes, kPage) - from},
+                      false, true, token};
         }
         ++record.missing;
         ring_->submit(transfer);
@@ -406,27 +441,35 @@ class Run {
     const Job& job = flight->job();
     const bool applying = flight->applying();
     std::vector<const std::byte*> inputs(job.operands.size());
+    std::vector<std::byte*> values(job.operands.size());
     if (flight->lodging() == Lodging::mapped) {
       for (std::size_t i = 0; i < inputs.size(); ++i) {
         inputs[i] = flight->windows[i].bytes().data() + flight->input_offset(i, chunk);
       }
     } else if (flight->reads()) {
-      const std::byte* slot = flight->in[chunk].data();
+      std::byte* slot = flight->in[chunk].data();
       for (std::size_t i = 0; i < inputs.size(); ++i) {
-        const std::uint64_t begin = entry_of(job.operands[i]).offset + flight->input_offset(i, chunk);
+        if (flight->input_bytes(i, chunk) == 0) continue;
+        const std::uint64_t begin =
+            entry_of(job.operands[i]).offset + flight->input_offset(i, chunk);
         inputs[i] = slot + (flight->computed(i) ? 0 : begin % kPage);
         slot += slot_bytes(flight->input_bytes(i, chunk));
+      }
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        if (flight->value_bytes(i, chunk) == 0) continue;
+        values[i] = slot;
+        slot += slot_bytes(flight->value_bytes(i, chunk));
       }
     }
     File& shard = output_.shard(job.shard);
     const std::uint64_t place = output_.place(job);
     try {
       if (!applying) {
-        flight->visit(chunk, inputs.data(), nullptr, {});
+        flight->visit(chunk, inputs.data(), values.data(), nullptr, {});
       } else if (flight->past_cache) {
         const std::uint64_t begin = place + flight->output_offset(chunk);
         std::byte* target = flight->out[chunk].data() + begin % kPage;
-        flight->visit(chunk, inputs.data(), target, {});
+        flight->visit(chunk, inputs.data(), values.data(), target, {});
         writer_.push({&shard, begin, {target, flight->output_bytes(chunk)}, [this, flight, chunk] {
                         flight->out[chunk] = {};
                         written(*flight);
@@ -434,7 +477,7 @@ class Run {
       } else {
         auto& scratch = scratch_[static_cast<std::size_t>(worker)];
         if (scratch.size() < flight->piece_bytes()) scratch.resize(flight->piece_bytes());
-        flight->visit(chunk, inputs.data(), scratch.data(),
+        flight->visit(chunk, inputs.data(), values.data(), scratch.data(),
                       [&](std::uint64_t at, std::span<const std::byte> piece) {
                         write_exact(shard, place + at, piece);
                       });
@@ -444,11 +487,12 @@ class Run {
     }
     for (std::size_t i = 0; i < flight->windows.size(); ++i) {
       if (!flight->windows[i].torn()) continue;
-      fail(Code::io, fmt::format("{}: the file was cut short while {} was read from it",
-                                 file_of(job.operands[i]).path(),
-                                 entry_of(job.operands[i]).info.name));
+      fail(Code::io,
+           fmt::format("{}: the file was cut short while {} was read from it",
+                       file_of(job.operands[i]).path(), entry_of(job.operands[i]).info.name));
     }
-    if (applying || flight->lodging() == Lodging::passing || flight->lodging() == Lodging::resident) {
+    if (applying || flight->lodging() == Lodging::passing ||
+        flight->lodging() == Lodging::resident) {
       flight->in[chunk] = {};
     }
     if (applying) {
@@ -490,7 +534,8 @@ class Run {
   // Counts a chunk and tells the watcher, about ten times a second.
   void advance_progress(const Flight& flight, std::uint32_t chunk) {
     std::uint64_t bytes = flight.output_bytes(chunk);
-    for (std::size_t i = 0; i < flight.job().operands.size(); ++i) bytes += flight.input_bytes(i, chunk);
+    for (std::size_t i = 0; i < flight.job().operands.size(); ++i)
+      bytes += flight.input_bytes(i, chunk);
     const std::uint64_t done = done_bytes_.fetch_add(bytes) + bytes;
     const std::int64_t now = Clock::now().time_since_epoch().count();
     std::int64_t last = told_.load();
@@ -518,17 +563,18 @@ class Run {
   Report& report_;
   std::vector<Json> entries_;
   int threads_;
-  std::mutex mutex_;                   // guards entries_, finished_, mapped_, awaited_
+  std::mutex mutex_;  // guards entries_, finished_, mapped_, awaited_
   std::condition_variable changed_;
   std::size_t finished_ = 0;
-  std::set<std::size_t> mapped_;       // jobs worked on from the page cache, and their bytes
+  std::set<std::size_t> mapped_;  // jobs worked on from the page cache, and their bytes
   std::uint64_t mapped_bytes_ = 0;
-  std::shared_ptr<Flight> awaited_;    // shared with the reader, which sleeps on it
+  std::shared_ptr<Flight> awaited_;  // shared with the reader, which sleeps on it
   std::atomic<std::uint64_t> done_bytes_ = 0;
   std::atomic<std::int64_t> told_ = 0;
   std::mutex watching_;
   std::uint64_t next_token_ = 0;
   std::vector<std::vector<std::byte>> scratch_;  // by worker: one piece of output
+  Digests digests_;
   // In the order in which they may go: threads first, reads under way before the memory they fill.
   Arena arena_;
   std::map<std::uint64_t, Load> loads_;
@@ -544,7 +590,8 @@ double probe(const Plan& plan) {
     for (const Operand& o : job.operands) {
       const Checkpoint& checkpoint = plan.models[o.model].checkpoint;
       File& file = checkpoint.file(checkpoint.entries()[o.entry].file);
-      if (file.direct() < 0 || file.size() < kProbeBytes || resident(file, 0, kProbeBytes) > 0.5) continue;
+      if (file.direct() < 0 || file.size() < kProbeBytes || resident(file, 0, kProbeBytes) > 0.5)
+        continue;
       constexpr std::uint64_t kPiece = std::uint64_t{2} << 20;
       const std::unique_ptr<std::byte, void (*)(void*)> room(
           static_cast<std::byte*>(std::aligned_alloc(kPage, kPiece * 8)), std::free);
@@ -604,8 +651,9 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
   }
   const bool whole_copy = plan.models.size() == 1 && plan.recipe.method == "passthrough";
   if (const int same = options.hash && !whole_copy ? unchanged(plan, entries) : -1; same >= 0) {
-    report.warnings.push_back(fmt::format("the merge changed nothing: every tensor equals {}'s bit for bit",
-                                          plan.models[static_cast<std::size_t>(same)].ref.text));
+    report.warnings.push_back(
+        fmt::format("the merge changed nothing: every tensor equals {}'s bit for bit",
+                    plan.models[static_cast<std::size_t>(same)].ref.text));
   }
   output.publish(entries);
   report.receipt = out + "/" + kReceiptName;

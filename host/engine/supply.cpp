@@ -28,7 +28,8 @@ void read_elements(const Plan& plan, std::uint32_t model, const Entry& entry, st
     read_exact(file, entry.offset + first * width, out);
     return;
   }
-  // A view out of row-major order: walk it in order, read the stored window that a run of rows spans.
+  // A view out of row-major order: walk it in order, read the stored window that a run of rows
+  // spans.
   const Shape& shape = entry.info.shape;
   const int rank = shape.rank();
   const std::uint64_t count = out.size() / width;
@@ -94,8 +95,8 @@ void read_row(const Plan& plan, const RowMap& map, std::uint64_t row, std::span<
   std::vector<double> sum(end - begin > 1 ? values.size() : 0);
   for (std::uint64_t p = begin; p < end; ++p) {
     const RowMap::Pick& pick = map.picks[p];
-    read_values(plan, pick.model, entry_of(plan, pick.model, pick.entry), pick.row * map.width, values,
-                stored);
+    read_values(plan, pick.model, entry_of(plan, pick.model, pick.entry), pick.row * map.width,
+                values, stored);
     for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<double>(values[i]);
   }
   for (std::size_t i = 0; i < sum.size(); ++i) {
@@ -104,7 +105,8 @@ void read_row(const Plan& plan, const RowMap& map, std::uint64_t row, std::span<
 }
 
 // The row that stands for padding: the mean of all rows that are not padding themselves.
-std::vector<float> read_average(const Plan& plan, const RowMap& map, std::vector<std::byte>& stored) {
+std::vector<float> read_average(const Plan& plan, const RowMap& map,
+                                std::vector<std::byte>& stored) {
   std::vector<double> sum(map.width);
   std::vector<float> values(map.width);
   auto padding = map.averaged.begin();
@@ -127,11 +129,16 @@ std::vector<float> read_average(const Plan& plan, const RowMap& map, std::vector
 
 void decode(Dtype dtype, std::span<const std::byte> stored, std::span<float> values) {
   switch (dtype) {
-    case Dtype::f32: return decode_as<math::Format::f32>(stored, values);
-    case Dtype::f16: return decode_as<math::Format::f16>(stored, values);
-    case Dtype::bf16: return decode_as<math::Format::bf16>(stored, values);
-    case Dtype::f8_e4m3: return decode_as<math::Format::e4m3>(stored, values);
-    case Dtype::f8_e5m2: return decode_as<math::Format::e5m2>(stored, values);
+    case Dtype::f32:
+      return decode_as<math::Format::f32>(stored, values);
+    case Dtype::f16:
+      return decode_as<math::Format::f16>(stored, values);
+    case Dtype::bf16:
+      return decode_as<math::Format::bf16>(stored, values);
+    case Dtype::f8_e4m3:
+      return decode_as<math::Format::e4m3>(stored, values);
+    case Dtype::f8_e5m2:
+      return decode_as<math::Format::e5m2>(stored, values);
     case Dtype::f64:
       for (std::size_t i = 0; i < values.size(); ++i) {
         double x;
@@ -189,17 +196,29 @@ void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_
   }
 }
 
-Digest digest_operand(const Plan& plan, const Operand& operand) {
-  const Entry& entry = entry_of(plan, operand.model, operand.entry);
+Digest Digests::of(const Ingredient& tensor) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto at = known_.find(tensor); at != known_.end()) return at->second;
+  }
+  const Entry& entry = entry_of(plan_, tensor.model, tensor.entry);
   const std::uint64_t width = bits(entry.info.dtype) / 8, bytes = entry.info.bytes();
   std::vector<std::byte> block(kHashBlock);
   std::vector<Digest> digests;
   for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
     const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
-    read_elements(plan, operand.model, entry, at / width, piece);
+    read_elements(plan_, tensor.model, entry, at / width, piece);
     digests.push_back(hash_block(piece));
   }
-  return hash_digests(digests);
+  const Digest digest = hash_digests(digests);
+  const std::lock_guard lock(mutex_);
+  if (known_.emplace(tensor, digest).second) bytes_ += bytes;
+  return digest;
+}
+
+std::uint64_t Digests::bytes() const {
+  const std::lock_guard lock(mutex_);
+  return bytes_;
 }
 
 }  // namespace ingot

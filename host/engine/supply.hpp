@@ -1,9 +1,11 @@
 // Operands that are not simply a run of bytes in a file: rows rearranged to a vocabulary, strided
-// views of `.bin` files, f64 narrowed on load.
+// views of `.bin` files, f64 narrowed on load. And the hashes of input tensors.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <span>
 
 #include "base/hash.hpp"
@@ -11,22 +13,43 @@
 
 namespace ingot {
 
-// The element type in which an operand reaches the backend.
+// True if an operand has a tensor of its own whose elements are brought to it.
+[[nodiscard]] inline bool lands(const Operand& operand) {
+  return !operand.derived || operand.derived->own();
+}
+
+// The element type in which an operand's own tensor lands: what the backend sees, unless the
+// operand is derived.
 [[nodiscard]] Dtype staged_dtype(const Plan& plan, const Operand& operand);
 
-// True if the operand's bytes can be taken from its file as they lie. `merging`: they enter a formula.
+// True if the operand's bytes can be taken from its file as they lie. `merging`: they enter a
+// formula.
 [[nodiscard]] bool dense(const Plan& plan, const Operand& operand, bool merging);
 
-// Writes elements [first, first + out.size() / width) of an operand in staged_dtype; for a copy (not
-// `merging`) bytes [first, first + out.size()) of it as stored, in row-major order.
+// Writes elements [first, first + out.size() / width) of an operand in staged_dtype; for a copy
+// (not `merging`) bytes [first, first + out.size()) of it as stored, in row-major order.
 void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_t first,
             std::span<std::byte> out);
 
-// Receipt hash of an operand's whole input tensor as stored, in row-major order.
-[[nodiscard]] Digest digest_operand(const Plan& plan, const Operand& operand);
+// Receipt hashes of whole input tensors as stored, in row-major order: each taken once, however
+// many outputs depend on it. Thread-safe.
+class Digests {
+ public:
+  explicit Digests(const Plan& plan) : plan_(plan) {}
 
-// Decodes `values.size()` stored elements to f32: exactly, f64 with one rounding. Throws Error{dtype} for
-// types without a codec.
+  [[nodiscard]] Digest of(const Ingredient& tensor);
+  // Bytes hashed so far.
+  [[nodiscard]] std::uint64_t bytes() const;
+
+ private:
+  const Plan& plan_;
+  mutable std::mutex mutex_;
+  std::map<Ingredient, Digest> known_;
+  std::uint64_t bytes_ = 0;
+};
+
+// Decodes `values.size()` stored elements to f32: exactly, f64 with one rounding. Throws
+// Error{dtype} for types without a codec.
 void decode(Dtype dtype, std::span<const std::byte> stored, std::span<float> values);
 
 }  // namespace ingot

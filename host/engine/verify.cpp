@@ -34,7 +34,8 @@ class Verifier {
   Verdicts go() {
     const std::string path = out_ + "/" + kReceiptName;
     if (disk_.kind(path) != Disk::Kind::file) {
-      fail(Code::missing, fmt::format("{}: no {} there: not a folder that ingot merged", out_, kReceiptName));
+      fail(Code::missing,
+           fmt::format("{}: no {} there: not a folder that ingot merged", out_, kReceiptName));
     }
     Json receipt;
     try {
@@ -42,7 +43,8 @@ class Verifier {
       check_outputs(receipt);
       if (!options_.outputs_only) check_inputs(receipt);
     } catch (const nlohmann::json::exception& error) {
-      find(fmt::format("{}: the receipt lacks a field or has one of the wrong type ({})", path, error.what()));
+      find(fmt::format("{}: the receipt lacks a field or has one of the wrong type ({})", path,
+                       error.what()));
     } catch (const Error& error) {
       find(error.what());
     }
@@ -58,8 +60,9 @@ class Verifier {
   }
 
   [[nodiscard]] int threads() const {
-    return options_.threads > 0 ? options_.threads
-                                : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    return options_.threads > 0
+               ? options_.threads
+               : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   }
 
   // Runs `work` for every index on the crew; the first Error is thrown here.
@@ -135,13 +138,15 @@ class Verifier {
       for (int axis = 0; axis < entry->info.shape.rank(); ++axis) {
         shape.push_back(entry->info.shape[axis]);
       }
-      if (tensor.at("dtype") != std::string(name(entry->info.dtype)) || tensor.at("shape") != shape) {
+      if (tensor.at("dtype") != std::string(name(entry->info.dtype)) ||
+          tensor.at("shape") != shape) {
         find(fmt::format("{}: {} {} expected, {} {} found", tensor_name,
                          tensor.at("dtype").get<std::string>(), tensor.at("shape").dump(),
                          name(entry->info.dtype), entry->info.shape.text()));
         return;
       }
-      const Digest digest = digest_file(output_->file(entry->file), entry->offset, entry->info.bytes());
+      const Digest digest =
+          digest_file(output_->file(entry->file), entry->offset, entry->info.bytes());
       if (digest.text() != tensor.at("hash")) {
         find(fmt::format("{}: changed since the merge: hash {} expected, {} found", tensor_name,
                          tensor.at("hash").get<std::string>(), digest.text()));
@@ -153,7 +158,8 @@ class Verifier {
     });
   }
 
-  // The plan is built anew from the recipe in the folder, so that a receipt cannot vouch for itself.
+  // The plan is built anew from the recipe in the folder, so that a receipt cannot vouch for
+  // itself.
   void check_inputs(const Json& receipt) {
     const PlanOptions told = parse_options(receipt.at("options"));
     PlanOptions options = told;
@@ -170,22 +176,29 @@ class Verifier {
     std::map<std::string, const Json*> entries;
     for (const Json& tensor : tensors) entries[tensor.at("name").get<std::string>()] = &tensor;
     if (plan.jobs.size() != tensors.size()) {
-      find(fmt::format("the recipe makes {} tensors, the receipt names {}", plan.jobs.size(), tensors.size()));
+      find(fmt::format("the recipe makes {} tensors, the receipt names {}", plan.jobs.size(),
+                       tensors.size()));
     }
     if (const Json left = describe_unused(plan); left != receipt.at("unused")) {
-      find(fmt::format("the recipe leaves {} input tensors unused; the receipt's list of {} is another",
-                       left.size(), receipt.at("unused").size()));
+      find(fmt::format(
+          "the recipe leaves {} input tensors unused; the receipt's list of {} is another",
+          left.size(), receipt.at("unused").size()));
     }
+    digests_.emplace(plan);
     each(plan.jobs.size(), [&](std::size_t j) { check_job(plan.jobs[j], entries); });
+    verdicts_.hashed_bytes += digests_->bytes();
 
     std::vector<Json> ordered;
     for (const Json& tensor : tensors) ordered.push_back(tensor);
     const bool whole_copy = plan.models.size() == 1 && plan.recipe.method == "passthrough";
-    const int same = whole_copy || options_.allow_unchanged || told.allow_unchanged ? -1 : unchanged(plan, ordered);
+    const int same = whole_copy || options_.allow_unchanged || told.allow_unchanged
+                         ? -1
+                         : unchanged(plan, ordered);
     if (same >= 0) {
-      find(fmt::format("the merge changed nothing: every tensor equals {}'s bit for bit "
-                       "(--allow-unchanged if that is meant)",
-                       plan.models[static_cast<std::size_t>(same)].ref.text));
+      find(
+          fmt::format("the merge changed nothing: every tensor equals {}'s bit for bit "
+                      "(--allow-unchanged if that is meant)",
+                      plan.models[static_cast<std::size_t>(same)].ref.text));
     }
   }
 
@@ -201,14 +214,23 @@ class Verifier {
       find(fmt::format("{}: the recipe and the receipt differ in {}", job.output.name, difference));
     }
     bool intact = true;
-    for (std::size_t i = 0; i < job.operands.size(); ++i) {
-      const std::string found = input_digest(job.operands[i]);
-      const Json& source = entry.at("sources").at(i);
-      if (source.at("hash") == found) continue;
+    const auto check = [&](const Ingredient& tensor, const Json& told) {
+      const std::string found = digests_->of(tensor).text();
+      if (told.at("hash") == found) return;
       intact = false;
       find(fmt::format("{} of {}: the input changed since the merge: hash {} expected, {} found",
-                       source.at("tensor").get<std::string>(), source.at("model").get<std::string>(),
-                       source.at("hash").get<std::string>(), found));
+                       told.at("tensor").get<std::string>(), told.at("model").get<std::string>(),
+                       told.at("hash").get<std::string>(), found));
+    };
+    for (std::size_t i = 0; i < job.operands.size(); ++i) {
+      const Operand& operand = job.operands[i];
+      const Json& source = entry.at("sources").at(i);
+      if (lands(operand)) check({operand.model, operand.entry}, source);
+      if (!operand.derived) continue;
+      const auto ingredients = operand.derived->ingredients();
+      for (std::size_t k = 0; k < ingredients.size(); ++k) {
+        check(ingredients[k], source.at("ingredients").at(k));
+      }
     }
     const Entry* output = output_->find(job.output.name);
     if (!intact || output == nullptr || !(output->info.shape == job.output.shape) ||
@@ -217,9 +239,20 @@ class Verifier {
     }
     File& file = output_->file(output->file);
     if (job.action == Action::copy) {
-      if (digest_file(file, output->offset, job.output.bytes()).text() != entry.at("sources").at(0).at("hash")) {
-        find(fmt::format("{}: a copy that does not equal what it was copied from", job.output.name));
+      if (digest_file(file, output->offset, job.output.bytes()).text() !=
+          entry.at("sources").at(0).at("hash")) {
+        find(
+            fmt::format("{}: a copy that does not equal what it was copied from", job.output.name));
       }
+      return;
+    }
+    for (const Operand& operand : job.operands) {
+      if (!operand.derived) continue;
+      const auto judged = operand.derived->judge(*plan_, *output_, job.output.name);
+      if (!judged) continue;
+      if (!judged->empty()) find(*judged);
+      const std::lock_guard lock(mutex_);
+      verdicts_.recomputed += job.output.count();
       return;
     }
     const math::Needs needs = math::needs(job.work.rule);
@@ -236,7 +269,24 @@ class Verifier {
     if (watcher_) watcher_({verdicts_.hashed_bytes, 0, job.output.name});
   }
 
-  // The first field in which an entry is not what the plan says; what only a run can know is not compared.
+  // True if a receipt says what the plan says; in lists of objects it may say more (hashes).
+  static bool agree(const Json& told, const Json& found) {
+    if (!told.is_array() || !found.is_array()) return told == found;
+    if (told.size() != found.size()) return false;
+    for (std::size_t i = 0; i < told.size(); ++i) {
+      if (!told[i].is_object()) {
+        if (told[i] != found[i]) return false;
+        continue;
+      }
+      for (const auto& [key, value] : told[i].items()) {
+        if (!found[i].contains(key) || found[i][key] != value) return false;
+      }
+    }
+    return true;
+  }
+
+  // The first field in which an entry is not what the plan says; what only a run can know is not
+  // compared.
   static std::string compare(const Json& expected, const Json& entry) {
     for (const auto& [field, value] : expected.items()) {
       if (!entry.contains(field)) return field;
@@ -247,7 +297,7 @@ class Verifier {
       if (!entry[field].is_array() || entry[field].size() != value.size()) return field;
       for (std::size_t i = 0; i < value.size(); ++i) {
         for (const auto& [key, told] : value[i].items()) {
-          if (!entry[field][i].contains(key) || entry[field][i][key] != told) {
+          if (!entry[field][i].contains(key) || !agree(told, entry[field][i][key])) {
             return fmt::format("{} of source {}", key, i + 1);
           }
         }
@@ -256,36 +306,21 @@ class Verifier {
     return {};
   }
 
-  // Hash of an input tensor; computed once however many outputs read it.
-  std::string input_digest(const Operand& operand) {
-    const std::pair key(operand.model, operand.entry);
-    {
-      const std::lock_guard lock(mutex_);
-      if (const auto at = digests_.find(key); at != digests_.end()) return at->second;
-    }
-    std::string text = digest_operand(*plan_, operand).text();
-    const std::lock_guard lock(mutex_);
-    if (digests_.emplace(key, text).second) {
-      verdicts_.hashed_bytes +=
-          plan_->models[operand.model].checkpoint.entries()[operand.entry].info.bytes();
-    }
-    return text;
-  }
-
   Disk& disk_;
   const std::string& out_;
   const VerifyOptions& options_;
   const Watcher& watcher_;
-  std::mutex mutex_;  // guards verdicts_ and digests_
+  std::mutex mutex_;  // guards verdicts_
   Verdicts verdicts_;
   std::optional<Checkpoint> output_;
   std::optional<Plan> plan_;
-  std::map<std::pair<std::uint32_t, std::uint32_t>, std::string> digests_;
+  std::optional<Digests> digests_;
 };
 
 }  // namespace
 
-Verdicts verify(Disk& disk, const std::string& out, const VerifyOptions& options, const Watcher& watcher) {
+Verdicts verify(Disk& disk, const std::string& out, const VerifyOptions& options,
+                const Watcher& watcher) {
   return Verifier(disk, out, options, watcher).go();
 }
 
