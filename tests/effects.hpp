@@ -101,8 +101,8 @@ class Bench {
     return values;
   }
   // All of it, by plain loops unless a backend is given.
-  [[nodiscard]] Values apply(const std::string& base, std::vector<Effect> effects,
-                             Backend* backend = nullptr) const {
+  Values apply(const std::string& base, std::vector<Effect> effects,
+               Backend* backend = nullptr) const {
     const auto derived = change(at(base), std::move(effects), std::nullopt);
     return fill(*derived->begin(plan_, backend), base, 0, tensors_.at(base).first.count());
   }

@@ -114,6 +114,14 @@ class Change final : public Derived {
  public:
   Change(Located base, std::vector<Effect> effects, std::optional<Dtype> output)
       : base_(std::move(base)), effects_(std::move(effects)), output_(output) {
+    const Dtype dtype = base_.info.dtype;
+    if (!has_codec(dtype) && dtype != Dtype::f64) {
+      fail(Code::dtype,
+           fmt::format("{} is {}, an adapter changes floats only", base_.info.name, name(dtype)));
+    }
+    if (base_.info.count() == 0) {
+      fail(Code::shape, fmt::format("{} has no elements to change", base_.info.name));
+    }
     for (std::size_t i = 0; i < effects_.size(); ++i) {
       const Effect& effect = effects_[i];
       const Kit& kit = kit_of(base_, effect);

@@ -98,13 +98,31 @@ void misfit(const Located& base, const Effect& effect, const Located& part,
 const Kit& kit_of(const Located& base, const Effect& effect) {
   switch (effect.family) {
     case Family::lora:
+      if (effect.find(Piece::bias) != nullptr) return kBias;
+      if (effect.find(Piece::magnitude) == nullptr) return kProduct;
+      return effect.layout == Layout::linear ? kDora : kDoraColumns;
     case Family::adalora:
     case Family::vera:
       return kProduct;
-    default:
-      fail(Code::usage, fmt::format("{}: {} changes of {} cannot be computed", effect.adapter,
-                                    name(effect.family), base.info.name));
+    case Family::ia3:
+      return kScale;
+    case Family::loha:
+      return kHadamard;
+    case Family::lokr:
+      return kKronecker;
+    case Family::oft:
+      return kOft;
+    case Family::boft:
+      return kBoft;
+    case Family::hra:
+      return kHra;
+    case Family::miss:
+      return effect.tiling == AdapterConfig::Tiling::bat ? kBat : kMiss;
+    case Family::none:
+      return kTokens;
   }
+  fail(Code::internal,
+       fmt::format("{}: no formula for the change of {}", effect.adapter, base.info.name));
 }
 
 }  // namespace ingot

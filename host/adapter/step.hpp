@@ -66,7 +66,13 @@ struct Kit {
 // The kit of an effect. Throws Error{usage} for a family without one.
 [[nodiscard]] const Kit& kit_of(const Located& base, const Effect& effect);
 
-extern const Kit kProduct;  // product.cpp: LoRA, AdaLoRA, VeRA
+extern const Kit kProduct;                // product.cpp: LoRA, AdaLoRA, VeRA
+extern const Kit kDora, kDoraColumns;     // dora.cpp
+extern const Kit kScale, kBias, kTokens;  // scale.cpp: IA3, biases, trained tokens
+extern const Kit kHadamard;               // hadamard.cpp: LoHa
+extern const Kit kKronecker;              // kronecker.cpp: LoKr
+extern const Kit kOft, kBoft, kHra;       // rotation.cpp
+extern const Kit kMiss, kBat;             // miss.cpp
 
 // A tensor as a matrix: its first dimension by all others.
 struct Matrix {

@@ -72,11 +72,15 @@ struct Widened<Single> {
 template <class T>
 using Wide = typename Widened<T>::Type;
 
+using math::narrow;
+using math::widen;
+
 inline Tracked<53> widen(Single x) {
   Tracked<53> wide(x.value);
   wide.slack = x.slack;
   return wide;
 }
+inline Tracked<53> widen(Tracked<53> x) { return x; }
 inline Single narrow(Tracked<53> x) { return {x.value, x.slack}; }
 
 }  // namespace ingot
