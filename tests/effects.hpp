@@ -89,8 +89,8 @@ class Bench {
   }
 
   // Elements [first, first + count) of `base` as a Working fills them.
-  [[nodiscard]] Values fill(Working& working, const std::string& base, std::uint64_t first,
-                            std::uint64_t count) const {
+  Values fill(Working& working, const std::string& base, std::uint64_t first,
+              std::uint64_t count) const {
     const auto& [info, bytes] = tensors_.at(base);
     const std::uint64_t width = bits(info.dtype) / 8;
     Values values(count);
