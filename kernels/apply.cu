@@ -113,7 +113,7 @@ __device__ __forceinline__ void thin_source(const Job& job, unsigned s, std::uin
   unpack(words, source_of(job.tensor, s).format, x);
   const math::Source& source = job.facts.source[s];
   const unsigned kept =
-      thin(job.facts, source, source.factor, job.tensor.first + pack * kPack, base, x);
+      thin(job.facts, source, source.gain, job.tensor.first + pack * kPack, base, x);
   tally.keep(s, kept & bits);
 }
 
@@ -145,13 +145,13 @@ struct Sum {
       float alive[K][kPack];
       gather<K>(job, pack, bits, base, alive, tally);
 #pragma unroll
-      for (unsigned s = 0; s < K; ++s) add(job.facts.source[s].weight, alive[s], out, spread);
+      for (unsigned s = 0; s < K; ++s) add(alive[s], out, spread);
     } else {
       load(job.tensor.input[0], pack, base);
       for (unsigned s = 0; s < sources(job); ++s) {
         float x[kPack];
         thin_source(job, s, pack, fetch(job.tensor.input[s + 1], pack), bits, base, x, tally);
-        add(job.facts.source[s].weight, x, out, spread);
+        add(x, out, spread);
       }
     }
     divide(job.facts, out);
@@ -167,13 +167,12 @@ struct Sum {
   }
 
  private:
-  __device__ __forceinline__ static void add(float weight, const float (&x)[kPack],
-                                             float (&sum)[kPack], math::Spread (&spread)[kPack]) {
+  __device__ __forceinline__ static void add(const float (&x)[kPack], float (&sum)[kPack],
+                                             math::Spread (&spread)[kPack]) {
 #pragma unroll
     for (unsigned j = 0; j < kPack; ++j) {
-      const float term = x[j] * weight;
-      sum[j] += term;
-      spread[j].add(term);
+      sum[j] += x[j];
+      spread[j].add(x[j]);
     }
   }
 };
@@ -224,23 +223,19 @@ struct Consensus {
     set(out, 0.0F);
     for (unsigned s = 0; s < sources(job); ++s) {
       thin_source(job, s, pack, fetch(job.tensor.input[s + 1], pack), bits, base, x, tally);
-      const float weight = job.facts.source[s].weight;
 #pragma unroll
-      for (unsigned j = 0; j < kPack; ++j)
-        votes[j] = math::elect<vote>(votes[j], math::voice<vote>(x[j], weight));
+      for (unsigned j = 0; j < kPack; ++j) votes[j] += math::ballot<vote>(x[j]);
     }
     for (unsigned s = 0; s < sources(job); ++s) {
       load(job.tensor.input[s + 1], pack, x);
       const math::Source& source = job.facts.source[s];
-      (void)thin(job.facts, source, source.factor, job.tensor.first + pack * kPack, base, x);
-      const float weight = source.weight;
+      (void)thin(job.facts, source, source.gain, job.tensor.first + pack * kPack, base, x);
 #pragma unroll
       for (unsigned j = 0; j < kPack; ++j) {
-        const float opinion =
-            math::heard(math::voice<vote>(x[j], weight), math::majority(votes[j]));
+        const float opinion = math::heard(x[j], math::majority(votes[j]));
         const bool agrees = math::agrees(opinion);
-        out[j] += agrees ? x[j] * weight : 0.0F;
-        shares[j] += agrees ? math::share<divisor>(weight) : 0.0F;
+        out[j] += agrees ? math::term<vote>(x[j], source.weight) : 0.0F;
+        shares[j] += agrees ? math::share<divisor>(source.weight) : 0.0F;
         least[j] = opinion < least[j] ? opinion : least[j];
       }
     }

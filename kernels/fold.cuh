@@ -32,7 +32,7 @@ __device__ __forceinline__ void fill(const Job& job, const math::Column& column,
       load_base(tensor, pack, base);
       load(source_of(tensor, s), pack, x);
       if (column.stream == math::Stream::survivor) {
-        (void)thin(job.facts, job.facts.source[s], 1.0F, tensor.first + pack * kPack, base, x);
+        (void)thin(job.facts, job.facts.source[s], {}, tensor.first + pack * kPack, base, x);
       } else {
 #pragma unroll
         for (unsigned j = 0; j < kPack; ++j) x[j] = math::delta(x[j], base[j]);

@@ -256,7 +256,7 @@ def task_arithmetic(base, tensors, weights, densities=None, mask="none", consens
     single = np.float32
     terms, voices, threshold_ties = [], [], 0
     for i, (x, w, density) in enumerate(zip(tensors, weights, densities)):
-        delta, voice, factor = x - base, x.astype(single) - base.astype(single), 1.0
+        delta, voice, gain = x - base, x.astype(single) - base.astype(single), single(w)
         if mask != "none" and density < 1:
             if mask == "select":
                 chosen, edge = select(voice, density)
@@ -265,11 +265,13 @@ def task_arithmetic(base, tensors, weights, densities=None, mask="none", consens
             else:
                 chosen = keep[i].reshape(base.shape)
             before, after = np.abs(delta).sum(), np.abs(delta[chosen]).sum()
-            if rescale and before >= 1e-7 and after >= 1e-7:
-                factor = before / after
-            delta, voice = np.where(chosen, delta * factor, 0.0), np.where(chosen, voice * single(factor), 0)
+            factor = 1.0
+            if rescale:
+                factor = before / after if before >= 1e-7 and after >= 1e-7 else 1.0
+                gain = np.float64(gain) * factor  # the product with it is rounded once
+            delta, voice = np.where(chosen, delta * factor, 0.0), np.where(chosen, voice, 0)
         terms.append(w * delta)
-        voices.append(voice.astype(single) * single(w))
+        voices.append((voice.astype(np.float64) * gain).astype(single))
     biggest = np.max(np.abs(terms), axis=0)
     votes = np.zeros(base.shape, bool)
     if consensus:

@@ -265,65 +265,48 @@ void draw_mask(const Facts& facts, const math::Source& source, std::uint64_t fir
   }
 }
 
-template <Format f>
+template <Format f, bool split>
 void thin_none(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t n,
-               float* __restrict out) {
-  for (std::uint32_t e = 0; e < n; ++e) out[e] = math::delta(math::Codec<f>::decode(x[e]), base[e]);
+               math::Gain gain, float* __restrict out) {
+  for (std::uint32_t e = 0; e < n; ++e) {
+    out[e] = math::survivor<split>(math::delta(math::Codec<f>::decode(x[e]), base[e]), true, gain);
+  }
 }
 
 // Keys and bounds have 31 bits; signed comparison is the cheap one. The bound is at most kNanKey,
-// so a NaN reaches it whatever its payload, and its key need not be made canonical. Without
-// `raised` the factor is known to be 1.
-template <Format f, bool raised>
+// so a NaN reaches it whatever its payload, and its key need not be made canonical.
+template <Format f, bool split>
 std::uint32_t thin_select(const Word<f>* __restrict x, const float* __restrict base,
-                          std::uint32_t n, std::int32_t bound, float factor,
+                          std::uint32_t n, std::int32_t bound, math::Gain gain,
                           float* __restrict out) {
   std::uint32_t kept = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
     const float d = math::delta(math::Codec<f>::decode(x[e]), base[e]);
     const bool keep = static_cast<std::int32_t>(math::bits(d) & 0x7fffffffu) >= bound;
-    out[e] = math::survivor(d, keep, raised ? factor : 1.0F);
+    out[e] = math::survivor<split>(d, keep, gain);
     kept += keep ? 1u : 0u;
   }
   return kept;
 }
 
-template <Format f, bool raised>
+template <Format f, bool split>
 std::uint32_t thin_random(const Word<f>* __restrict x, const float* __restrict base,
-                          std::uint32_t n, const std::uint16_t* __restrict keep, float factor,
+                          std::uint32_t n, const std::uint16_t* __restrict keep, math::Gain gain,
                           float* __restrict out) {
   std::uint32_t kept = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
     const float d = math::delta(math::Codec<f>::decode(x[e]), base[e]);
     const std::uint32_t k = keep[e];
-    out[e] = math::survivor(d, k != 0, raised ? factor : 1.0F);
+    out[e] = math::survivor<split>(d, k != 0, gain);
     kept += k;
   }
   return kept;
 }
 
-// What a selecting mask leaves of the elements [from, from + n), all at or before the cut or all
-// behind it.
-std::uint32_t thin_select(const Input& input, std::uint32_t bound, float factor, std::uint32_t from,
-                          std::uint32_t n, const float* base, float* out) {
-  if (bound > math::kNanKey) {
-    for (std::uint32_t e = 0; e < n; ++e) out[e] = 0.0F;
-    return 0;
-  }
-  std::uint32_t kept = 0;
-  dispatch(input.format, [&](auto tag) {
-    constexpr Format f = decltype(tag)::format;
-    const Word<f>* x = words<f>(input, from);
-    const auto least = static_cast<std::int32_t>(bound);
-    kept = factor == 1.0F ? thin_select<f, false>(x, base, n, least, factor, out)
-                          : thin_select<f, true>(x, base, n, least, factor, out);
-  });
-  return kept;
-}
-
-// What the mask leaves of one source in a step, times `factor`; returns how many elements it let
+// What the mask leaves of one source in a step, times `gain`; returns how many elements it let
 // through.
-std::uint32_t thin(const Run& run, const Facts& facts, int s, float factor, std::uint32_t from,
+template <bool split>
+std::uint32_t thin(const Run& run, const Facts& facts, int s, math::Gain gain, std::uint32_t from,
                    std::uint32_t n, const float* base, float* out) {
   const math::Source& source = facts.source[s];
   const Input& input = source_of(run, s);
@@ -332,7 +315,7 @@ std::uint32_t thin(const Run& run, const Facts& facts, int s, float factor, std:
   if (source.all != 0 || facts.mask == Mask::none) {
     dispatch(input.format, [&](auto tag) {
       constexpr Format f = decltype(tag)::format;
-      thin_none<f>(words<f>(input, from), base, n, out);
+      thin_none<f, split>(words<f>(input, from), base, n, gain, out);
     });
     return n;
   }
@@ -342,33 +325,44 @@ std::uint32_t thin(const Run& run, const Facts& facts, int s, float factor, std:
     draw_mask(facts, source, first, n, keep);
     dispatch(input.format, [&](auto tag) {
       constexpr Format f = decltype(tag)::format;
-      const Word<f>* x = words<f>(input, from);
-      kept = factor == 1.0F ? thin_random<f, false>(x, base, n, keep, factor, out)
-                            : thin_random<f, true>(x, base, n, keep, factor, out);
+      kept = thin_random<f, split>(words<f>(input, from), base, n, keep, gain, out);
     });
     return kept;
   }
   // One comparison decides for elements up to the cut, another behind it.
-  std::uint32_t split = n;
+  std::uint32_t edge = n;
   if (source.cut >= first && source.cut - first < n) {
-    split = static_cast<std::uint32_t>(source.cut - first) + 1;
+    edge = static_cast<std::uint32_t>(source.cut - first) + 1;
   }
   for (std::uint32_t at = 0; at < n;) {
-    const std::uint32_t end = at < split ? split : n;
-    kept += thin_select(input, math::bound(source.threshold, first + at, source.cut), factor,
-                        from + at, end - at, base + at, out + at);
+    const std::uint32_t end = at < edge ? edge : n;
+    const std::uint32_t bound = math::bound(source.threshold, first + at, source.cut);
+    if (bound > math::kNanKey) {
+      for (; at < end; ++at) out[at] = 0.0F;
+      continue;
+    }
+    dispatch(input.format, [&](auto tag) {
+      constexpr Format f = decltype(tag)::format;
+      kept += thin_select<f, split>(words<f>(input, from + at), base + at, end - at,
+                                    static_cast<std::int32_t>(bound), gain, out + at);
+    });
     at = end;
   }
   return kept;
 }
 
+std::uint32_t thin(const Run& run, const Facts& facts, int s, math::Gain gain, std::uint32_t from,
+                   std::uint32_t n, const float* base, float* out) {
+  return gain.split() ? thin<true>(run, facts, s, gain, from, n, base, out)
+                      : thin<false>(run, facts, s, gain, from, n, base, out);
+}
+
 // ---- formulas
 
-// What a source brought to one step: its survivors.
 struct Step {
   alignas(64) float base[kStep];
   alignas(64) float out[kStep];
-  alignas(64) float alive[math::kSources][kStep];
+  alignas(64) float alive[math::kSources][kStep];  // what thin() left of each source
 };
 
 // The weighted mean of inputs that all have one format, with K of them in registers, encoded.
@@ -497,19 +491,16 @@ void slerp(const Run& run, const Facts& facts, std::uint32_t from, std::uint32_t
 
 // Sum of task vectors, K sources in registers. Leaves M in `out`; returns conflicts.
 template <int K>
-std::uint32_t sum_unrolled(const float (*__restrict alive)[kStep], const Facts& facts,
-                           std::uint32_t n, float* __restrict out) {
-  float weight[static_cast<std::size_t>(K)];
-  for (int s = 0; s < K; ++s) weight[s] = facts.source[s].weight;
+std::uint32_t sum_unrolled(const float (*__restrict alive)[kStep], std::uint32_t n,
+                           float* __restrict out) {
   std::uint32_t conflicts = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
     float merged = 0.0F;
     math::Spread spread;
 #pragma GCC unroll 8
     for (int s = 0; s < K; ++s) {
-      const float term = alive[s][e] * weight[s];
-      merged += term;
-      if (K > 1) spread.add(term);
+      merged += alive[s][e];
+      if (K > 1) spread.add(alive[s][e]);
     }
     out[e] = merged;
     if (K > 1) conflicts += spread.conflict() ? 1u : 0u;
@@ -517,12 +508,11 @@ std::uint32_t sum_unrolled(const float (*__restrict alive)[kStep], const Facts& 
   return conflicts;
 }
 
-void sum_source(const float* __restrict alive, float weight, std::uint32_t n,
-                float* __restrict merged, math::Spread* __restrict spread) {
+void sum_source(const float* __restrict alive, std::uint32_t n, float* __restrict merged,
+                math::Spread* __restrict spread) {
   for (std::uint32_t e = 0; e < n; ++e) {
-    const float term = alive[e] * weight;
-    merged[e] += term;
-    spread[e].add(term);
+    merged[e] += alive[e];
+    spread[e].add(alive[e]);
   }
 }
 
@@ -534,14 +524,12 @@ std::uint32_t sum(const Step& step, const Facts& facts, std::uint32_t n, float* 
   std::uint32_t conflicts = 0;
   if (facts.sources >= 1 && facts.sources <= kUnrolled) {
     dispatch_count(facts.sources, [&](auto count) {
-      conflicts = sum_unrolled<decltype(count)::value>(step.alive, facts, n, out);
+      conflicts = sum_unrolled<decltype(count)::value>(step.alive, n, out);
     });
   } else {
     alignas(64) math::Spread spread[kStep];
     for (std::uint32_t e = 0; e < n; ++e) out[e] = 0.0F;
-    for (int s = 0; s < facts.sources; ++s) {
-      sum_source(step.alive[s], facts.source[s].weight, n, out, spread);
-    }
+    for (int s = 0; s < facts.sources; ++s) sum_source(step.alive[s], n, out, spread);
     for (std::uint32_t e = 0; e < n; ++e) conflicts += spread[e].conflict() ? 1u : 0u;
   }
   if (facts.divisor != Divisor::none) share_out(out, facts.scalar[math::kDivisor], n);
@@ -578,18 +566,14 @@ std::uint32_t consensus_stepwise(const Step& step, const Facts& facts, std::uint
   for (std::uint32_t e = 0; e < n; ++e) votes[e] = shares[e] = least[e] = out[e] = 0.0F;
   for (int s = 0; s < facts.sources; ++s) {
     const float* alive = step.alive[s];
-    const float weight = facts.source[s].weight;
-    for (std::uint32_t e = 0; e < n; ++e) {
-      votes[e] = math::elect<vote>(votes[e], math::voice<vote>(alive[e], weight));
-    }
+    for (std::uint32_t e = 0; e < n; ++e) votes[e] += math::ballot<vote>(alive[e]);
   }
   for (int s = 0; s < facts.sources; ++s) {
     const float* alive = step.alive[s];
     const float weight = facts.source[s].weight;
     for (std::uint32_t e = 0; e < n; ++e) {
-      const float opinion =
-          math::heard(math::voice<vote>(alive[e], weight), math::majority(votes[e]));
-      out[e] += math::agrees(opinion) ? alive[e] * weight : 0.0F;
+      const float opinion = math::heard(alive[e], math::majority(votes[e]));
+      out[e] += math::agrees(opinion) ? math::term<vote>(alive[e], weight) : 0.0F;
       shares[e] += math::agrees(opinion) ? math::share<divisor>(weight) : 0.0F;
       least[e] = opinion < least[e] ? opinion : least[e];
     }
@@ -653,7 +637,7 @@ void apply(const Run& run, const Facts& facts, Format format, Overflow overflow,
     } else {
       for (int s = 0; s < facts.sources; ++s) {
         counts.kept[s] +=
-            thin(run, facts, s, facts.source[s].factor, from, n, step.base, step.alive[s]);
+            thin(run, facts, s, facts.source[s].gain, from, n, step.base, step.alive[s]);
       }
       counts.conflicts += facts.formula == Formula::sum ? sum(step, facts, n, step.out)
                                                         : consensus(step, facts, n, step.out);
@@ -832,12 +816,12 @@ void fill(const Run& run, const Facts& facts, math::Column column, std::uint32_t
   if (column.stream == math::Stream::value) {
     decode(run.inputs[column.index], from, n, out);
   } else if (column.stream == math::Stream::survivor) {
-    (void)thin(run, facts, column.index, 1.0F, from, n, base, out);
+    (void)thin(run, facts, column.index, {}, from, n, base, out);
   } else {
     const Input& input = source_of(run, column.index);
     dispatch(input.format, [&](auto tag) {
       constexpr Format f = decltype(tag)::format;
-      thin_none<f>(words<f>(input, from), base, n, out);
+      thin_none<f, false>(words<f>(input, from), base, n, {}, out);
     });
   }
   for (std::uint32_t e = n; e < kStep; ++e) out[e] = 0.0F;

@@ -89,7 +89,7 @@ TEST_P(Apply, equals_evaluate_for_nan_infinity_subnormals_and_signed_zeros) {
           // Folds over infinities make every scalar NaN; finite ones show more.
           math::Facts facts = settle(*backend_, merge);
           for (int s = 0; s < facts.sources; ++s) {
-            if (std::isnan(facts.source[s].factor)) facts.source[s].factor = 1.25F;
+            if (std::isnan(facts.source[s].gain.whole)) facts.source[s].gain = math::gain(1.3);
           }
           if (facts.formula == math::Formula::slerp) facts.scalar[math::kNear] = 0.75F;
           if (facts.formula == math::Formula::slerp) facts.scalar[math::kFar] = 0.375F;
@@ -149,8 +149,7 @@ TEST_P(Apply, equals_evaluate_for_adapter_votes) {
         math::Facts facts = math::prepare(merge.work.rule, nullptr);
         facts.vote = vote;
         facts.divisor = math::Divisor::count;
-        facts.rescaled = true;
-        for (int s = 0; s < facts.sources; ++s) facts.source[s].factor = 2.0F;
+        for (int s = 0; s < facts.sources; ++s) facts.source[s].gain = math::gain(1 / 0.3);
         const Merged expected = evaluate_all(merge, facts);
         const Merged found = apply(*backend_, merge, facts);
         EXPECT_TRUE(same(found.output, expected.output));

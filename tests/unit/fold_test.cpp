@@ -138,13 +138,13 @@ TEST_P(FoldOnCpu, survivors_are_summed_before_they_are_rescaled) {
       merge.work.rule.globals[math::kRescaleGlobal] = 1;
       set_density(merge, 0.3);
       math::Facts facts = settle(*backend_, merge);
-      const auto fold = [&](float factor) {
-        facts.source[0].factor = factor;
+      const auto fold = [&](math::Gain gain) {
+        facts.source[0].gain = gain;
         std::vector<double> sums(2);
         Chunks(merge, 0).each([&](const Chunk& chunk) { backend_->fold(chunk, facts, sums); });
         return sums;
       };
-      const std::vector<double> before = fold(1.0F), after = fold(3.0F);
+      const std::vector<double> before = fold({}), after = fold(math::gain(3.3));
       for (std::size_t t = 0; t < 2; ++t) {
         EXPECT_TRUE(before[t] == after[t] || (std::isnan(before[t]) && std::isnan(after[t])));
       }

@@ -2,8 +2,9 @@
 // models as a free lunch", 2023).
 //
 // An element of a task vector is kept with probability `density`, by philox.hpp; survivors are
-// multiplied by a Fact: the ratio of the L1 norms before and after the drop (recipes), or
-// 1 / density (adapters, and the paper). Here: how densities become integers and norms a factor.
+// multiplied by a factor: the ratio of the L1 norms before and after the drop (recipes), or
+// 1 / density (adapters, and the paper). Here: how densities become integers, norms a factor and
+// factors a gain.
 #pragma once
 
 #include "ingot/math/rule.hpp"
@@ -16,9 +17,15 @@ INGOT_HD std::uint64_t probability(double density) {
 }
 
 // Restores the L1 norm; 1 where either norm is below 1e-7 (nothing to restore, or nothing left).
-INGOT_HD float restore(double before, double after) {
-  if (before < 1e-7 || after < 1e-7) return 1.0F;
-  return static_cast<float>(before / after);
+INGOT_HD double restore(double before, double after) {
+  return before < 1e-7 || after < 1e-7 ? 1.0 : before / after;
+}
+
+// A number as a gain. What is no finite f32 has no rest.
+INGOT_HD Gain gain(double number) {
+  const float whole = static_cast<float>(number);
+  const float rest = static_cast<float>(number - static_cast<double>(whole));
+  return {whole, magnitude(whole) <= 0x1.fffffep127F ? rest : 0.0F};
 }
 
 }  // namespace ingot::math

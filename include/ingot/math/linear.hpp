@@ -5,9 +5,10 @@
 //   the sum of the f32 weights in file order, in f32.
 //
 // task arithmetic (Ilharco et al., "Editing models with task arithmetic", 2022):
-//   d_i = x_i - b;  y_i = d_i' * w_i, rounded, d_i' what a mask left of d_i;  M = 0;  M += y_i in
-//   file order;  normalize: M / W, with W = 1 where |W| < 1e-8;  result lambda * M, rounded, + b.
-// Nothing is fused here, so that an f32 merge has the peer's bits.
+//   d_i = x_i - b;  y_i = d_i * w_i, rounded, or 0 where a mask drops it;  M = 0;  M += y_i in file
+//   order;  normalize: M / W, with W = 1 where |W| < 1e-8;  result lambda * M, rounded, + b.
+// Nothing is fused here, so that an f32 merge has the peer's bits. Rescaled survivors are
+//   y_i = fuse(d_i, g_i, d_i * g_i'), g_i + g_i' the factor times the weight, to twice the bits.
 #pragma once
 
 #include "ingot/math/rule.hpp"
@@ -36,10 +37,12 @@ INGOT_HD T delta(T x, T base) {
   return x - base;
 }
 
-// What a mask leaves of it: dropped elements are +0, whatever they were; survivors are rescaled.
-template <class T>
-INGOT_HD T survivor(T delta, bool kept, float factor) {
-  return kept ? delta * static_cast<T>(factor) : T{0};
+// What a mask leaves of it, times the gain: dropped elements are +0, whatever they were. `split` is
+// gain.split().
+template <bool split, class T>
+INGOT_HD T survivor(T delta, bool kept, Gain gain) {
+  const T whole = static_cast<T>(gain.whole), rest = static_cast<T>(gain.rest);
+  return !kept ? T{0} : split ? fuse(delta, whole, delta * rest) : delta * whole;
 }
 
 // The merged task vector back on its base.

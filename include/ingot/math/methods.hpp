@@ -168,6 +168,18 @@ namespace detail {
   return false;
 }
 
+[[nodiscard]] inline bool votes_unweighted(const Method& m) {
+  return m.vote == Vote::total || m.vote == Vote::frequency;
+}
+
+// Gives a source the factor of its survivors. The weight is the rounded one, by whose sum a
+// normalized merge divides: so its rounding cancels.
+inline void rescale(const Method& m, double factor, Source& source) {
+  const double weight = static_cast<double>(source.weight);
+  source.factor = static_cast<float>(factor);
+  source.gain = gain(votes_unweighted(m) ? factor : factor * weight);
+}
+
 // The sum of the f32 weights, and of their magnitudes, in double.
 struct Weights {
   double sum = 0.0, size = 0.0;
@@ -267,6 +279,7 @@ struct Weights {
   for (int s = 0; s < rule.sources; ++s) {
     Source& source = facts.source[s];
     source.weight = static_cast<float>(rule.locals[s][kWeightLocal]);
+    source.gain.whole = detail::votes_unweighted(m) ? 1.0F : source.weight;
     source.stream = rule.stream[s];
     if (m.mask == Mask::none) continue;
     const double density = detail::density(rule, s);
@@ -284,7 +297,7 @@ struct Weights {
       source.cut = selections[s].cut;
     }
     if (m.rescale == Rescale::density && detail::rescales(rule) && density > 0.0) {
-      source.factor = static_cast<float>(1.0 / density);
+      detail::rescale(m, 1.0 / density, source);
     }
   }
   facts.rescaled = m.rescale == Rescale::density && detail::rescales(rule);
@@ -324,7 +337,9 @@ inline void conclude(const Rule& rule, const double* folds, Facts& facts) {
     for (int s = 0; s < rule.sources; ++s) {
       const double density = detail::density(rule, s);
       const bool masked = density > 0.0 && density < 1.0;
-      facts.source[s].factor = masked ? restore(folds[2 * s], folds[2 * s + 1]) : 1.0F;
+      if (masked) {
+        detail::rescale(m, restore(folds[2 * s], folds[2 * s + 1]), facts.source[s]);
+      }
     }
   }
 }
@@ -386,15 +401,18 @@ template <class T>
     }
     outcome.kept |= std::uint64_t{keeps ? 1u : 0u} << s;
     weight[s] = source.weight;
-    decided[s] = survivor(d, keeps, source.factor);
-    alive[s] = survivor(delta(static_cast<T>(x[s]), origin), keeps, source.factor);
+    const T exact = delta(static_cast<T>(x[s]), origin);
+    const Gain gain = source.gain;
+    decided[s] = gain.split() ? survivor<true>(d, keeps, gain) : survivor<false>(d, keeps, gain);
+    alive[s] =
+        gain.split() ? survivor<true>(exact, keeps, gain) : survivor<false>(exact, keeps, gain);
   }
   if (facts.formula == Formula::sum) {
     T sum{0};
     Spread spread;
     for (int s = 0; s < k; ++s) {
-      sum += alive[s] * static_cast<T>(weight[s]);
-      spread.add(decided[s] * weight[s]);
+      sum += alive[s];
+      spread.add(decided[s]);
     }
     if (facts.divisor != Divisor::none) sum = share_out(sum, facts.scalar[kDivisor]);
     outcome.value = land(sum, facts.scalar[kLambda], origin);

@@ -43,10 +43,20 @@ struct Rule {
   std::uint64_t stream[kSources] = {};  // random stream of each source (numbers.md, "Randomness")
 };
 
+// What survivors of a mask are multiplied by: an f32 number, and what its rounding left off,
+// rounded to f32. Without the rest a whole tensor would carry the rounding of a factor.
+struct Gain {
+  float whole = 1.0F;
+  float rest = 0.0F;
+
+  INGOT_HD bool split() const { return rest != 0.0F; }
+};
+
 // What one source brings to an element.
 struct Source {
   float weight = 1.0F;
-  float factor = 1.0F;          // survivors are multiplied by it; 1 unless Facts::rescaled
+  float factor = 1.0F;          // of rescaling, to report; 1 unless Facts::rescaled
+  Gain gain;                    // weight times factor; the factor alone where unweighted terms vote
   std::uint32_t threshold = 0;  // magnitude key of the last kept rank (Mask::select)
   std::uint32_t all = 1;        // 1: the mask keeps every element
   std::uint64_t cut = 0;        // ties at the threshold are kept up to this index, inclusive

@@ -1,7 +1,9 @@
 // Sign election and disjoint mean (Yadav et al., "TIES-Merging: resolving interference when merging
 // models", 2023), in the two meanings people know.
 //
-//   terms     y_i = d_i' * w_i, rounded; d_i' what the mask left of the task vector
+//   terms     y_i as in linear.hpp; where voices are unweighted y_i = d_i' * w_i, rounded, d_i'
+//   what
+//             the mask left of the task vector, rescaled
 //   vote      S = 0; in file order S += y_i (weighted), d_i' (total), sign of d_i' (frequency);
 //             the majority is + if S >= 0, else -
 //   agreement the voting term is not zero and not of the other sign; a NaN agrees with everybody,
@@ -20,21 +22,17 @@
 
 namespace ingot::math {
 
-// The number with which a source votes: its term, or its task vector.
-template <Vote vote>
-INGOT_HD float voice(float survivor, float weight) {
-  return vote == Vote::weighted ? survivor * weight : survivor;
-}
-
-// What a voice puts in the ballot box, and the vote after it.
+// What a source that votes with `voice` puts in the ballot box.
 template <Vote vote>
 INGOT_HD float ballot(float voice) {
   if (vote != Vote::frequency) return voice;
   return voice > 0.0F ? 1.0F : voice < 0.0F ? -1.0F : 0.0F;
 }
-template <Vote vote>
-INGOT_HD float elect(float sum, float voice) {
-  return sum + ballot<vote>(voice);
+
+// The term of a survivor: where the vote is weighted, its gain holds the weight.
+template <Vote vote, class T>
+INGOT_HD T term(T survivor, float weight) {
+  return vote == Vote::weighted ? survivor : survivor * static_cast<T>(weight);
 }
 
 // The majority as a mask for sign bits: those who agree have their sign clear after the flip.
@@ -69,23 +67,20 @@ struct Consensus {
   int sources;
   float lambda;
 
-  // `survivor` in T, `decided` the same numbers as f32 arithmetic has them. Sets `conflict` if a
+  // `survivor` in T, `voice` the same numbers as f32 arithmetic has them. Sets `conflict` if a
   // voice opposes the majority.
-  INGOT_HD T operator()(const T* survivor, const float* decided, T base, bool& conflict) const {
+  INGOT_HD T operator()(const T* survivor, const float* voice, T base, bool& conflict) const {
     const int k = K > 0 ? K : sources;
     // The first voice opens the vote: adding it to zero could only change the sign of a zero.
-    float votes = k > 0 ? ballot<vote>(voice<vote>(decided[0], weight[0])) : 0.0F;
-    for (int i = 1; i < k; ++i) {
-      votes = elect<vote>(votes, voice<vote>(decided[i], weight[i]));
-    }
+    float votes = k > 0 ? ballot<vote>(voice[0]) : 0.0F;
+    for (int i = 1; i < k; ++i) votes += ballot<vote>(voice[i]);
     const std::uint32_t side = majority(votes);
     T sum{0};
     float shares = 0.0F;
     bool opposed = false;
     for (int i = 0; i < k; ++i) {
-      const float opinion = heard(voice<vote>(decided[i], weight[i]), side);
-      const T term = survivor[i] * static_cast<T>(weight[i]);
-      sum = agrees(opinion) ? sum + term : sum;
+      const float opinion = heard(voice[i], side);
+      sum = agrees(opinion) ? sum + term<vote>(survivor[i], weight[i]) : sum;
       shares = agrees(opinion) ? shares + share<divisor>(weight[i]) : shares;
       opposed = opposed | opposes(opinion);
     }
