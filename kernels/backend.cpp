@@ -22,6 +22,7 @@
 #include "measure.hpp"
 #include "memory.hpp"
 #include "probe.hpp"
+#include "product.hpp"
 #include "select.hpp"
 #include "stream.hpp"
 
@@ -197,6 +198,52 @@ class Room final : public Residence {
   std::byte* memory_;
   std::uint64_t bytes_;
   std::vector<std::uint64_t> offsets_;
+};
+
+// A product's factors in a device's memory for as long as they are needed; where there is no room for
+// them, in the host's, and they are copied with every call.
+class Staged final : public Factors {
+ public:
+  Staged(const Product& product, Lane& lane) : product_(product), lane_(lane) {
+    memory_ = lane.stay().try_take(bytes());
+    if (memory_ == nullptr) return;
+    try {
+      lane.use();
+      check(cudaMemcpyAsync(memory_, product.a.data(), product.a.size_bytes(),
+                            cudaMemcpyHostToDevice, lane.in.get()),
+            "copying to it");
+      check(cudaMemcpyAsync(memory_ + aligned(product.a.size_bytes()), product.b.data(),
+                            product.b.size_bytes(), cudaMemcpyHostToDevice, lane.in.get()),
+            "copying to it");
+      check(cudaStreamSynchronize(lane.in.get()), "copying to it");
+    } catch (...) {
+      forgive(cudaStreamSynchronize(lane.in.get()));
+      lane.stay().give(memory_, bytes());
+      throw;
+    }
+  }
+  ~Staged() override {
+    if (memory_ != nullptr) lane_.stay().give(memory_, bytes());
+  }
+  Staged(const Staged&) = delete;
+  Staged& operator=(const Staged&) = delete;
+
+  [[nodiscard]] const Product& product() const { return product_; }
+  [[nodiscard]] Lane& lane() const { return lane_; }
+  // On its device: A, and B from its first row; null if they are not there.
+  [[nodiscard]] const float* a() const { return reinterpret_cast<const float*>(memory_); }
+  [[nodiscard]] const float* b() const {
+    return reinterpret_cast<const float*>(memory_ + aligned(product_.a.size_bytes()));
+  }
+
+ private:
+  [[nodiscard]] std::uint64_t bytes() const {
+    return aligned(product_.a.size_bytes()) + aligned(product_.b.size_bytes());
+  }
+
+  Product product_;
+  Lane& lane_;
+  std::byte* memory_ = nullptr;
 };
 
 Room* room_of(const Chunk& chunk) { return static_cast<Room*>(chunk.residence); }
@@ -602,6 +649,66 @@ class Cuda final : public Backend {
 
   void apply(std::span<const Item> items) override {
     while (!items.empty()) items = items.subspan(apply_some(items));
+  }
+
+  std::unique_ptr<Factors> stage(const Product& product) override {
+    return std::make_unique<Staged>(product, idlest());
+  }
+
+  void amend(Dtype dtype, const std::byte* own, std::span<const Factors* const> products,
+             std::uint64_t first, std::span<float> values) override {
+    if (values.empty()) return;
+    const std::uint64_t count = values.size(), width = bits(dtype) / 8;
+    const auto* leading = products.empty() ? nullptr : static_cast<const Staged*>(products[0]);
+    Lane& lane = leading != nullptr && leading->a() != nullptr ? leading->lane() : idlest();
+    const std::uint64_t columns = leading != nullptr ? leading->product().width : count;
+    const std::uint64_t top = first / columns, rows = (first + count - 1) / columns - top + 1;
+    Layout layout;
+    const std::uint64_t stored = layout.add(own == nullptr ? 0 : count * width);
+    const std::uint64_t result = layout.add(count * sizeof(float));
+    const std::uint64_t header = layout.add(sizeof(Amendment) + products.size() * sizeof(LowRank));
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> places;  // of factors copied for this call
+    for (const Factors* factors : products) {
+      const auto& staged = static_cast<const Staged&>(*factors);
+      const bool there = staged.a() != nullptr && &staged.lane() == &lane;
+      const Product& p = staged.product();
+      places.emplace_back(there ? 0 : layout.add(p.a.size_bytes()),
+                          there ? 0 : layout.add(rows * p.rank * sizeof(float)));
+    }
+    Call call(lane);
+    std::byte* memory = call.room(layout.bytes());
+    auto* sent = as<Amendment>(call.sent());
+    auto* list = as<LowRank>(call.sent() + sizeof(Amendment));
+    *sent = {};
+    if (own != nullptr) {
+      sent->own = {memory + stored, format_of(dtype)};
+      call.copy_in(memory + stored, own, count * width);
+    }
+    sent->products = as<LowRank>(memory + header + sizeof(Amendment));
+    sent->number = static_cast<unsigned>(products.size());
+    sent->width = columns;
+    sent->first = first;
+    sent->count = count;
+    sent->values = as<float>(memory + result);
+    for (std::size_t i = 0; i < products.size(); ++i) {
+      const auto& staged = static_cast<const Staged&>(*products[i]);
+      const Product& p = staged.product();
+      if (staged.a() != nullptr && &staged.lane() == &lane) {
+        list[i] = {staged.a(), staged.b(), 0, p.rank, p.scale};
+        continue;
+      }
+      call.copy_in(memory + places[i].first, p.a.data(), p.a.size_bytes());
+      call.copy_in(memory + places[i].second, p.b.data() + top * p.rank,
+                   rows * p.rank * sizeof(float));
+      list[i] = {as<float>(memory + places[i].first), as<float>(memory + places[i].second), top,
+                 p.rank, p.scale};
+    }
+    call.copy_in(memory + header, call.sent(),
+                 sizeof(Amendment) + products.size() * sizeof(LowRank));
+    gpu::amend(as<Amendment>(memory + header), first, count, columns, shape_, call.kernels());
+    call.copy_out(values.data(), memory + result, values.size_bytes());
+    call.wait();
+    call.done();
   }
 
   std::vector<Activity> activity() const override {
