@@ -22,15 +22,6 @@ void Tally::add(const Tally& other) {
   change = std::max(change, other.change);
 }
 
-std::unique_ptr<Factors> Backend::stage(const Product&) {
-  fail(Code::internal, "this backend has no products");
-}
-
-void Backend::amend(Dtype, const std::byte*, std::span<const Factors* const>, std::uint64_t,
-                    std::span<float>) {
-  fail(Code::internal, "this backend has no products");
-}
-
 namespace cpu {
 namespace {
 

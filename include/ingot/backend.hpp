@@ -151,11 +151,11 @@ class Backend {
   virtual void fold(const Chunk& chunk, const math::Facts& facts, std::span<double> tiles) = 0;
 
   // Takes a product's factors; their memory must outlive what is returned.
-  [[nodiscard]] virtual std::unique_ptr<Factors> stage(const Product& product);
+  [[nodiscard]] virtual std::unique_ptr<Factors> stage(const Product& product) = 0;
   // values = elements [first, first + values.size()) of a tensor, decoded from `own` (null: zeros), plus
   // each product in turn. All products have the tensor's width.
   virtual void amend(Dtype dtype, const std::byte* own, std::span<const Factors* const> products,
-                     std::uint64_t first, std::span<float> values);
+                     std::uint64_t first, std::span<float> values) = 0;
 
   // One output tensor's chunk: formula, one rounding, encode. Items are independent; a backend may
   // batch small ones.
