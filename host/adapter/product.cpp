@@ -170,7 +170,9 @@ class Products final : public Formula<Products> {
 };
 
 std::unique_ptr<Step> make(const Scene& scene, const Effect& effect) {
-  std::vector<Low> lows = Low::load(scene, effect, effect.weight * effect.scaling * effect.times);
+  // VeRA has no scaling of its own.
+  const double scaling = effect.family == Family::vera ? 1 : effect.scaling;
+  std::vector<Low> lows = Low::load(scene, effect, effect.weight * scaling * effect.times);
   const bool everywhere = lows.size() == 1 && lows[0].covers(scene.base->info.count());
   return std::make_unique<Products>(std::move(lows), everywhere);
 }
