@@ -13,9 +13,11 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cpu/isa.hpp"
+#include "engine/select.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/math/codec.hpp"
 #include "ingot/math/methods.hpp"
@@ -172,6 +174,44 @@ void verify(benchmark::State& state, const std::string& isa, int models, float s
                                  static_cast<double>(kLarge);
 }
 
+// The exact threshold and cut of one task vector at density 0.5, from stored elements to the
+// result, as the engine finds it. Threads share the chunks of a pass.
+template <math::Format f>
+void select(benchmark::State& state, const std::string& isa, unsigned threads) {
+  const Setup s = setup<f>("ties", 2, 0.5);
+  const std::unique_ptr<Backend> backend = cpu_backend(isa);
+  const auto visit = [&](Selector& selector, std::uint32_t index) {
+    const std::uint64_t first = index * kChunk;
+    const std::byte* const at[] = {s.inputs[0] + first * math::width(f),
+                                   s.inputs[1] + first * math::width(f)};
+    Chunk chunk;
+    chunk.work = &s.work;
+    chunk.first = first;
+    chunk.count = static_cast<std::uint32_t>(std::min(kChunk, kLarge - first));
+    chunk.inputs = at;
+    selector.visit(*backend, chunk);
+  };
+  for (auto _ : state) {
+    Selector selector(s.work, false);
+    while (selector.step() != Selector::Step::done) {
+      const std::vector<std::uint32_t> chunks = selector.chunks();
+      std::vector<std::thread> others;
+      const auto share = [&](std::size_t from) {
+        for (std::size_t i = from; i < chunks.size(); i += threads) visit(selector, chunks[i]);
+      };
+      for (unsigned t = 1; t < threads; ++t) others.emplace_back(share, t);
+      share(0);
+      for (std::thread& other : others) other.join();
+      selector.advance();
+    }
+    benchmark::DoNotOptimize(selector.result().data());
+  }
+  const double elements = static_cast<double>(state.iterations()) * static_cast<double>(kLarge);
+  state.counters["elements"] = benchmark::Counter(elements, benchmark::Counter::kIsRate);
+  state.counters["in"] = benchmark::Counter(elements * static_cast<double>(2 * math::width(f)),
+                                            benchmark::Counter::kIsRate);
+}
+
 template <math::Format f>
 void fold(benchmark::State& state, const std::string& isa, const std::string& method, int models) {
   Setup s = setup<f>(method, models, 0.5);
@@ -225,8 +265,8 @@ void nth_element(benchmark::State& state) {
 }
 
 template <class Function>
-void enlist(const std::string& name, Function function) {
-  benchmark::RegisterBenchmark(name.c_str(), function)->Unit(benchmark::kMillisecond);
+auto* enlist(const std::string& name, Function function) {
+  return benchmark::RegisterBenchmark(name.c_str(), function)->Unit(benchmark::kMillisecond);
 }
 
 enum class Place { memory, cached, shifted };
@@ -287,6 +327,10 @@ void enlist_all() {
            [=](auto& state) { verify<Format::f32>(state, isa, 2, 0.014F); });
     enlist(verifying + "4/f16/point",
            [=](auto& state) { verify<Format::f16>(state, isa, 4, 0.0F); });
+    enlist(isa + "/select/bf16/1", [=](auto& state) { select<Format::bf16>(state, isa, 1); });
+    enlist(isa + "/select/bf16/2", [=](auto& state) {
+      select<Format::bf16>(state, isa, 2);
+    })->UseRealTime();
     const std::string folding = isa + "/fold/";
     enlist(folding + "slerp/2/bf16",
            [=](auto& state) { fold<Format::bf16>(state, isa, "slerp", 2); });
