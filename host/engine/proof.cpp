@@ -99,30 +99,37 @@ void walk(const Plan& plan, const Job& job, Each&& each) {
   }
 }
 
-// Threshold and cut of one source: all keys sorted, largest first, the lower index first among
-// equals.
+// Threshold and cut of one source: all keys in order, largest first, the lower index first among
+// equals. A counting sort by the upper and then the lower half of a key, so that memory does not
+// grow with the tensor; only what lies at the threshold is ever put in order.
 math::Selection select_by_sorting(const Plan& plan, const Job& job, int source,
                                   std::uint64_t keep) {
-  std::vector<std::uint32_t> keys;
-  keys.reserve(job.work.rule.elements);
   const std::size_t operand = static_cast<std::size_t>(source) + 1;
-  walk(plan, job, [&](const Inputs& in, std::uint64_t i, std::uint64_t) {
-    keys.push_back(math::key(math::delta(in.value(operand, i), in.base(i))));
+  const auto each = [&](auto&& take) {
+    walk(plan, job, [&](const Inputs& in, std::uint64_t i, std::uint64_t index) {
+      take(math::key(math::delta(in.value(operand, i), in.base(i))), index);
+    });
+  };
+  // Places `rank` (from 1) among the counts, from the highest; what is left of it is its rank
+  // there.
+  const auto place = [](const std::vector<std::uint64_t>& counts, std::uint64_t& rank) {
+    std::uint32_t at = 0xffff;
+    for (; counts[at] < rank; --at) rank -= counts[at];
+    return at;
+  };
+  std::vector<std::uint64_t> upper(1 << 16), lower(1 << 16);
+  each([&](std::uint32_t key, std::uint64_t) { ++upper[key >> 16]; });
+  std::uint64_t rank = keep;
+  const std::uint32_t high = place(upper, rank);
+  each([&](std::uint32_t key, std::uint64_t) {
+    if (key >> 16 == high) ++lower[key & 0xffff];
   });
-  std::vector<std::uint32_t> sorted = keys;
-  std::sort(sorted.begin(), sorted.end(), std::greater<>());
   math::Selection selection;
   selection.all = false;
-  selection.threshold = sorted[keep - 1];
-  const auto above =
-      std::lower_bound(sorted.begin(), sorted.end(), selection.threshold, std::greater<>());
-  std::uint64_t ties = keep - static_cast<std::uint64_t>(above - sorted.begin());
-  for (std::uint64_t i = 0; i < keys.size(); ++i) {
-    if (keys[i] == selection.threshold && --ties == 0) {
-      selection.cut = i;
-      break;
-    }
-  }
+  selection.threshold = high << 16 | place(lower, rank);
+  each([&](std::uint32_t key, std::uint64_t index) {
+    if (key == selection.threshold && rank-- == 1) selection.cut = index;
+  });
   return selection;
 }
 

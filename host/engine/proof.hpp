@@ -20,7 +20,7 @@ struct Proof {
 
 // Recomputes a merged tensor: every element, or runs at hashed places and both ends. Whatever a
 // formula needs of the whole tensor is measured again. An element passes within 1 ulp of the output
-// type. Takes 4 bytes of memory per element of a tensor whose thresholds are sorted.
+// type. Memory does not grow with the tensor.
 [[nodiscard]] Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place,
                           bool all);
 

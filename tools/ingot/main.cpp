@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include "command.hpp"
 #include "console.hpp"
@@ -19,6 +20,15 @@ namespace {
 
 constexpr int kUsage = 2;
 constexpr int kInternal = 6;
+
+// As many open files as the system grants: four models of 191 shards, each open twice (through the
+// page cache and past it), are more than the usual 1,024.
+void open_files() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  (void)::setrlimit(RLIMIT_NOFILE, &limit);
+}
 
 // What the parser found wrong, and for an unknown option the nearest that exists.
 int complain(const CLI::ParseError& error, CLI::App& program) {
@@ -48,6 +58,7 @@ int complain(const CLI::ParseError& error, CLI::App& program) {
 }
 
 int run(int count, char** words) {
+  open_files();
   CLI::App program("ingot merges language-model checkpoints.", "ingot");
   program.set_version_flag("--version", "ingot " INGOT_VERSION, "Print the version");
   program.set_help_flag("-h,--help", "Print this help");
