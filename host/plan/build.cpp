@@ -105,7 +105,7 @@ Plan build(Disk& disk, Recipe recipe, PlanOptions options) {
   result.options = std::move(options);
   plan::Problems problems;
   plan::Rules rules(result.recipe, result.options, problems);
-  plan::Draft draft{result, problems, {}, {}, 0, {}};
+  plan::Draft draft{result, problems, {}, {}, {}, {}, 0, {}, {}};
   try {
     plan::run(disk, draft, rules);
   } catch (const Error& e) {

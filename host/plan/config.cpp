@@ -247,9 +247,11 @@ std::string Config::edited(const Edits& edits, Problems& problems) const {
       if (it != value.end() && it->is_string()) *it = edits.dtype;
     }
   }
-  const bool dtype = set_if_present(out, "dtype", edits.dtype);
-  const bool torch_dtype = set_if_present(out, "torch_dtype", edits.dtype);
-  if (!dtype && !torch_dtype) out["dtype"] = edits.dtype;
+  if (!edits.dtype.empty()) {
+    const bool dtype = set_if_present(out, "dtype", edits.dtype);
+    const bool torch_dtype = set_if_present(out, "torch_dtype", edits.dtype);
+    if (!dtype && !torch_dtype) out["dtype"] = edits.dtype;
+  }
 
   for (const Restacked& stack : edits.stacks) {
     if (stack.count.key.empty()) {

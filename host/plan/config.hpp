@@ -74,7 +74,7 @@ struct Restacked {
 
 // What differs between the donor's config and the output's.
 struct Edits {
-  std::string dtype;     // word of the output's dtype
+  std::string dtype;     // word of the output's dtype; empty: as it is
   bool uniform = false;  // the whole output was asked to have it: sub-configs follow
   std::vector<Restacked> stacks;
   Place text;  // object that holds the text model's keys (its key is unused)

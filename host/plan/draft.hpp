@@ -4,29 +4,45 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "ingot/adapter.hpp"
 #include "ingot/plan.hpp"
 #include "plan/config.hpp"
 #include "plan/match.hpp"
 #include "plan/problems.hpp"
+#include "plan/view.hpp"
 
 namespace ingot::plan {
 
+// An adapter of the recipe, whose checkpoint is one of the plan's models.
+struct Opened {
+  std::uint32_t model = 0;  // index into Plan::models
+  Adapter adapter;          // without its checkpoint
+};
+
+// Models are views here: what indexes them is no index into Plan::models.
 struct Draft {
   Plan& plan;
   Problems& problems;
-  std::map<std::string, std::uint32_t> by_text;  // ModelRef::text to index; two may share a folder
-  std::vector<Config> configs;                   // by model
+  std::vector<View> views;
+  std::vector<Opened> adapters;
+  std::map<std::string, std::uint32_t> by_text;  // ModelRef::text to view; two may share one
+  std::vector<Config> configs;                   // by view
   std::uint32_t donor = 0;  // base_model, else the first model: gives config, names, companions
   Catalogue names;
+  // Why tensors of Plan::models that nothing reads are not needed, by model and entry.
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::string> spared;
 
   [[nodiscard]] const Recipe& recipe() const noexcept { return plan.recipe; }
-  [[nodiscard]] const std::string& shown(std::uint32_t model) const {
-    return plan.models[model].ref.text;
+  [[nodiscard]] const std::string& shown(std::uint32_t view) const { return views[view].text; }
+  [[nodiscard]] const Item& item(std::uint32_t view, std::uint32_t index) const {
+    return views[view].items[index];
   }
-  [[nodiscard]] const Entry& entry(std::uint32_t model, std::uint32_t index) const {
-    return plan.models[model].checkpoint.entries()[index];
+  // The folder of a view's base.
+  [[nodiscard]] const std::string& folder(std::uint32_t view) const {
+    return plan.models[views[view].model].checkpoint.path();
   }
   [[nodiscard]] std::string place(Mark mark) const;  // "recipe.yml:12"
 };

@@ -61,9 +61,7 @@ std::string cell(std::string_view text) {
 void set_template(Disk& disk, Draft& draft, std::vector<Companion>& files) {
   if (draft.recipe().chat_template.empty()) return;
   std::vector<std::optional<std::string>> models;
-  for (const Model& model : draft.plan.models) {
-    models.push_back(read_template(disk, model.checkpoint.path()));
-  }
+  for (const View& view : draft.views) models.push_back(read_template(disk, view.tokenizer));
   const auto chat = chat_template(draft.recipe(), models);
   if (!chat) return;
   std::erase_if(files,
@@ -110,10 +108,10 @@ bool taken_over(const std::string& name) {
 std::string tokenizer_folder(Disk& disk, const Draft& draft) {
   const Vocabulary& setting = draft.recipe().vocabulary;
   if (setting.kind != Vocabulary::Kind::model) {
-    return draft.plan.models[draft.donor].checkpoint.path();
+    return draft.views[draft.donor].tokenizer;
   }
   const auto known = draft.by_text.find(setting.model.text);
-  if (known != draft.by_text.end()) return draft.plan.models[known->second].checkpoint.path();
+  if (known != draft.by_text.end()) return draft.views[known->second].tokenizer;
   const std::string& root = draft.plan.options.root;
   return resolve(disk, settle(disk, setting.model, root), root);
 }
@@ -134,7 +132,7 @@ std::vector<Companion> donated(Disk& disk, Draft& draft, const std::string& toke
       files.push_back({name, path, {}});
     }
   };
-  take(draft.plan.models[draft.donor].checkpoint.path(), false);
+  take(draft.folder(draft.donor), false);
   if (draft.plan.options.copy_tokenizer) {
     take(tokenizer, true);
     set_template(disk, draft, files);

@@ -16,9 +16,6 @@ namespace {
 // A number of six digits or more counts something else than layers.
 constexpr std::size_t kDigits = 5;
 
-// Prefixes of a checkpoint's names and what the output calls them. The first that fits counts.
-using Renames = std::vector<std::pair<std::string, std::string>>;
-
 // Heads stand beside the base module, so they never carry its prefix.
 bool beside_base(std::string_view name) {
   const std::string_view first = first_component(name);
@@ -33,14 +30,6 @@ std::string modern(std::string name) {
     if (name.ends_with(old)) name.replace(name.rfind('.') + 1, std::string::npos, now);
   }
   return name;
-}
-
-std::string rename(std::string_view name, const Renames& renames) {
-  for (const auto& [from, to] : renames) {
-    if (!name.starts_with(from) || (from.empty() && beside_base(name))) continue;
-    return modern(to + std::string(name.substr(from.size())));
-  }
-  return modern(std::string(name));
 }
 
 // How whole checkpoints of one architecture differ in their names.
@@ -71,35 +60,15 @@ const std::vector<Renames>& candidates() {
 }
 
 // The donor's own renames: the base module's prefix, where no name has it and the layers would.
-Renames donor_renames(const Checkpoint& donor, const Family* family) {
+Renames donor_renames(const View& donor, const Family* family) {
   if (family == nullptr || family->prefix.empty()) return {};
   const auto has = [&](std::string_view prefix) {
-    return std::any_of(donor.entries().begin(), donor.entries().end(),
-                       [&](const Entry& e) { return e.info.name.starts_with(prefix); });
+    return std::any_of(donor.items.begin(), donor.items.end(),
+                       [&](const Item& item) { return item.info.name.starts_with(prefix); });
   };
   std::string bare(family->stack.substr(family->prefix.size()));
   if (has(family->prefix) || !has(bare + ".")) return {};
   return {{"", std::string(family->prefix)}};
-}
-
-// The renames under which most names of `model` are names of the output.
-Renames match_names(const Checkpoint& model, const std::unordered_set<std::string>& known) {
-  const auto hits = [&](const Renames& renames) {
-    return std::count_if(model.entries().begin(), model.entries().end(), [&](const Entry& e) {
-      return known.contains(rename(e.info.name, renames));
-    });
-  };
-  Renames best;
-  auto most = hits(best);
-  if (most == static_cast<std::ptrdiff_t>(model.entries().size())) return best;
-  for (const Renames& renames : candidates()) {
-    const auto count = hits(renames);
-    if (count > most) {
-      best = renames;
-      most = count;
-    }
-  }
-  return best;
 }
 
 // Where a layer number may stand in a name.
@@ -128,10 +97,17 @@ std::vector<Number> numbers(std::string_view name) {
   return found;
 }
 
+std::vector<std::string> names_of(const View& view) {
+  std::vector<std::string> names;
+  names.reserve(view.items.size());
+  for (const Item& item : view.items) names.push_back(item.info.name);
+  return names;
+}
+
 // Builds the catalogue model by model.
 class Cataloguer {
  public:
-  Cataloguer(std::span<const Model> models, std::span<const Config> configs, std::uint32_t donor,
+  Cataloguer(std::span<const View> models, std::span<const Config> configs, std::uint32_t donor,
              const Family* family, Problems& problems)
       : models_(models), configs_(configs), donor_(donor), problems_(problems) {
     out_.family = family;
@@ -154,7 +130,7 @@ class Cataloguer {
  private:
   void name_all() {
     names_.resize(models_.size());
-    translate(donor_, donor_renames(models_[donor_].checkpoint, out_.family));
+    translate(donor_, donor_renames(models_[donor_], out_.family));
     std::vector<std::string> sorted = names_[donor_];
     std::sort(sorted.begin(), sorted.end());
     std::unordered_set<std::string> known;
@@ -167,22 +143,22 @@ class Cataloguer {
         continue;
       }
       if (known.empty()) known.insert(sorted.begin(), sorted.end());
-      const Renames renames = match_names(models_[m].checkpoint, known);
+      const Renames renames = match_names(names_of(models_[m]), known);
       if (!renames.empty()) translate(m, renames);
     }
   }
 
   void translate(std::uint32_t m, const Renames& renames) {
-    const auto& entries = models_[m].checkpoint.entries();
+    const auto& entries = models_[m].items;
     names_[m].clear();
     names_[m].reserve(entries.size());
     bool changed = false;
-    for (const Entry& entry : entries) {
+    for (const Item& entry : entries) {
       names_[m].push_back(rename(entry.info.name, renames));
       changed = changed || names_[m].back() != entry.info.name;
     }
     if (!changed) return;
-    std::unordered_map<std::string_view, const Entry*> taken;
+    std::unordered_map<std::string_view, const Item*> taken;
     for (std::size_t i = 0; i < entries.size(); ++i) {
       const auto [it, fresh] = taken.emplace(names_[m][i], &entries[i]);
       if (fresh) continue;
@@ -190,7 +166,7 @@ class Cataloguer {
           Code::format,
           fmt::format(
               "{}: tensors '{}' and '{}' are two names of one tensor, '{}'; remove one of them",
-              models_[m].ref.text, it->second->info.name, entries[i].info.name, names_[m][i]));
+              models_[m].text, it->second->info.name, entries[i].info.name, names_[m][i]));
     }
   }
 
@@ -247,7 +223,7 @@ class Cataloguer {
   }
 
   void intern(std::uint32_t m) {
-    const auto& entries = models_[m].checkpoint.entries();
+    const auto& entries = models_[m].items;
     Listing& listing = out_.listings[m];
     listing.spots.reserve(entries.size());
     std::string key;
@@ -315,7 +291,7 @@ class Cataloguer {
       if (count->value > stored) {
         problems_.warn(Code::format,
                        fmt::format("{}: config.json says {} layers ({}), the weights hold {} ({})",
-                                   models_[m].ref.text, count->value, count->place.key, stored,
+                                   models_[m].text, count->value, count->place.key, stored,
                                    out_.stacks[main].prefix));
       } else {
         stored = count->value;  // layers beyond are something else: multi-token prediction
@@ -323,7 +299,7 @@ class Cataloguer {
     }
   }
 
-  std::span<const Model> models_;
+  std::span<const View> models_;
   std::span<const Config> configs_;
   std::uint32_t donor_;
   Problems& problems_;
@@ -336,6 +312,34 @@ class Cataloguer {
 };
 
 }  // namespace
+
+std::string rename(std::string_view name, const Renames& renames) {
+  for (const auto& [from, to] : renames) {
+    if (!name.starts_with(from) || (from.empty() && beside_base(name))) continue;
+    return modern(to + std::string(name.substr(from.size())));
+  }
+  return modern(std::string(name));
+}
+
+Renames match_names(std::span<const std::string> names,
+                    const std::unordered_set<std::string>& known) {
+  const auto hits = [&](const Renames& renames) {
+    return std::count_if(names.begin(), names.end(), [&](const std::string& name) {
+      return known.contains(rename(name, renames));
+    });
+  };
+  Renames best;
+  auto most = hits(best);
+  if (most == static_cast<std::ptrdiff_t>(names.size())) return best;
+  for (const Renames& renames : candidates()) {
+    const auto count = hits(renames);
+    if (count > most) {
+      best = renames;
+      most = count;
+    }
+  }
+  return best;
+}
 
 std::string Template::name(std::uint64_t layer) const {
   return stack == kNoStack ? before : fmt::format("{}.{}.{}", before, layer, after);
@@ -357,7 +361,7 @@ const Spot* Listing::find(std::uint32_t part) const {
   return it != spots.end() && it->stack == kNoStack && it->part == part ? &*it : nullptr;
 }
 
-Catalogue catalogue(std::span<const Model> models, std::span<const Config> configs,
+Catalogue catalogue(std::span<const View> models, std::span<const Config> configs,
                     std::uint32_t donor, const Family* family, Problems& problems) {
   return Cataloguer(models, configs, donor, family, problems).run();
 }

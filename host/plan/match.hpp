@@ -6,11 +6,14 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "ingot/plan.hpp"
 #include "plan/config.hpp"
 #include "plan/roles.hpp"
+#include "plan/view.hpp"
 
 namespace ingot::plan {
 
@@ -39,7 +42,7 @@ struct Spot {
   std::int32_t stack = kNoStack;
   std::uint32_t layer = 0;  // 0 where there is no stack
   std::uint32_t part = 0;   // index into Catalogue::templates
-  std::uint32_t entry = 0;  // index into Checkpoint::entries()
+  std::uint32_t entry = 0;  // index into View::items
 
   friend auto operator<=>(const Spot&, const Spot&) = default;
 };
@@ -66,9 +69,20 @@ struct Catalogue {
   std::vector<std::optional<LayerCount>> counts;  // by stack: the donor's config key
 };
 
+// Prefixes of a checkpoint's names and what others call them. The first that fits counts.
+using Renames = std::vector<std::pair<std::string, std::string>>;
+
+// A name under the renames of its checkpoint.
+[[nodiscard]] std::string rename(std::string_view name, const Renames& renames);
+
+// The renames under which most of `names` are among those `known`, the plain names where that is
+// not fewer.
+[[nodiscard]] Renames match_names(std::span<const std::string> names,
+                                  const std::unordered_set<std::string>& known);
+
 // Joins the names of the models. The donor's names are the output's, except that the prefix of the
 // base module is added where its checkpoint lacks it; other models' names are translated to them.
-[[nodiscard]] Catalogue catalogue(std::span<const Model> models, std::span<const Config> configs,
+[[nodiscard]] Catalogue catalogue(std::span<const View> models, std::span<const Config> configs,
                                   std::uint32_t donor, const Family* family, Problems& problems);
 
 }  // namespace ingot::plan

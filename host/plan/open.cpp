@@ -1,49 +1,146 @@
 #include <filesystem>
+#include <optional>
+#include <set>
 
 #include <fmt/format.h>
 
+#include "plan/adapt.hpp"
 #include "plan/draft.hpp"
 #include "plan/types.hpp"
 
 namespace ingot::plan {
 namespace {
 
-// True if the model could be opened or is one already open.
-bool open_model(Disk& disk, Draft& draft, const ModelRef& written,
-                std::map<std::string, std::uint32_t>& by_folder) {
-  Plan& plan = draft.plan;
-  try {
-    const ModelRef ref = settle(disk, written, plan.options.root);
-    if (!ref.adapters.empty()) {
-      draft.problems.error(Code::usage, fmt::format("{}: '{}' is a model with an adapter, which is "
-                                                    "not supported yet: bake it first and name the "
-                                                    "result",
-                                                    draft.place(written.mark), written.text));
-      return false;
+// Opens what the recipe names: models first, in file order, then adapters.
+class Opener {
+ public:
+  Opener(Disk& disk, Draft& draft) : disk_(disk), draft_(draft) {}
+
+  // False if one could not be opened.
+  bool run() {
+    const std::vector<ModelRef> all = models_of(draft_.recipe());
+    std::vector<std::pair<ModelRef, std::uint32_t>> open;
+    bool good = true;
+    for (const ModelRef& written : all) {
+      const auto index = attempt(written.text, written.mark, [&] { return open_model(written); });
+      if (index) open.emplace_back(settle(disk_, written, root()), *index);
+      good = good && index;
     }
-    std::string folder = resolve(disk, ref, plan.options.root);
-    const auto [it, fresh] =
-        by_folder.emplace(std::filesystem::path(folder).lexically_normal().string(),
-                          static_cast<std::uint32_t>(plan.models.size()));
-    draft.by_text[written.text] = it->second;
-    if (fresh) {
-      Checkpoint checkpoint = Checkpoint::open(disk, folder, ref.text);
-      plan.models.push_back({ref, std::move(folder), std::move(checkpoint)});
-    }
-    return true;
-  } catch (Error& e) {
-    e.add(fmt::format("reading model '{}' of {}", written.text, draft.place(written.mark)));
-    draft.problems.error(e.code(), e.what());
-    return false;
+    for (const auto& [ref, model] : open) good = add_view(ref, model) && good;
+    return good;
   }
-}
+
+ private:
+  const std::string& root() const { return draft_.plan.options.root; }
+
+  template <class Open>
+  std::optional<std::uint32_t> attempt(const std::string& text, Mark mark, Open open) {
+    try {
+      return open();
+    } catch (Error& e) {
+      e.add(fmt::format("reading model '{}' of {}", text, draft_.place(mark)));
+      draft_.problems.error(e.code(), e.what());
+      return std::nullopt;
+    }
+  }
+
+  static std::string normal(const std::string& folder) {
+    return std::filesystem::path(folder).lexically_normal().string();
+  }
+
+  std::uint32_t open_model(const ModelRef& written) {
+    const ModelRef ref = settle(disk_, written, root());
+    std::string folder = resolve(disk_, ref, root());
+    auto& models = draft_.plan.models;
+    const auto [it, fresh] =
+        by_folder_.emplace(normal(folder), static_cast<std::uint32_t>(models.size()));
+    if (!fresh) return it->second;
+    try {
+      // The base alone has this name in messages and receipts; its adapters are models of their
+      // own.
+      ModelRef own = ref;
+      own.adapters.clear();
+      if (!ref.adapters.empty()) own.text = path_text(ref.path, ref.revision);
+      Checkpoint checkpoint = Checkpoint::open(disk_, folder, own.text);
+      models.push_back({std::move(own), std::move(folder), std::move(checkpoint)});
+    } catch (...) {
+      by_folder_.erase(it);
+      throw;
+    }
+    return it->second;
+  }
+
+  static std::string path_text(const std::string& path, const std::string& revision) {
+    return revision.empty() ? path : path + "@" + revision;
+  }
+
+  // Index into Draft::adapters.
+  std::uint32_t open_adapter(const AdapterRef& adapter, Mark mark) {
+    ModelRef ref;
+    ref.text = adapter.text;
+    ref.path = adapter.path;
+    ref.revision = adapter.revision;
+    ref.mark = mark;
+    ref = settle(disk_, ref, root());
+    std::string folder = resolve(disk_, ref, root());
+    const auto [it, fresh] =
+        adapters_.emplace(normal(folder), static_cast<std::uint32_t>(draft_.adapters.size()));
+    if (!fresh) return it->second;
+    try {
+      AdapterOptions options;
+      options.allow_unknown = draft_.plan.options.allow_unknown_keys;
+      Adapter opened = ingot::open_adapter(disk_, folder, ref.text, options);
+      for (const std::string& warning : opened.warnings) {
+        draft_.problems.warn(Code::format, warning);
+      }
+      auto& models = draft_.plan.models;
+      const auto model = static_cast<std::uint32_t>(models.size());
+      models.push_back({std::move(ref), std::move(folder), std::move(opened.checkpoint)});
+      draft_.adapters.push_back({model, std::move(opened)});
+    } catch (...) {
+      adapters_.erase(it);
+      throw;
+    }
+    return it->second;
+  }
+
+  bool add_view(const ModelRef& ref, std::uint32_t model) {
+    std::vector<Applied> applied;
+    for (const AdapterRef& adapter : ref.adapters) {
+      const auto index =
+          attempt(ref.text, ref.mark, [&] { return open_adapter(adapter, ref.mark); });
+      if (!index) return false;
+      applied.push_back({*index, adapter.weight});
+    }
+    // Two spellings of one model are one.
+    std::string key = fmt::format("{}", model);
+    for (const Applied& each : applied) key += fmt::format(" {}:{}", each.adapter, each.weight);
+    const auto [it, fresh] = views_.emplace(key, static_cast<std::uint32_t>(draft_.views.size()));
+    draft_.by_text[ref.text] = it->second;
+    if (!fresh) return true;
+    draft_.views.push_back(plain_view(draft_.plan, model, ref.text));
+    applied_.push_back(std::move(applied));
+    return true;
+  }
+
+ public:
+  [[nodiscard]] const std::vector<std::vector<Applied>>& applied() const { return applied_; }
+
+ private:
+  Disk& disk_;
+  Draft& draft_;
+  std::map<std::string, std::uint32_t> by_folder_, adapters_, views_;
+  std::vector<std::vector<Applied>> applied_;  // by view
+};
 
 void read_configs(Draft& draft) {
-  for (const Model& model : draft.plan.models) {
+  std::set<std::uint32_t> seen;
+  for (const View& view : draft.views) {
+    const Model& model = draft.plan.models[view.model];
     Config config;
     try {
       config = Config(model.checkpoint.config(), model.ref.text);
-      if (!config.present()) {
+      if (!config.present() && seen.insert(view.model).second) {
         draft.problems.warn(Code::missing, fmt::format("{} has no config.json", model.ref.text));
       }
     } catch (const Error& e) {
@@ -54,7 +151,7 @@ void read_configs(Draft& draft) {
 }
 
 std::string architecture(const Draft& draft, std::uint32_t m) {
-  const std::string& chosen = draft.plan.models[m].ref.override_architecture;
+  const std::string& chosen = draft.plan.models[draft.views[m].model].ref.override_architecture;
   return chosen.empty() ? draft.configs[m].architecture() : chosen;
 }
 
@@ -69,7 +166,7 @@ void check_architectures(Draft& draft) {
                                     draft.shown(draft.donor)));
     return;
   }
-  for (std::uint32_t m = 0; m < plan.models.size(); ++m) {
+  for (std::uint32_t m = 0; m < draft.views.size(); ++m) {
     const std::string other = architecture(draft, m);
     if (other == plan.architecture || other.empty()) continue;
     const std::string text =
@@ -93,11 +190,14 @@ void check_architectures(Draft& draft) {
 
 // Stored numbers that mean nothing without a scale would be merged into nonsense.
 void check_quantised(Draft& draft) {
-  for (std::uint32_t m = 0; m < draft.plan.models.size(); ++m) {
+  std::set<std::uint32_t> seen;
+  for (std::uint32_t m = 0; m < draft.views.size(); ++m) {
+    const Model& model = draft.plan.models[draft.views[m].model];
+    if (!seen.insert(draft.views[m].model).second) continue;
     std::string why = draft.configs[m].quantised();
     if (!why.empty()) {
       why = fmt::format("its config.json says {}", why);
-    } else if (const Entry* scale = scale_of(draft.plan.models[m].checkpoint)) {
+    } else if (const Entry* scale = scale_of(model.checkpoint)) {
       why = fmt::format("tensor {} belongs to quantised weights", scale->info.name);
     } else {
       continue;
@@ -106,7 +206,7 @@ void check_quantised(Draft& draft) {
                          fmt::format("{} is quantised ({}): its stored values mean nothing without "
                                      "their scales, which ingot does not "
                                      "apply yet; use the original model or a dequantised copy",
-                                     draft.shown(m), why));
+                                     model.ref.text, why));
   }
 }
 
@@ -117,19 +217,20 @@ std::string Draft::place(Mark mark) const {
 }
 
 bool open_models(Disk& disk, Draft& draft) {
-  std::map<std::string, std::uint32_t> by_folder;  // two spellings of one folder are one model
-  bool all = true;
-  for (const ModelRef& written : models_of(draft.recipe())) {
-    all = open_model(disk, draft, written, by_folder) && all;
-  }
-  if (!all || draft.plan.models.empty()) return false;
+  Opener opener(disk, draft);
+  if (!opener.run() || draft.views.empty()) return false;
   const auto& base = draft.recipe().base_model;
   draft.donor = base ? draft.by_text.at(base->text) : 0;
   read_configs(draft);
   check_architectures(draft);
   check_quantised(draft);
-  draft.names = catalogue(draft.plan.models, draft.configs, draft.donor,
-                          family(draft.plan.architecture), draft.problems);
+  bool good = true;
+  for (std::uint32_t v = 0; v < draft.views.size(); ++v) {
+    if (!opener.applied()[v].empty()) good = adapt(disk, draft, v, opener.applied()[v]) && good;
+  }
+  if (!good) return false;
+  draft.names = catalogue(draft.views, draft.configs, draft.donor, family(draft.plan.architecture),
+                          draft.problems);
   return true;
 }
 

@@ -89,18 +89,20 @@ class Writer {
   // --- the catalogue at a glance
 
   void index_parts() {
-    const std::size_t models = draft_.plan.models.size();
+    const std::size_t models = draft_.views.size();
     holds_.assign(models, std::vector<bool>(names_.templates.size()));
-    used_.resize(models);
     for (std::size_t m = 0; m < models; ++m) {
       for (const Spot& spot : names_.listings[m].spots) holds_[m][spot.part] = true;
-      used_[m].resize(names_.listings[m].spots.size());
+    }
+    for (const Model& model : draft_.plan.models) {
+      used_.emplace_back(model.checkpoint.entries().size());
     }
     for (std::uint32_t p = 0; p < names_.templates.size(); ++p) {
       const Template& part = names_.templates[p];
       if (part.role == Role::head) {
         heads_.push_back(p);
-        written_.donor_head = written_.donor_head || holds_[draft_.donor][p];
+        written_.donor_head = written_.donor_head ||
+                              (holds_[draft_.donor][p] && !draft_.views[draft_.donor].head_added);
       }
       if (part.role != Role::embedding) continue;
       const bool best = names_.family != nullptr && part.before == names_.family->embedding;
@@ -109,7 +111,10 @@ class Writer {
     if (!embeddings_.empty()) {
       const Spot* spot = names_.listings[draft_.donor].find(embeddings_.front());
       if (spot != nullptr)
-        written_.donor_rows = draft_.entry(draft_.donor, spot->entry).info.shape[0];
+        written_.donor_rows = draft_.item(draft_.donor, spot->entry).info.shape[0];
+      // The base's config.json speaks of the rows before an adapter replaced them.
+      const auto& rows = draft_.views[draft_.donor].rows;
+      if (rows) written_.donor_rows = rows;
     }
   }
 
@@ -126,9 +131,7 @@ class Writer {
         return;
       }
       Tokenizers all{std::move(*output), {}};
-      for (const Model& model : draft_.plan.models) {
-        all.own.push_back(read_vocab(disk_, model.checkpoint.path()));
-      }
+      for (const View& view : draft_.views) all.own.push_back(read_vocab(disk_, view.tokenizer));
       tokenizers_ = std::move(all);
     } catch (Error& e) {
       e.add("reading the tokenizers");
@@ -259,9 +262,8 @@ class Writer {
   struct Share {
     std::size_t input = 0;  // index into the section's inputs
     std::uint32_t model = 0;
-    const Entry* entry = nullptr;
-    std::uint32_t index = 0;  // of the entry
-    std::string name;         // as the catalogue calls it, for filters
+    const Item* item = nullptr;
+    std::string name;  // as the catalogue calls it, for filters
   };
 
   // `layer` is the output's; `place` is the layer less the section's first, as join counts it.
@@ -289,7 +291,7 @@ class Writer {
       }
       const std::uint64_t own =
           section.whole || what.stack != section.stack ? place : input.first + place;
-      Share share{i, input.model, &draft_.entry(input.model, found[i]->entry), found[i]->entry,
+      Share share{i, input.model, &draft_.item(input.model, found[i]->entry),
                   names_.templates[found[i]->part].name(own)};
       const bool base = section.base && *section.base == i;
       shares.insert(base ? shares.begin() : shares.end(), std::move(share));
@@ -298,11 +300,14 @@ class Writer {
 
     Job job;
     job.output.name = output;
-    job.output.shape = shares.front().entry->info.shape;
-    for (const Share& share : shares) job.operands.push_back({share.model, share.index, {}, {}});
+    job.output.shape = shares.front().item->info.shape;
+    for (const Share& share : shares) {
+      job.operands.push_back({share.item->model, share.item->entry, {}, {}});
+    }
     if (!same_shapes(what, shares, job)) return;
     if (!same_types(shares, job)) return;
     if (job.action == Action::merge && !find_rule(section, shares, t, job)) return;
+    if (!derive(shares, job)) return;
     if (what.role == Role::head) heads_written_.insert(p);
     if (!embeddings_.empty() && p == embeddings_.front()) written_.rows = job.output.shape[0];
     add(std::move(job));
@@ -317,14 +322,26 @@ class Writer {
     }
     const std::uint64_t most = job.output.count();
     for (const Operand& operand : job.operands) {
-      const TensorInfo& info = draft_.entry(operand.model, operand.entry).info;
-      use(operand.model, operand.entry, operand.rows ? info.bytes() : most * bits(info.dtype) / 8);
+      const TensorInfo& info = stored(operand.model, operand.entry);
+      if (!operand.derived || operand.derived->own()) {
+        use(operand.model, operand.entry,
+            operand.rows ? info.bytes() : most * bits(info.dtype) / 8);
+      }
+      if (operand.derived) {
+        for (const Ingredient& each : operand.derived->ingredients()) {
+          use(each.model, each.entry, stored(each.model, each.entry).bytes());
+        }
+      }
       if (!operand.rows) continue;
       for (const RowMap::Pick& pick : operand.rows->picks) {
-        use(pick.model, pick.entry, draft_.entry(pick.model, pick.entry).info.bytes());
+        use(pick.model, pick.entry, stored(pick.model, pick.entry).bytes());
       }
     }
     draft_.plan.jobs.push_back(std::move(job));
+  }
+
+  [[nodiscard]] const TensorInfo& stored(std::uint32_t model, std::uint32_t entry) const {
+    return draft_.plan.models[model].checkpoint.entries()[entry].info;
   }
 
   void use(std::uint32_t model, std::uint32_t index, std::uint64_t bytes) {
@@ -349,7 +366,7 @@ class Writer {
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (found[i] == nullptr || (!lacks && all && i == giver)) continue;
       const std::uint32_t model = section.inputs[i].model;
-      reasons_[{model, found[i]->entry}] =
+      reasons_[place(model, found[i]->entry)] =
           lacks ? fmt::format("a buffer that {} lacks; it is computed when the model is loaded",
                               draft_.shown(*lacks))
           : all ? fmt::format("a buffer, taken from {}", draft_.shown(section.inputs[giver].model))
@@ -357,10 +374,11 @@ class Writer {
     }
     if (lacks || !all) return;
     Job job;
-    job.output = draft_.entry(section.inputs[giver].model, found[giver]->entry).info;
+    const Item& item = draft_.item(section.inputs[giver].model, found[giver]->entry);
+    job.output = item.info;
     job.output.name = output;
     job.action = Action::copy;
-    job.operands.push_back({section.inputs[giver].model, found[giver]->entry, {}, {}});
+    job.operands.push_back({item.model, item.entry, {}, {}});
     job.reason = "a buffer, computed from the configuration";
     add(std::move(job));
   }
@@ -382,7 +400,7 @@ class Writer {
           Code::missing,
           fmt::format("{} has no tensor {}, and its config.json says that weights are not tied "
                       "(tie_word_embeddings: false), so {} cannot stand in for it",
-                      draft_.shown(model), output, draft_.entry(model, found[i]->entry).info.name));
+                      draft_.shown(model), output, draft_.item(model, found[i]->entry).info.name));
       return false;
     }
     return true;
@@ -416,8 +434,8 @@ class Writer {
     const Share& first = shares.front();
     bool heights = false;
     for (const Share& share : shares) {
-      const Shape& a = first.entry->info.shape;
-      const Shape& b = share.entry->info.shape;
+      const Shape& a = first.item->info.shape;
+      const Shape& b = share.item->info.shape;
       if (a == b) continue;
       Shape level = b;
       if (vocabulary(what.role) && b.rank() == a.rank() && b.rank() > 0) level.set(0, a[0]);
@@ -440,11 +458,11 @@ class Writer {
   // Matrices of different height without a tokenizer setting.
   bool cut_vocabulary(const std::vector<Share>& shares, Job& job) {
     const auto shorter = [](const Share& a, const Share& b) {
-      return a.entry->info.shape[0] < b.entry->info.shape[0];
+      return a.item->info.shape[0] < b.item->info.shape[0];
     };
     const auto [low, high] = std::minmax_element(shares.begin(), shares.end(), shorter);
-    const std::uint64_t least = low->entry->info.shape[0];
-    const std::uint64_t most = high->entry->info.shape[0];
+    const std::uint64_t least = low->item->info.shape[0];
+    const std::uint64_t most = high->item->info.shape[0];
     if (!draft_.plan.options.truncate_embeddings) {
       problems_.error_like(fmt::format("height {} {}", least, most), Code::shape,
                            fmt::format("vocabularies differ: {} has {} rows in {}, {} has {}; set "
@@ -469,10 +487,20 @@ class Writer {
     std::vector<ModelRows> rows;
     std::optional<std::size_t> base;
     for (const Share& share : shares) {
-      const Shape& shape = share.entry->info.shape;
+      const Shape& shape = share.item->info.shape;
       if (draft_.recipe().base_model && share.model == draft_.donor) base = rows.size();
       const auto& own = tokenizers_->own[share.model];
-      rows.push_back({own ? &*own : &tokenizers_->output, share.model, share.index, shape[0]});
+      if (share.item->effects) {
+        problems_.error(
+            Code::usage,
+            fmt::format(
+                "{}: {} has adapters on tensor {}, whose rows cannot be matched by token at "
+                "the same time; bake the adapters first and name the result",
+                draft_.recipe().file, draft_.shown(share.model), share.name));
+        return false;
+      }
+      rows.push_back(
+          {own ? &*own : &tokenizers_->output, share.item->model, share.item->entry, shape[0]});
     }
     const std::uint64_t pad = draft_.recipe().vocabulary.pad_to_multiple_of;
     const std::uint64_t height = padded_rows(tokenizers_->output, pad);
@@ -488,13 +516,19 @@ class Writer {
 
   bool same_types(const std::vector<Share>& shares, Job& job) {
     std::vector<Dtype> stored;
-    for (const Share& share : shares) stored.push_back(share.entry->info.dtype);
-    Meeting meeting = meet(stored, wanted_);
+    std::vector<Dtype> types;  // of the models: a tensor that an adapter brings has the base's
+    for (const Share& share : shares) {
+      stored.push_back(share.item->info.dtype);
+      types.push_back(share.item->type);
+    }
+    std::optional<Dtype> wanted = wanted_;
+    if (!wanted && stored != types) wanted = meet(types, wanted_).output;
+    Meeting meeting = meet(stored, wanted);
     if (!meeting.refusal.empty()) {
       std::string list;
       for (const Share& share : shares) {
         list += fmt::format("{}{} as {}", list.empty() ? "" : ", ", draft_.shown(share.model),
-                            word(share.entry->info.dtype));
+                            word(share.item->info.dtype));
       }
       problems_.error_like(
           "type " + meeting.refusal, Code::dtype,
@@ -508,17 +542,46 @@ class Writer {
     job.work.output = meeting.output;
     job.work.overflow = draft_.plan.options.overflow;
     for (std::size_t i = 0; i < job.operands.size(); ++i) {
-      if (!job.operands[i].rows) continue;
+      const bool adapted = shares[i].item->effects != nullptr;
+      if (!job.operands[i].rows && !adapted) continue;
       if (job.action == Action::copy) {
-        problems_.error(Code::dtype,
-                        fmt::format("tensor {} is stored as {}, whose rows cannot be matched "
-                                    "by token",
-                                    job.output.name, word(meeting.output)));
+        problems_.error(
+            Code::dtype,
+            fmt::format(
+                "tensor {} is stored as {}, {}{}", job.output.name, word(meeting.output),
+                adapted ? "which no adapter can change" : "whose rows cannot be matched by token",
+                meeting.output == Dtype::f64 ? "; --dtype float32 narrows it" : ""));
         return false;
       }
       job.work.inputs[i] = Dtype::f32;
     }
     return true;
+  }
+
+  // Adapters' effects as computed operands.
+  bool derive(const std::vector<Share>& shares, Job& job) {
+    for (std::size_t i = 0; i < shares.size(); ++i) {
+      const Item& item = *shares[i].item;
+      if (!item.effects) continue;
+      try {
+        // What survives the rounding is told where nothing but the rounding comes after.
+        const bool last = shares.size() == 1 && passes(job);
+        job.operands[i].derived =
+            change({{item.model, item.entry}, stored(item.model, item.entry)}, *item.effects,
+                   last ? std::optional(job.output.dtype) : std::nullopt);
+      } catch (const Error& e) {
+        problems_.error_like(
+            fmt::format("change {} {}", shares[i].model, static_cast<int>(e.code())), e.code(),
+            e.what());
+        return false;
+      }
+    }
+    return true;
+  }
+
+  // True if the formula returns its one input as it is.
+  [[nodiscard]] bool passes(const Job& job) const {
+    return rules_.method().formula == math::Formula::scale && job.work.rule.locals[0][0] == 1.0;
   }
 
   bool find_rule(const Section& section, const std::vector<Share>& shares, double t, Job& job) {
@@ -532,7 +595,7 @@ class Writer {
                                      section.base.has_value(), t, job.output.count());
     if (!rule) return false;
     job.work.rule = *rule;
-    copy_if_unchanged(job);
+    if (shares.size() == 1 && !shares[0].item->effects) copy_if_unchanged(job);
     return true;
   }
 
@@ -540,12 +603,10 @@ class Writer {
   void copy_if_unchanged(Job& job) {
     if (job.operands.size() != 1 || job.operands[0].rows) return;
     const Operand& only = job.operands[0];
-    if (draft_.entry(only.model, only.entry).info.dtype != job.output.dtype) return;
-    const math::Rule& rule = job.work.rule;
-    const bool passes = rules_.method().formula == math::Formula::scale && rule.locals[0][0] == 1.0;
-    if (passes) {
+    if (stored(only.model, only.entry).dtype != job.output.dtype) return;
+    if (passes(job)) {
       job.reason = fmt::format("{} without scale", rules_.method().name);
-    } else if (rule.base) {
+    } else if (job.work.rule.base) {
       job.reason = "only the base has it";
     } else {
       return;
@@ -566,23 +627,49 @@ class Writer {
         for (const Input& input : section.inputs) takes_part[input.model] = true;
       }
     }
-    for (std::uint32_t m = 0; m < used_.size(); ++m) {
+    for (std::uint32_t m = 0; m < draft_.views.size(); ++m) {
       for (const Spot& spot : names_.listings[m].spots) {
-        if (used_[m][spot.entry]) continue;
         const Template& what = names_.templates[spot.part];
-        const auto reason = reasons_.find({m, spot.entry});
-        draft_.plan.unused.push_back(
-            {m, spot.entry,
-             reason != reasons_.end() ? reason->second
-             : !takes_part[m]         ? "its model gives configuration and tokenizer only"
-             : !modules[what.module]  ? fmt::format("module '{}' is not named in the recipe",
-                                                    names_.modules[what.module])
-             : what.stack != kNoStack
-                 ? fmt::format("layer {} is outside the recipe's slices", spot.layer)
-             : what.trailing ? "tensors after the layers come from the last slice"
-                             : "tensors before the layers come from the first slice"});
+        const Item& item = draft_.item(m, spot.entry);
+        const std::string reason =
+            !takes_part[m] ? "its model gives configuration and tokenizer only"
+            : !modules[what.module]
+                ? fmt::format("module '{}' is not named in the recipe", names_.modules[what.module])
+            : what.stack != kNoStack
+                ? fmt::format("layer {} is outside the recipe's slices", spot.layer)
+            : what.trailing ? "tensors after the layers come from the last slice"
+                            : "tensors before the layers come from the first slice";
+        spare(item.model, item.entry, reason);
+        if (!item.effects) continue;
+        for (const Effect& effect : *item.effects) {
+          for (const Effect::Part& part : effect.parts) {
+            spare(part.tensor.place.model, part.tensor.place.entry, reason);
+          }
+        }
       }
     }
+    for (std::uint32_t m = 0; m < used_.size(); ++m) {
+      for (std::uint32_t e = 0; e < used_[m].size(); ++e) {
+        if (used_[m][e]) continue;
+        const auto reason = reasons_.find({m, e});
+        const auto spared = draft_.spared.find({m, e});
+        draft_.plan.unused.push_back({m, e,
+                                      reason != reasons_.end()        ? reason->second
+                                      : spared != draft_.spared.end() ? spared->second
+                                                                      : "no output reads it"});
+      }
+    }
+  }
+
+  // A reason that counts where no output reads the tensor; the first given.
+  void spare(std::uint32_t model, std::uint32_t entry, const std::string& reason) {
+    if (!used_[model][entry]) reasons_.try_emplace({model, entry}, reason);
+  }
+
+  [[nodiscard]] std::pair<std::uint32_t, std::uint32_t> place(std::uint32_t view,
+                                                              std::uint32_t index) const {
+    const Item& item = draft_.item(view, index);
+    return {item.model, item.entry};
   }
 
   Disk& disk_;
@@ -596,7 +683,7 @@ class Writer {
   std::vector<std::uint32_t> heads_;
   std::vector<std::uint32_t> embeddings_;  // the one that stands in for absent heads first
   std::set<std::uint32_t> heads_written_;
-  std::vector<std::vector<bool>> used_;                                     // by model and entry
+  std::vector<std::vector<bool>> used_;  // by Plan::models and entry
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::string> reasons_;  // by model and entry
   Written written_;
 };

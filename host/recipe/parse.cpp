@@ -17,14 +17,25 @@ namespace {
 
 // Every place of a recipe that has fixed keys, and the keys. Below `parameters` the names are the
 // method's own, which the plan checks.
-enum class Place { top, model, slice, source, module, tokenizer, condition, reference, path };
+enum class Place {
+  top,
+  model,
+  slice,
+  source,
+  module,
+  tokenizer,
+  condition,
+  reference,
+  path,
+  adapter
+};
 
 struct Keys {
   const char* where;
   std::vector<std::string> names;
 };
 
-std::array<Keys, 9> all_keys() {
+std::array<Keys, 10> all_keys() {
   return {{
       {"at the top level",
        {"merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype",
@@ -35,8 +46,10 @@ std::array<Keys, 9> all_keys() {
       {"in a module", {"models", "slices", "parameters"}},
       {"in 'tokenizer'", {"source", "tokens", "pad_to_multiple_of"}},
       {"in a condition", {"filter", "value"}},
-      {"in a model reference", {"model", "lora", "override_architecture"}},
+      {"in a model reference",
+       {"model", "path", "revision", "lora", "adapters", "override_architecture"}},
       {"in a model path", {"path", "revision"}},
+      {"in an adapter", {"path", "revision", "weight"}},
   }};
 }
 
@@ -46,6 +59,7 @@ constexpr const char* kIdle = "residual_weight";
 constexpr double kMostLayers = 1'000'000;
 constexpr std::size_t kMostText = 4096;  // bytes of a name or path, as file systems have it
 constexpr double kMostPadding = 1'048'576;
+constexpr double kMostWeight = 1e6;  // of an adapter
 
 const char* describe(const Node& node) {
   switch (node.kind) {
@@ -152,7 +166,9 @@ class Reader {
       advice = fmt::format("did you mean '{}'?", name);
     } else {
       const auto home = std::find_if(keys_.begin(), keys_.end(), [&](const Keys& other) {
-        return std::find(other.names.begin(), other.names.end(), pair.key) != other.names.end();
+        return &other !=
+                   &keys_.back() &&  // an adapter's `weight` is also what parameters are called
+               std::find(other.names.begin(), other.names.end(), pair.key) != other.names.end();
       });
       advice = home != keys_.end() ? fmt::format("it belongs {}", home->where)
                                    : fmt::format("known there: {}", fmt::join(keys.names, ", "));
@@ -301,12 +317,29 @@ class Reader {
     const Node& map = *pair.value;
     check(map, Place::reference);
     const Node::Pair* model = find(map, "model");
-    if (model == nullptr) bad(map.mark, "a model reference needs 'model'");
-    ModelRef out = path(*model);
+    const Node::Pair* place = find(map, "path");
+    if (model == nullptr && place == nullptr) bad(map.mark, "a model reference needs 'model'");
+    if (model != nullptr && place != nullptr) {
+      bad(place->mark, "'path' cannot stand beside 'model', which says the same");
+    }
+    ModelRef out;
+    if (model != nullptr) {
+      if (const auto* revision = find(map, "revision")) {
+        bad(revision->mark, "'revision' goes with 'path', or after '@' in 'model'");
+      }
+      out = path(*model);
+    } else {
+      out = path_of(map);
+    }
     out.mapped = true;
     if (const auto* lora = find(map, "lora")) {
-      out.adapters.push_back(path(*lora).text);
-      out.text += "+" + out.adapters.back();
+      ModelRef only = path(*lora);
+      add_adapter(out, {only.text, only.path, only.revision, 1});
+    }
+    if (const auto* list = find(map, "adapters")) {
+      for (const Node* item : expect(*list, Node::Kind::list, "a list of adapters").items) {
+        add_adapter(out, adapter(*item));
+      }
     }
     if (const auto* name = find(map, "override_architecture")) {
       out.override_architecture = text(*name);
@@ -316,17 +349,50 @@ class Reader {
     return out;
   }
 
+  AdapterRef adapter(const Node& node) {
+    AdapterRef out;
+    if (node.kind == Node::Kind::scalar && !node.text.empty() && node.text.size() <= kMostText) {
+      out.text = node.text;
+      split_revision(out.text, out.path, out.revision);
+      return out;
+    }
+    if (node.kind != Node::Kind::map) {
+      bad(node.mark,
+          fmt::format("an adapter is a path or a mapping with 'path', not {}", describe(node)));
+    }
+    check(node, Place::adapter);
+    const ModelRef place = path_of(node);
+    out.text = place.text;
+    out.path = place.path;
+    out.revision = place.revision;
+    if (const auto* weight = find(node, "weight")) {
+      const auto value = number(expect(*weight, Node::Kind::scalar, "a number").text);
+      if (!value || !(std::fabs(*value) <= kMostWeight)) {
+        bad(weight->value->mark,
+            fmt::format("'weight' takes a number, at most {} in size, not '{}'", kMostWeight,
+                        clip(weight->value->text)));
+      }
+      out.weight = *value;
+    }
+    return out;
+  }
+
   // What stands under `model` or `lora` of the mapping form: `path[@revision]`, or a mapping
   // itself.
   ModelRef path(const Node::Pair& pair) {
     ModelRef out;
     if (pair.value->kind != Node::Kind::map) {
       out.text = text(pair);
-      split_revision(out.text, out);
+      split_revision(out.text, out.path, out.revision);
       return out;
     }
-    const Node& map = *pair.value;
-    check(map, Place::path);
+    check(*pair.value, Place::path);
+    return path_of(*pair.value);
+  }
+
+  // `path` and `revision` of a mapping.
+  ModelRef path_of(const Node& map) const {
+    ModelRef out;
     const Node::Pair* place = find(map, "path");
     if (place == nullptr) bad(map.mark, "a model path needs 'path'");
     out.path = out.text = text(*place);
@@ -453,7 +519,7 @@ class Reader {
 
   Recipe& recipe_;
   const ParseOptions& options_;
-  const std::array<Keys, 9> keys_;
+  const std::array<Keys, 10> keys_;
 };
 
 }  // namespace

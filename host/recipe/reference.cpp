@@ -1,25 +1,36 @@
 #include "recipe/reference.hpp"
 
 #include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
 
 namespace ingot {
 
-void split_revision(const std::string& text, ModelRef& ref) {
+void split_revision(const std::string& text, std::string& path, std::string& revision) {
   const std::size_t at = text.rfind('@');
-  ref.path = text.substr(0, at);
-  ref.revision = at == std::string::npos ? "" : text.substr(at + 1);
+  path = text.substr(0, at);
+  revision = at == std::string::npos ? "" : text.substr(at + 1);
+}
+
+void add_adapter(ModelRef& ref, AdapterRef adapter) {
+  ref.text += "+" + adapter.text;
+  if (adapter.weight != 1) ref.text += fmt::format(":{}", adapter.weight);
+  ref.adapters.push_back(std::move(adapter));
 }
 
 ModelRef reference_of(const std::string& text, Mark mark) {
   ModelRef ref;
-  ref.text = text;
   ref.mark = mark;
   const std::size_t plus = text.find('+');
-  split_revision(text.substr(0, plus), ref);
+  ref.text = text.substr(0, plus);
+  split_revision(ref.text, ref.path, ref.revision);
   for (std::size_t start = plus; start != std::string::npos;) {
     const std::size_t next = text.find('+', start + 1);
-    ref.adapters.push_back(
-        text.substr(start + 1, next == std::string::npos ? next : next - start - 1));
+    AdapterRef adapter;
+    adapter.text = text.substr(start + 1, next == std::string::npos ? next : next - start - 1);
+    split_revision(adapter.text, adapter.path, adapter.revision);
+    add_adapter(ref, std::move(adapter));
     start = next;
   }
   return ref;

@@ -13,6 +13,10 @@ namespace ingot {
 [[nodiscard]] ModelRef reference_of(const std::string& text, Mark mark);
 
 // Sets path and revision from `path[@revision]`; the last `@` divides.
-void split_revision(const std::string& text, ModelRef& ref);
+void split_revision(const std::string& text, std::string& path, std::string& revision);
+
+// Adds an adapter, and its part to the reference's text: `+path[@revision]`, with `:weight` where
+// it is not 1.
+void add_adapter(ModelRef& ref, AdapterRef adapter);
 
 }  // namespace ingot

@@ -18,6 +18,16 @@ struct Mark {
   int column = 0;
 };
 
+// An adapter on a model: `path[@revision]`, with a weight in the mapping form.
+struct AdapterRef {
+  std::string text;      // `path[@revision]`
+  std::string path;      // folder or Hub name
+  std::string revision;  // empty: none given
+  double weight = 1;     // what its change is multiplied by
+
+  friend bool operator==(const AdapterRef&, const AdapterRef&) = default;
+};
+
 // `path[@revision][+adapter[@revision]]...` or the mapping form.
 //
 // The parser splits the text; it cannot know that a folder has `+` or `@` in its name. Where the disk
@@ -26,7 +36,7 @@ struct ModelRef {
   std::string text;      // canonical form of what the file says; identity and display name
   std::string path;      // folder, file or Hub name
   std::string revision;  // empty: none given
-  std::vector<std::string> adapters;  // each `path[@revision]`
+  std::vector<AdapterRef> adapters;   // applied in this order
   std::string override_architecture;  // replaces config.json's `architectures`; empty: none given
   bool mapped = false;   // written as a mapping, whose `path` is never split
   Mark mark;
@@ -113,7 +123,7 @@ struct ParseOptions {
 // Parses one YAML document. Throws Error{usage} with file, line, and the nearest valid name for an
 // unknown key, a wrong type, a duplicate key, an alias bomb or several documents. The language alone is
 // checked here: names of methods, parameters and dtypes, ranges, and what is not supported yet
-// (adapters, `union`, `tokens`) are the plan's to judge.
+// (`union`, `tokens`) are the plan's to judge.
 [[nodiscard]] Recipe parse(std::string_view text, const std::string& file, const ParseOptions& options);
 
 // Every model whose weights the recipe names: those of models, slices and modules in file order, each

@@ -164,9 +164,12 @@ TEST_F(PlanTest, MethodsAreKnownNotYetKnownOrMisspelt) {
   EXPECT_SAYS(plan("merge_method: della\nmodels:\n- model: a\n"), "'della' is not supported yet");
 }
 
-TEST_F(PlanTest, AdaptersAreRefused) {
-  EXPECT_SAYS(plan("merge_method: passthrough\nmodels:\n- model: a+adapter\n"),
-              "recipe.yml:3: 'a+adapter' is a model with an adapter");
+TEST_F(PlanTest, MissingAdapterIsNamedWithItsModelAndLine) {
+  const Plan missing = plan("merge_method: passthrough\nmodels:\n- model: a+nowhere\n");
+  EXPECT_SAYS(missing, "the model 'nowhere' is neither a folder");
+  EXPECT_SAYS(missing, "reading model 'a+nowhere' of recipe.yml:3");
+  EXPECT_SAYS(plan("merge_method: passthrough\nmodels:\n- model: a+b\n"),
+              "it is a model, not an adapter");
 }
 
 TEST_F(PlanTest, DifferentArchitecturesAreRefusedUnlessAllowed) {

@@ -299,7 +299,9 @@ TEST(Reference, TextIsSplitIntoPathRevisionAndAdapters) {
   EXPECT_EQ(r.text, "org/name@v1+some/lora@dev+other");
   EXPECT_EQ(r.path, "org/name");
   EXPECT_EQ(r.revision, "v1");
-  EXPECT_EQ(r.adapters, (std::vector<std::string>{"some/lora@dev", "other"}));
+  ASSERT_EQ(r.adapters.size(), 2U);
+  EXPECT_EQ(r.adapters[0], (AdapterRef{"some/lora@dev", "some/lora", "dev", 1}));
+  EXPECT_EQ(r.adapters[1], (AdapterRef{"other", "other", "", 1}));
   EXPECT_EQ(r.mark.line, 3);
   EXPECT_FALSE(r.mapped);
 }
@@ -314,7 +316,32 @@ TEST(Reference, MappingFormsEqualTheirText) {
   EXPECT_EQ(reference("{model: org/name@v1}"), reference("org/name@v1"));
   EXPECT_EQ(reference("{model: {path: org/name, revision: v1}}"), reference("org/name@v1"));
   EXPECT_EQ(reference("{model: a, lora: {path: b, revision: c}}"), reference("a+b@c"));
-  EXPECT_EQ(reference("{model: a, lora: b}").adapters, std::vector<std::string>{"b"});
+  EXPECT_EQ(reference("{model: a, lora: b}").adapters,
+            (std::vector<AdapterRef>{{"b", "b", "", 1}}));
+  EXPECT_EQ(reference("{path: a, revision: v1, adapters: [b, {path: c, revision: d}]}"),
+            reference("a@v1+b+c@d"));
+}
+
+TEST(Reference, AdaptersTakeWeightsInTheMappingForm) {
+  const ModelRef r = reference("{path: a, adapters: [{path: b, weight: -0.5}, c]}");
+  EXPECT_EQ(r.adapters, (std::vector<AdapterRef>{{"b", "b", "", -0.5}, {"c", "c", "", 1}}));
+  EXPECT_EQ(r.text, "a+b:-0.5+c");
+  EXPECT_TRUE(r.mapped);
+  const auto refused = [](const std::string& yaml, const char* part) {
+    try {
+      (void)reference(yaml);
+      ADD_FAILURE() << yaml;
+    } catch (const Error& e) {
+      EXPECT_NE(e.message().find(part), std::string::npos) << e.message();
+    }
+  };
+  refused("{path: a, adapters: [{path: b, weight: x}]}", "'weight' takes a number");
+  refused("{path: a, adapters: [{path: b, weight: 1e300}]}", "'weight' takes a number");
+  refused("{path: a, adapters: [{weight: 1}]}", "needs 'path'");
+  refused("{path: a, adapters: []}", "empty list");
+  refused("{path: a, adapters: [{path: b, scale: 1}]}", "unknown key 'scale'");
+  refused("{path: a, model: b}", "cannot stand beside 'model'");
+  refused("{model: a, revision: b}", "'revision' goes with 'path'");
 }
 
 TEST(Reference, MappingDoesNotSplitItsPath) {

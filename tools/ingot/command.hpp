@@ -25,6 +25,7 @@ class Command {
 };
 
 [[nodiscard]] std::unique_ptr<Command> make_merge(CLI::App& program);
+[[nodiscard]] std::unique_ptr<Command> make_bake(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_plan(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_inspect(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_diff(CLI::App& program);

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "changes.hpp"
 #include "command.hpp"
 #include "console.hpp"
 #include "interrupt.hpp"
@@ -79,11 +80,29 @@ std::string narrate(const Report& report, const std::vector<Activity>& devices) 
   return text + cost(report, devices);
 }
 
+Report run(const Console& console, Disk& disk, Backend& backend, const Plan& plan,
+           const Request& request) {
+  const Interrupt interrupt;
+  Meter meter(console, console.quiet() ? 0 : probe(plan));
+  try {
+    return merge(disk, backend, plan, request.out(), request.options(),
+                 [&meter](const Progress& progress) {
+                   Interrupt::check();
+                   meter.show(progress);
+                 });
+  } catch (...) {
+    if (Interrupt::signal() == 0) throw;
+  }
+  meter.clear();
+  console.error("stopped; the same command with --resume goes on from the last finished tensor");
+  Interrupt::die();
+}
+
 class MergeCommand final : public Command {
  public:
   explicit MergeCommand(CLI::App& program)
       : Command(program, "merge", "Merge models by a recipe into a new folder"),
-        request_(app(), true) {
+        request_(app(), Request::Form::merge) {
     app().footer(
         "The folder appears whole or not at all; an interrupted merge continues with --resume.\n"
         "The option names of mergekit-yaml are accepted too; ingot(1) lists them.\n"
@@ -95,55 +114,43 @@ class MergeCommand final : public Command {
         "  ingot merge examples/recipes/ties.yml out --root examples");
   }
 
-  int run() override {
-    const Console console(request_.quiet());
-    request_.settle(console);
-    const std::unique_ptr<Disk> disk = system_disk();
-    const std::unique_ptr<Backend> backend = request_.backend(console);
-    const Plan plan = request_.plan(*disk);
-    report(console, plan);
-    if (!plan.sound()) {
-      const auto first = std::find_if(plan.problems.begin(), plan.problems.end(),
-                                      [](const Problem& problem) { return problem.fatal; });
-      return exit_code(first->code);
-    }
-    const Report done = run(console, *disk, *backend, plan);
-    for (const std::string& warning : done.warnings) {
-      const bool known =
-          std::any_of(plan.problems.begin(), plan.problems.end(),
-                      [&](const Problem& problem) { return problem.text == warning; });
-      if (!known) console.warning(warning);  // the plan's were shown before the work began
-    }
-    if (request_.json()) {
-      print_json(describe(done, backend->activity()));
-    } else if (!console.quiet()) {
-      print(narrate(done, backend->activity()));
-    }
-    return 0;
-  }
+  int run() override { return merge_by(request_); }
 
  private:
-  Report run(const Console& console, Disk& disk, Backend& backend, const Plan& plan) {
-    const Interrupt interrupt;
-    Meter meter(console, console.quiet() ? 0 : probe(plan));
-    try {
-      return merge(disk, backend, plan, request_.out(), request_.options(),
-                   [&meter](const Progress& progress) {
-                     Interrupt::check();
-                     meter.show(progress);
-                   });
-    } catch (...) {
-      if (Interrupt::signal() == 0) throw;
-    }
-    meter.clear();
-    console.error("stopped; the same command with --resume goes on from the last finished tensor");
-    Interrupt::die();
-  }
-
   Request request_;
 };
 
 }  // namespace
+
+int merge_by(Request& request) {
+  const Console console(request.quiet());
+  request.settle(console);
+  const std::unique_ptr<Disk> disk = system_disk();
+  const std::unique_ptr<Backend> backend = request.backend(console);
+  const Plan plan = request.plan(*disk);
+  report(console, plan);
+  if (!plan.sound()) {
+    const auto first = std::find_if(plan.problems.begin(), plan.problems.end(),
+                                    [](const Problem& problem) { return problem.fatal; });
+    return exit_code(first->code);
+  }
+  const Report done = run(console, *disk, *backend, plan, request);
+  for (const std::string& warning : done.warnings) {
+    const bool known = std::any_of(plan.problems.begin(), plan.problems.end(),
+                                   [&](const Problem& problem) { return problem.text == warning; });
+    if (!known) console.warning(warning);  // the plan's were shown before the work began
+  }
+  const std::vector<Changes> changes = changes_of(*disk, done.receipt);
+  warn_lost(console, changes);
+  if (request.json()) {
+    Json json = describe(done, backend->activity());
+    if (!changes.empty()) json["changes"] = describe(changes);
+    print_json(json);
+  } else if (!console.quiet()) {
+    print(narrate(changes) + narrate(done, backend->activity()));
+  }
+  return 0;
+}
 
 std::unique_ptr<Command> make_merge(CLI::App& program) {
   return std::make_unique<MergeCommand>(program);

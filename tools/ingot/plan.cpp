@@ -206,7 +206,7 @@ class PlanCommand final : public Command {
   explicit PlanCommand(CLI::App& program)
       : Command(program, "plan",
                 "Show all a merge would do, from headers alone, and every problem"),
-        request_(app(), false) {
+        request_(app(), Request::Form::plan) {
     app().add_flag("--tensors", tensors_, "List every output tensor with its rule and sources");
     app().add_flag("--no-probe", no_probe_, "Do not read from the inputs to estimate the time");
     app().footer(

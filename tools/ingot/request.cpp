@@ -1,11 +1,14 @@
 #include "request.hpp"
 
 #include <array>
+#include <charconv>
+#include <cmath>
 #include <cstdlib>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "json.hpp"
 #include "size.hpp"
 
 namespace ingot::tool {
@@ -44,15 +47,27 @@ constexpr const char* kHidden = "";  // CLI11: a group without a name is left ou
 
 }  // namespace
 
-Request::Request(CLI::App& command, bool out_required) : command_(command) {
-  command.add_option("RECIPE", recipe_, "The recipe, a YAML file as mergekit reads it")
-      ->required()
-      ->type_name("FILE");
-  command
-      .add_option("OUT", out_,
-                  out_required ? "The folder to write" : "The folder a merge would write")
-      ->required(out_required)
-      ->type_name("DIR");
+Request::Request(CLI::App& command, Form form) : form_(form), command_(command) {
+  const bool writes = form != Form::plan;
+  if (form == Form::bake) {
+    command.add_option("BASE", base_, "The model, a folder or a name in the Hub cache")
+        ->required()
+        ->type_name("MODEL");
+    command
+        .add_option("ADAPTER", adapters_,
+                    "Adapters in the order in which they act, each with an optional :WEIGHT")
+        ->required()
+        ->type_name("ADAPTER[:WEIGHT]");
+    command.add_option("-o,--out", out_, "The folder to write")->required()->type_name("DIR");
+  } else {
+    command.add_option("RECIPE", recipe_, "The recipe, a YAML file as mergekit reads it")
+        ->required()
+        ->type_name("FILE");
+    command
+        .add_option("OUT", out_, writes ? "The folder to write" : "The folder a merge would write")
+        ->required(writes)
+        ->type_name("DIR");
+  }
 
   command.add_option("--memory", memory_, "Ceiling on memory for tensor data")
       ->type_name("SIZE")
@@ -81,7 +96,7 @@ Request::Request(CLI::App& command, bool out_required) : command_(command) {
       ->capture_default_str();
   command.add_option("--root", planning_.root, "Where relative model paths start (default: here)")
       ->type_name("DIR");
-  if (out_required) {
+  if (writes) {
     command.add_flag("--force", options_.force,
                      "Replace OUT if it exists, once the new one is done");
     command.add_flag("--resume", options_.resume, "Continue an interrupted merge into OUT");
@@ -187,9 +202,55 @@ std::unique_ptr<Backend> Request::backend(const Console& console) const {
   }
 }
 
+std::string Request::synthesise(Disk& disk) const {
+  const auto exists = [&](const std::string& path) {
+    const bool relative = !planning_.root.empty() && !path.starts_with('/');
+    const Disk::Kind kind = disk.kind(relative ? planning_.root + "/" + path : path);
+    return kind == Disk::Kind::folder || kind == Disk::Kind::file;
+  };
+  const auto quoted = [](const std::string& text) {
+    return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
+  };
+  // `path` and `revision` of what the command line names.
+  const auto place = [&](const std::string& text, const std::string& indent) {
+    const std::size_t at = exists(text) ? std::string::npos : text.rfind('@');
+    std::string lines = fmt::format("path: {}\n", quoted(text.substr(0, at)));
+    if (at != std::string::npos) {
+      lines += fmt::format("{}revision: {}\n", indent, quoted(text.substr(at + 1)));
+    }
+    return lines;
+  };
+  std::string text = "merge_method: passthrough\nmodels:\n  - model:\n      ";
+  text += place(base_, "      ") + "      adapters:\n";
+  for (const std::string& adapter : adapters_) {
+    std::string path = adapter;
+    std::string weight;
+    const std::size_t colon = adapter.rfind(':');
+    if (colon != std::string::npos && !exists(adapter)) {
+      path = adapter.substr(0, colon);
+      weight = adapter.substr(colon + 1);
+      double value = 0;
+      const char* end = weight.data() + weight.size();
+      const auto [stop, error] = std::from_chars(weight.data(), end, value);
+      if (error != std::errc() || stop != end || !std::isfinite(value)) {
+        fail(Code::usage,
+             fmt::format("'{}': after the last colon stands a weight, as in {}:0.5, and "
+                         "'{}' is no number",
+                         adapter, path.empty() ? "ADAPTER" : path, weight));
+      }
+    }
+    if (path.empty()) fail(Code::usage, fmt::format("'{}' names no adapter", adapter));
+    text += "        - " + place(path, "          ");
+    if (!weight.empty()) text += fmt::format("          weight: {}\n", weight);
+  }
+  return text;
+}
+
 Plan Request::plan(Disk& disk) const {
-  const std::string text = read_text(disk, recipe_);
-  Recipe recipe = parse(text, recipe_, {.allow_unknown_keys = planning_.allow_unknown_keys});
+  const bool own = form_ == Form::bake;
+  const std::string text = own ? synthesise(disk) : read_text(disk, recipe_);
+  Recipe recipe =
+      parse(text, own ? "bake" : recipe_, {.allow_unknown_keys = planning_.allow_unknown_keys});
   return build(disk, std::move(recipe), planning_);
 }
 

@@ -1,10 +1,11 @@
-// What merge and plan have in common: a recipe, the options that shape its output, mergekit's
+// What merge, plan and bake have in common: a recipe, the options that shape its output, mergekit's
 // names.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
@@ -15,8 +16,13 @@ namespace ingot::tool {
 
 class Request {
  public:
-  // Adds the arguments RECIPE and OUT and the options to `command`.
-  Request(CLI::App& command, bool out_required);
+  enum class Form {
+    merge,  // RECIPE OUT
+    plan,   // RECIPE [OUT]
+    bake,   // BASE ADAPTER... -o OUT: a recipe of its own
+  };
+  // Adds the arguments and the options to `command`.
+  Request(CLI::App& command, Form form);
 
   // After parsing: checks values, says what has no meaning here. Throws Error.
   void settle(const Console& console);
@@ -33,7 +39,12 @@ class Request {
   [[nodiscard]] bool json() const noexcept { return json_; }
 
  private:
+  [[nodiscard]] std::string synthesise(Disk& disk) const;
+
+  Form form_;
   std::string recipe_, out_;
+  std::string base_;
+  std::vector<std::string> adapters_;
   std::string memory_ = "1GiB", shard_size_ = "5GB", out_shard_size_;
   std::string device_memory_ = "2GiB";
   std::uint64_t device_memory_bytes_ = 0;
@@ -45,6 +56,9 @@ class Request {
   MergeOptions options_;
   CLI::App& command_;
 };
+
+// Plans and merges as asked and reports it; the exit code.
+[[nodiscard]] int merge_by(Request& request);
 
 // Shows every problem of a plan.
 void report(const Console& console, const Plan& plan);

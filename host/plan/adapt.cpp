@@ -1,0 +1,899 @@
+#include "plan/adapt.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <optional>
+#include <set>
+#include <tuple>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "adapter/pattern.hpp"
+#include "base/clip.hpp"
+#include "plan/folder.hpp"
+#include "plan/roles.hpp"
+
+namespace ingot::plan {
+namespace {
+
+constexpr std::size_t kItems = 300'000;  // as many as an output may have
+constexpr std::size_t kShown = 3;
+
+// Old names of the linear layers that newer models fuse into parameters of all experts.
+struct Fused {
+  std::string_view old_name, fused;
+  bool second = false;  // the upper half of the outputs
+};
+constexpr Fused kFused[] = {
+    {"gate_proj", "gate_up_proj", false}, {"w1", "gate_up_proj", false},
+    {"up_proj", "gate_up_proj", true},    {"w3", "gate_up_proj", true},
+    {"down_proj", "down_proj", false},    {"w2", "down_proj", false},
+};
+
+// Of "layers.3.mlp.experts.7.w1": "layers.3.mlp.experts", 7, "w1".
+struct Expert {
+  std::string owner;
+  std::uint32_t number = 0;
+  std::string_view leaf;
+};
+
+std::optional<Expert> expert_of(std::string_view path) {
+  const std::string_view leaf = last_component(path);
+  const std::string_view numbered = parent(path);
+  if (leaf == path || numbered.empty()) return std::nullopt;
+  const std::string_view digits = last_component(numbered);
+  Expert expert{std::string(parent(numbered)), 0, leaf};
+  const auto [end, error] =
+      std::from_chars(digits.data(), digits.data() + digits.size(), expert.number);
+  if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
+  if (last_component(expert.owner) != "experts") return std::nullopt;
+  return expert;
+}
+
+// True for the classes whose linear layers are stored as (in, out), and a layer of theirs.
+bool transposed_layer(std::string_view architecture, std::string_view path) {
+  const bool gpt2 = architecture.starts_with("GPT2") || architecture.starts_with("OpenAIGPT") ||
+                    architecture.starts_with("ImageGPT") ||
+                    architecture.starts_with("DecisionTransformerGPT2");
+  const std::string_view leaf = last_component(path);
+  return gpt2 && (leaf == "c_attn" || leaf == "c_proj" || leaf == "c_fc" || leaf == "q_attn");
+}
+
+// Experts of these keep their parameters as (experts, in, out).
+bool transposed_experts(std::string_view architecture) {
+  return architecture.starts_with("GptOss") || architecture.starts_with("Llama4");
+}
+
+// Orders "0.9.1" and "0.19.0" as versions.
+bool older(std::string_view version, std::string_view than) {
+  return version.empty() || natural_less(version, than);
+}
+
+class Overlay {
+ public:
+  Overlay(Disk& disk, Draft& draft, std::uint32_t view)
+      : disk_(disk),
+        draft_(draft),
+        view_(draft.views[view]),
+        config_(draft.configs[view]),
+        base_(draft.plan.models[view_.model]),
+        architecture_(base_.ref.override_architecture.empty() ? config_.architecture()
+                                                              : base_.ref.override_architecture),
+        family_(family(architecture_)) {}
+
+  void run(const std::vector<Applied>& applied) {
+    replicate(applied);
+    find_vocabulary();
+    for (const Applied& each : applied) {
+      try {
+        apply(draft_.adapters[each.adapter], each.weight);
+      } catch (Error& e) {
+        e.add(fmt::format("putting adapter {} on {}",
+                          draft_.plan.models[draft_.adapters[each.adapter].model].ref.text,
+                          base_.ref.text));
+        throw;
+      }
+    }
+    settle_vocabulary();
+    for (auto& [item, effects] : effects_) {
+      view_.items[item].effects = std::make_shared<const std::vector<Effect>>(std::move(effects));
+    }
+    std::sort(view_.items.begin(), view_.items.end(),
+              [](const Item& a, const Item& b) { return a.info.name < b.info.name; });
+  }
+
+ private:
+  using Index = std::size_t;  // into View::items, which grows but does not move until the end
+
+  [[nodiscard]] const Entry& entry(std::uint32_t model, std::uint32_t index) const {
+    return draft_.plan.models[model].checkpoint.entries()[index];
+  }
+
+  // --- layers that the adapter's configuration stacks anew
+
+  void replicate(const std::vector<Applied>& applied) {
+    const auto& first = draft_.adapters[applied.front().adapter].adapter.config.replication;
+    for (const Applied& each : applied) {
+      if (draft_.adapters[each.adapter].adapter.config.replication == first) continue;
+      fail(Code::usage,
+           fmt::format("{}: its adapters stack the layers differently (layer_replication), so they "
+                       "cannot be on one model",
+                       view_.text));
+    }
+    if (!first.empty()) restack(first);
+    by_name_.reserve(view_.items.size());
+    for (Index i = 0; i < view_.items.size(); ++i) by_name_.emplace(view_.items[i].info.name, i);
+  }
+
+  // The name of a layer's tensor around its number.
+  struct Layered {
+    std::string before, after;
+    std::uint64_t number = 0;
+  };
+
+  static std::optional<Layered> layered(std::string_view name) {
+    for (std::size_t dot = name.find('.'); dot != std::string_view::npos;
+         dot = name.find('.', dot + 1)) {
+      const std::size_t end = name.find('.', dot + 1);
+      if (end == std::string_view::npos) break;
+      const std::string_view before = name.substr(0, dot);
+      const std::string_view last = last_component(before);
+      if (last != "layers" && last != "h" && last != "layer" && last != "blocks") continue;
+      Layered out{std::string(before), std::string(name.substr(end)), 0};
+      const char* stop = name.data() + end;
+      const auto [at, error] = std::from_chars(name.data() + dot + 1, stop, out.number);
+      if (error == std::errc() && at == stop) return out;
+    }
+    return std::nullopt;
+  }
+
+  void restack(const std::vector<std::pair<std::int64_t, std::int64_t>>& ranges) {
+    std::map<std::string, std::uint64_t> depths;
+    for (const Item& item : view_.items) {
+      if (const auto name = layered(item.info.name)) {
+        std::uint64_t& depth = depths[name->before];
+        depth = std::max(depth, name->number + 1);
+      }
+    }
+    const auto deepest =
+        std::max_element(depths.begin(), depths.end(),
+                         [](const auto& a, const auto& b) { return a.second < b.second; });
+    if (deepest == depths.end()) {
+      fail(Code::format,
+           fmt::format("{} has no layers that layer_replication could stack", base_.ref.text));
+    }
+    const auto& [prefix, depth] = *deepest;
+    Restacked stack;
+    std::vector<std::vector<std::uint64_t>> copies(depth);  // new numbers of each layer
+    for (const auto& [begin, end] : ranges) {
+      for (std::int64_t n = begin; n < end; ++n) {
+        if (static_cast<std::uint64_t>(n) >= depth) {
+          fail(Code::usage, fmt::format("layer_replication names layer {}, while {} has {}", n,
+                                        base_.ref.text, depth));
+        }
+        copies[static_cast<std::size_t>(n)].push_back(stack.layers.size());
+        stack.layers.push_back({0, static_cast<std::uint64_t>(n)});
+      }
+    }
+    std::vector<Item> items;
+    for (const Item& item : view_.items) {
+      const auto name = layered(item.info.name);
+      if (!name || name->before != prefix) {
+        items.push_back(item);
+        continue;
+      }
+      if (copies[name->number].empty()) {
+        spare(item.model, item.entry, "a layer that the adapter's layer_replication leaves out");
+      }
+      for (const std::uint64_t number : copies[name->number]) {
+        items.push_back(item);
+        items.back().info.name = fmt::format("{}.{}{}", prefix, number, name->after);
+      }
+      if (items.size() > kItems) {
+        fail(Code::usage, fmt::format("layer_replication would give more than {} tensors", kItems));
+      }
+    }
+    view_.items = std::move(items);
+    const auto count = config_.layers("", family_, depth);
+    stack.old_count = depth;
+    if (count) stack.count = count->place;
+    Edits edits;
+    edits.stacks.push_back(std::move(stack));
+    edits.models = std::span(&config_, 1);
+    edits.shown = base_.ref.text;
+    if (config_.present()) {
+      config_ = Config(config_.edited(edits, draft_.problems), base_.ref.text);
+    }
+  }
+
+  // --- names
+
+  [[nodiscard]] std::optional<Index> find(const std::string& name) const {
+    const auto found = by_name_.find(name);
+    if (found == by_name_.end()) return std::nullopt;
+    return found->second;
+  }
+
+  // The base's tensor for a name as the adapter has it.
+  [[nodiscard]] std::optional<Index> locate(const std::string& name) const {
+    const std::string own = rename(name, renames_);
+    if (const auto found = find(own)) return found;
+    // Mixtral's experts, before and after transformers 5.
+    for (const auto& [from, to] :
+         {std::pair<std::string_view, std::string_view>(".block_sparse_moe.", ".mlp."),
+          {".mlp.", ".block_sparse_moe."}}) {
+      const std::size_t at = own.find(from);
+      if (at == std::string::npos) continue;
+      std::string other = own;
+      other.replace(at, from.size(), to);
+      if (const auto found = find(other)) return found;
+    }
+    return std::nullopt;
+  }
+
+  // How the adapter's names differ from the base's as a whole: with or without the outer module.
+  void match(const Adapter& adapter) {
+    std::vector<std::string> names;
+    for (const Adapted& module : adapter.modules) {
+      if (module.parameters.empty()) {
+        names.push_back(module.path + ".weight");
+      } else {
+        names.push_back(module.path + "." + module.parameters.front());
+      }
+    }
+    for (const Saved& saved : adapter.saved) names.push_back(saved.name);
+    for (const Tokens& tokens : adapter.tokens) names.push_back(tokens.path + ".weight");
+    if (known_.empty()) {
+      for (const Item& item : view_.items) known_.insert(item.info.name);
+    }
+    renames_ = match_names(names, known_);
+  }
+
+  // --- one adapter
+
+  void apply(const Opened& opened, double weight) {
+    adapter_ = &opened.adapter;
+    model_ = opened.model;
+    shown_ = draft_.plan.models[opened.model].ref.text;
+    weight_ = weight;
+    refuse_residual();
+    match(*adapter_);
+    for (const Idle& idle : adapter_->idle) spare(model_, idle.entry, idle.reason);
+    for (const Saved& saved : adapter_->saved) place(saved);
+    for (const Tokens& tokens : adapter_->tokens) place(tokens);
+    taken_.clear();
+    for (const Adapted& module : adapter_->modules) place(module);
+    if (missing_ > 0) {
+      fail(Code::missing,
+           fmt::format("{} of the {} modules of adapter {} have no tensor in {}: {}{}; is this the "
+                       "model it was trained on{}?",
+                       missing_, adapter_->modules.size(), shown_, base_.ref.text,
+                       fmt::join(missing_names_, ", "), missing_ > kShown ? ", ..." : "",
+                       adapter_->config.base.empty()
+                           ? ""
+                           : fmt::format(" (it says {})", clip(adapter_->config.base))));
+    }
+    report_untouched();
+    take_tokenizer();
+  }
+
+  void refuse_residual() const {
+    if (adapter_->config.residual == AdapterConfig::Residual::none) return;
+    const char* word =
+        adapter_->config.residual == AdapterConfig::Residual::pissa ? "pissa" : "olora";
+    fail(Code::usage,
+         fmt::format(
+             "adapter {} was initialised by {}: PEFT takes a part of the base away before it "
+             "adds the adapter, which ingot does not compute; convert it to a plain LoRA with "
+             "PEFT (save_pretrained with path_initial_model_for_weight_conversion)",
+             shown_, word));
+  }
+
+  void spare(std::uint32_t model, std::uint32_t index, const std::string& reason) {
+    draft_.spared.try_emplace({model, index}, reason);
+  }
+
+  [[nodiscard]] Located located(std::uint32_t index) const {
+    return {{model_, index}, entry(model_, index).info};
+  }
+
+  [[nodiscard]] Effect effect(const Adapted& module) const {
+    const AdapterConfig& config = adapter_->config;
+    Effect out;
+    out.adapter = shown_;
+    out.family = config.family;
+    out.weight = weight_;
+    out.scaling = module.scaling;
+    out.times = module.inner ? 2 : 1;
+    out.cayley_neumann = config.cayley_neumann;
+    out.terms = config.terms;
+    out.constrained = config.constrained;
+    out.eps = config.eps;
+    out.block_share = config.block_share;
+    out.orthonormal = config.orthonormal;
+    out.tiling = config.tiling;
+    for (const Factor& factor : module.factors) {
+      if (factor.piece != Piece::bias) out.parts.push_back({factor.piece, located(factor.entry)});
+    }
+    for (const Factor& factor : adapter_->shared) {
+      out.parts.push_back({factor.piece, located(factor.entry)});
+    }
+    return out;
+  }
+
+  void change(Index item, Effect made) { effects_[item].push_back(std::move(made)); }
+
+  // --- modules
+
+  void place(const Adapted& module) {
+    if (!module.parameters.empty()) return place_parameter(module);
+    const std::string name = module.path + ".weight";
+    if (const auto item = locate(name)) return place_weight(module, *item);
+    if (const auto item = locate(module.path + ".in_proj_weight")) {
+      return place_weight(module, *item);
+    }
+    if (tied_ && is_head(name)) return place_head(module);
+    if (place_expert(module)) return;
+    ++missing_;
+    if (missing_names_.size() < kShown) missing_names_.push_back(clip(module.path, 120));
+  }
+
+  void place_weight(const Adapted& module, Index item) {
+    Effect made = effect(module);
+    made.layout = layout(module, view_.items[item].info.shape);
+    if (made.family == ingot::Family::ia3) made.feedforward = feedforward(module);
+    place_bias(module, made);
+    add_to(item, std::move(made));
+  }
+
+  // Vocabulary matrices wait until all adapters are known.
+  void add_to(Index item, Effect made) {
+    const bool tying = adapter_->config.tying;
+    if (tied_ && embedding_ && item == *embedding_) {
+      on_embedding_.push_back({std::move(made), tying, false});
+    } else if (tied_ && head_ && item == *head_) {
+      on_head_.push_back({std::move(made), tying, false});
+    } else {
+      change(item, std::move(made));
+    }
+  }
+
+  void place_head(const Adapted& module) {
+    Effect made = effect(module);
+    made.layout = module.embedding ? Layout::embedding : Layout::linear;
+    if (made.family == ingot::Family::ia3) made.feedforward = false;
+    on_head_.push_back({std::move(made), adapter_->config.tying, false});
+  }
+
+  // Biases that change along: lora_B's own, and IA3's scaling of outputs.
+  void place_bias(const Adapted& module, const Effect& weight) {
+    const auto trained = module.find(Piece::bias);
+    const bool scaled = weight.family == ingot::Family::ia3 && !weight.feedforward;
+    if (!trained && !scaled) return;
+    const auto bias = locate(module.path + ".bias");
+    if (!bias) {
+      if (!trained) return;
+      fail(Code::missing,
+           fmt::format("tensor {} of adapter {} is a bias, and {} has no {}.bias to add it to",
+                       clip(entry(model_, *trained).info.name, 160), shown_, base_.ref.text,
+                       clip(module.path, 120)));
+    }
+    Effect made = weight;
+    made.layout = Layout::linear;
+    if (trained) made.parts = {{Piece::bias, located(*trained)}};
+    change(*bias, std::move(made));
+  }
+
+  // Where outputs and inputs lie is told by the shapes; by the architecture where they are equal.
+  [[nodiscard]] Layout layout(const Adapted& module, const Shape& base) const {
+    if (module.embedding) return Layout::embedding;
+    if (base.rank() != 2) return Layout::linear;
+    const auto shape = [&](Piece piece) { return entry(model_, *module.find(piece)).info.shape; };
+    std::optional<std::uint64_t> in, out;
+    if (adapter_->config.family == ingot::Family::lora ||
+        adapter_->config.family == ingot::Family::adalora) {
+      in = shape(Piece::a)[1];
+      out = shape(Piece::b)[0];
+    } else if (adapter_->config.family == ingot::Family::ia3 && shape(Piece::l).rank() == 2) {
+      const Shape l = shape(Piece::l);
+      if (l[1] != 1) in = l[1];
+      if (l[0] != 1) out = l[0];
+    }
+    const bool linear = (!out || base[0] == *out) && (!in || base[1] == *in);
+    const bool transposed = (!in || base[0] == *in) && (!out || base[1] == *out);
+    if (linear != transposed) return linear ? Layout::linear : Layout::transposed;
+    const bool known = family_ != nullptr || transposed_layer(architecture_, module.path);
+    return (known ? transposed_layer(architecture_, module.path) : adapter_->config.fan_in_fan_out)
+               ? Layout::transposed
+               : Layout::linear;
+  }
+
+  // IA3 scales inputs where the vector lies in a row.
+  [[nodiscard]] bool feedforward(const Adapted& module) const {
+    const Shape& l = entry(model_, *module.find(Piece::l)).info.shape;
+    if (l.rank() >= 2 && (l[0] != 1 || l[1] != 1)) return l[0] == 1;
+    const AdapterConfig& config = adapter_->config;
+    adapter::Effort effort;
+    return adapter::Choice(config.feedforward, config.feedforward_pattern,
+                           fmt::format("feedforward_modules of {}", shown_))
+        .fits(module.path, effort);
+  }
+
+  // --- parameters and experts
+
+  void place_parameter(const Adapted& module) {
+    for (const std::string& name : module.parameters) {
+      const std::string full = module.path + "." + name;
+      if (taken_.contains(full)) continue;
+      if (const auto item = locate(full)) {
+        const auto layout = experts_layout(module, view_.items[*item].info.shape, full);
+        if (!layout) continue;
+        Effect made = effect(module);
+        made.layout = *layout;
+        made.cut.experts = static_cast<std::uint32_t>(module.experts);
+        taken_.insert(full);
+        return add_to(*item, std::move(made));
+      }
+      if (split_experts(module, name)) {
+        taken_.insert(full);
+        return;
+      }
+    }
+    ++missing_;
+    if (missing_names_.size() < kShown) {
+      missing_names_.push_back(
+          fmt::format("{}.{}", clip(module.path, 120), module.parameters.front()));
+    }
+  }
+
+  // How a parameter of all experts lies, or nothing where the factors do not fit it.
+  [[nodiscard]] std::optional<Layout> experts_layout(const Adapted& module, const Shape& base,
+                                                     const std::string& name) const {
+    const std::uint64_t in = entry(model_, *module.find(Piece::a)).info.shape[1];
+    const std::uint64_t out = entry(model_, *module.find(Piece::b)).info.shape[0];
+    const int rank = base.rank();
+    if (rank != 2 && rank != 3) return std::nullopt;
+    const std::uint64_t experts = rank == 3 ? base[0] : 1;
+    if (module.experts != experts) return std::nullopt;
+    const bool linear = base[rank - 2] == out && base[rank - 1] == in;
+    const bool transposed = rank == 3 && base[1] == in && base[2] == out;
+    if (!linear && !transposed) return std::nullopt;
+    if (linear != transposed || rank == 2) return linear ? Layout::linear : Layout::transposed;
+    // Square: what PEFT took for inputs changed from release to release.
+    const std::string& version = adapter_->config.version;
+    const bool turned = transposed_experts(architecture_);
+    bool across = turned;
+    if (older(version, "0.19.0")) {
+      across = true;
+    } else if (version == "0.19.0") {
+      across = !turned;
+    }
+    if (version.empty() || version == "0.19.0") {
+      draft_.problems.warn_like(
+          "square experts", Code::format,
+          fmt::format(
+              "{}: experts of {} are square, so shapes do not tell inputs from outputs; they "
+              "are taken as PEFT {} took them",
+              shown_, clip(name, 120),
+              version.empty() ? "0.17, which wrote no version," : version));
+    }
+    return across ? Layout::transposed : Layout::linear;
+  }
+
+  // Factors of all experts on a base whose experts are tensors of their own.
+  bool split_experts(const Adapted& module, const std::string& name) {
+    std::vector<std::pair<Index, Effect>> made;
+    for (const Fused& fused : kFused) {
+      if (fused.fused != name) continue;
+      for (std::uint32_t e = 0; e < module.experts; ++e) {
+        const auto item = locate(fmt::format("{}.{}.{}.weight", module.path, e, fused.old_name));
+        if (!item) break;
+        Effect each = effect(module);
+        const Shape& shape = view_.items[*item].info.shape;
+        each.cut.experts = static_cast<std::uint32_t>(module.experts);
+        each.cut.expert = e;
+        if (fused.fused == "gate_up_proj" && shape.rank() == 2) {
+          each.cut.from = fused.second ? shape[0] : 0;
+          each.cut.count = shape[0];
+        }
+        made.emplace_back(*item, std::move(each));
+      }
+    }
+    const std::size_t wanted = module.experts * (name == "gate_up_proj" ? 2 : 1);
+    if (made.size() != wanted) return false;
+    for (auto& [item, each] : made) change(item, std::move(each));
+    return true;
+  }
+
+  // Factors of one expert's layer on a base that holds all experts in one tensor.
+  bool place_expert(const Adapted& module) {
+    const auto expert = expert_of(module.path);
+    if (!expert || adapter_->config.family != ingot::Family::lora || adapter_->config.dora)
+      return false;
+    for (const Fused& fused : kFused) {
+      if (fused.old_name != expert->leaf) continue;
+      auto item = locate(fmt::format("{}.{}", expert->owner, fused.fused));
+      if (!item) item = locate(fmt::format("{}.{}.weight", expert->owner, fused.fused));
+      if (!item) continue;
+      const Shape& base = view_.items[*item].info.shape;
+      const std::uint64_t in = entry(model_, *module.find(Piece::a)).info.shape[1];
+      const std::uint64_t out = entry(model_, *module.find(Piece::b)).info.shape[0];
+      const std::uint64_t all = fused.fused == "gate_up_proj" ? 2 * out : out;
+      if (base.rank() != 3 || expert->number >= base[0]) return false;
+      const bool linear = base[1] == all && base[2] == in;
+      const bool transposed = base[1] == in && base[2] == all;
+      if (!linear && !transposed) return false;
+      Effect made = effect(module);
+      made.layout = linear && !(transposed && transposed_experts(architecture_))
+                        ? Layout::linear
+                        : Layout::transposed;
+      made.cut.block = expert->number;
+      made.cut.at = fused.second ? out : 0;
+      made.cut.count = out;
+      change(*item, std::move(made));
+      return true;
+    }
+    return false;
+  }
+
+  // --- whole tensors
+
+  void place(const Saved& saved) {
+    const TensorInfo& info = entry(model_, saved.entry).info;
+    auto item = locate(saved.name);
+    if (!item && tied_ && is_head(saved.name)) item = place_saved_head(saved);
+    if (!item) item = add_saved(saved);
+    if (!item) return;
+    Item& target = view_.items[*item];
+    const std::string by = fmt::format("{} of adapter {}", clip(info.name, 160), shown_);
+    const auto [owner, fresh] = owners_.emplace(target.info.name, shown_);
+    if (!fresh) {
+      fail(
+          Code::usage,
+          fmt::format("adapters {} and {} both bring their own {}; only one can be used: leave one "
+                      "out, or merge the models they make",
+                      owner->second, shown_, target.info.name));
+    }
+    const bool rows = is_vocabulary(target.info.name) && info.shape.rank() == 2 &&
+                      target.info.shape.rank() == 2 && info.shape[1] == target.info.shape[1];
+    if (info.shape != target.info.shape && !rows) {
+      fail(Code::shape,
+           fmt::format("tensor {} has shape {}, and {} of {} has {}", by, info.shape.text(),
+                       target.info.name, base_.ref.text, target.info.shape.text()));
+    }
+    if (weight_ != 1) return blend(saved, *item);
+    if (tied_ && embedding_ && *item == *embedding_) embedding_saved_ = saved.why;
+    if (embedding_ && *item == *embedding_ && info.shape != target.info.shape) {
+      view_.rows = target.info.shape[0];
+    }
+    if (added_.contains(*item)) return;
+    spare(target.model, target.entry, fmt::format("replaced by tensor {}", by));
+    if (tied_ && embedding_ && *item == *embedding_) original_ = target;
+    target.info.shape = info.shape;
+    target.info.dtype = info.dtype;
+    target.model = model_;
+    target.entry = saved.entry;
+  }
+
+  // A saved module at another weight than 1 lies between the base's and the adapter's.
+  void blend(const Saved& saved, Index item) {
+    const TensorInfo& info = entry(model_, saved.entry).info;
+    const Shape& shape = view_.items[item].info.shape;
+    if (added_.contains(item) || info.shape != shape || shape.rank() != 2) {
+      fail(Code::usage,
+           fmt::format("adapter {} has the weight {}, and it brings its own {}, which can be used "
+                       "with weight 1 only",
+                       shown_, weight_, view_.items[item].info.name));
+    }
+    Effect made;
+    made.adapter = shown_;
+    made.family = ingot::Family::none;
+    made.weight = weight_;
+    made.parts.push_back({Piece::block, located(saved.entry)});
+    for (std::uint64_t r = 0; r < shape[0]; ++r) made.rows.push_back(r);
+    add_to(item, std::move(made));
+  }
+
+  // The head of a model that has none of its own.
+  std::optional<Index> place_saved_head(const Saved& saved) {
+    if (adapter_->config.tying) {
+      spare(model_, saved.entry, "the tied embedding again (ensure_weight_tying)");
+      return std::nullopt;
+    }
+    head_saved_ = true;
+    return add(saved, view_.items[*embedding_].type);
+  }
+
+  // A tensor that the base does not have: a head for another task.
+  std::optional<Index> add_saved(const Saved& saved) {
+    if (saved.why != Saved::Why::module) {
+      fail(Code::missing,
+           fmt::format("tensor {} of adapter {} would replace {}, which {} does not have",
+                       clip(entry(model_, saved.entry).info.name, 160), shown_,
+                       clip(saved.name, 120), base_.ref.text));
+    }
+    const std::string_view first = first_component(saved.name);
+    if (first != "score" && first != "classifier" && first != "qa_outputs" && first != "lm_head" &&
+        first != "v_head") {
+      fail(Code::missing,
+           fmt::format("tensor {} of adapter {} belongs to module {}, which {} does not have",
+                       clip(entry(model_, saved.entry).info.name, 160), shown_,
+                       clip(saved.name, 120), base_.ref.text));
+    }
+    draft_.problems.warn(
+        Code::missing,
+        fmt::format(
+            "adapter {} brings {}, which {} does not have: it was added, and 'architectures' in "
+            "config.json must name the class that has it",
+            shown_, clip(saved.name, 120), base_.ref.text));
+    const Item* any = nullptr;
+    for (const Item& item : view_.items) {
+      if (any == nullptr && is_float(item.type)) any = &item;
+    }
+    return add(saved, any != nullptr ? any->type : entry(model_, saved.entry).info.dtype);
+  }
+
+  Index add(const Saved& saved, Dtype type) {
+    Item item;
+    item.info = entry(model_, saved.entry).info;
+    item.info.name = rename(saved.name, renames_);
+    item.model = model_;
+    item.entry = saved.entry;
+    item.type = type;
+    return append(std::move(item));
+  }
+
+  Index append(Item item) {
+    const Index index = view_.items.size();
+    by_name_.emplace(item.info.name, index);
+    view_.items.push_back(std::move(item));
+    added_.insert(index);
+    return index;
+  }
+
+  void place(const Tokens& tokens) {
+    const auto item = locate(tokens.path + ".weight");
+    if (!item) {
+      fail(Code::missing, fmt::format("adapter {} has trained tokens of {}, which {} does not have",
+                                      shown_, clip(tokens.path, 120), base_.ref.text));
+    }
+    const TensorInfo& info = entry(model_, tokens.entry).info;
+    const Shape& shape = view_.items[*item].info.shape;
+    const auto most = std::max_element(tokens.rows.begin(), tokens.rows.end());
+    if (shape.rank() != 2 || shape[1] != info.shape[1] || *most >= shape[0]) {
+      fail(Code::shape,
+           fmt::format("tensor {} of adapter {} has shape {} for tokens up to {}, and {} has {}",
+                       clip(info.name, 160), shown_, info.shape.text(), *most,
+                       view_.items[*item].info.name, shape.text()));
+    }
+    for (const std::uint64_t row : tokens.rows) {
+      const auto [owner, fresh] = token_owners_.emplace(std::pair(*item, row), shown_);
+      if (fresh || owner->second == shown_) continue;
+      fail(Code::usage,
+           fmt::format("adapters {} and {} both trained token {}: only one can be used",
+                       owner->second, shown_, row));
+    }
+    Effect made;
+    made.adapter = shown_;
+    made.family = ingot::Family::none;
+    made.weight = weight_;
+    made.parts.push_back({Piece::block, located(tokens.entry)});
+    made.rows = tokens.rows;
+    if (tied_ && embedding_ && *item == *embedding_) {
+      on_embedding_.push_back({std::move(made), false, true});
+    } else {
+      change(*item, std::move(made));
+    }
+  }
+
+  // --- vocabulary
+
+  [[nodiscard]] bool is_head(std::string_view name) const {
+    const std::string own = rename(name, renames_);
+    if (head_) return own == view_.items[*head_].info.name;
+    if (!embedding_) return false;
+    return role(own, view_.items[*embedding_].info.shape, family_) == Role::head;
+  }
+
+  [[nodiscard]] bool is_vocabulary(std::string_view name) const {
+    return (embedding_ && name == view_.items[*embedding_].info.name) ||
+           (head_ && name == view_.items[*head_].info.name) ||
+           role(name, Shape{2, 2}, family_) == Role::head;
+  }
+
+  // The input embedding, the head, and whether they are one tensor.
+  void find_vocabulary() {
+    for (Index i = 0; i < view_.items.size(); ++i) {
+      const TensorInfo& info = view_.items[i].info;
+      const Role played = role(info.name, info.shape, family_);
+      const bool best =
+          family_ != nullptr && (info.name == family_->embedding || info.name == family_->head ||
+                                 std::string(family_->prefix) + info.name == family_->embedding);
+      if (played == Role::embedding && (!embedding_ || best)) embedding_ = i;
+      if (played == Role::head && info.shape.rank() == 2 && (!head_ || best)) head_ = i;
+    }
+    tied_ = embedding_ && config_.tied().value_or(!head_);
+  }
+
+  struct Waiting {
+    Effect effect;
+    bool tying = false;   // the adapter mirrors one end on the other
+    bool tokens = false;  // rows that both ends follow
+  };
+
+  // One tensor with two uses: it stays one where both change alike, and becomes two where not.
+  void settle_vocabulary() {
+    if (!tied_) return check_rows();
+    const auto shared = [](const Waiting& w) { return w.tying || w.tokens; };
+    const bool apart =
+        head_saved_ || embedding_saved_ == Saved::Why::module ||
+        !std::all_of(on_embedding_.begin(), on_embedding_.end(), shared) ||
+        !std::all_of(on_head_.begin(), on_head_.end(), [](const Waiting& w) { return w.tying; });
+    if (!apart ||
+        (on_embedding_.empty() && on_head_.empty() && !embedding_saved_ && !head_saved_)) {
+      for (Waiting& w : on_embedding_) change(*embedding_, std::move(w.effect));
+      for (const Waiting& w : on_head_) {
+        for (const Effect::Part& part : w.effect.parts) {
+          spare(part.tensor.place.model, part.tensor.place.entry,
+                "mirrors the factors of the tied embedding, whose change is added once");
+        }
+      }
+      return;
+    }
+    Index head = 0;
+    if (head_saved_) {
+      head = *find_head();
+    } else if (head_) {
+      head = *head_;
+    } else {
+      Item item = original_ ? *original_ : view_.items[*embedding_];
+      item.info.name = head_name();
+      head = append(std::move(item));
+    }
+    view_.head_added = !head_.has_value();
+    // A head that the adapter brings stands for itself.
+    for (const Waiting& w : on_embedding_) {
+      if (w.tokens && !head_saved_) change(head, w.effect);
+    }
+    for (Waiting& w : on_head_) change(head, std::move(w.effect));
+    for (Waiting& w : on_embedding_) change(*embedding_, std::move(w.effect));
+    draft_.problems.warn(
+        Code::usage,
+        fmt::format(
+            "{}: {} and {} were one tied tensor and change differently, so the output has both "
+            "and its config.json says tie_word_embeddings: false",
+            view_.text, view_.items[*embedding_].info.name, view_.items[head].info.name));
+    embedding_now_ = head;
+    check_rows();
+  }
+
+  [[nodiscard]] std::optional<Index> find_head() const {
+    for (const Index index : added_) {
+      const TensorInfo& info = view_.items[index].info;
+      if (role(info.name, info.shape, family_) == Role::head) return index;
+    }
+    return head_;
+  }
+
+  [[nodiscard]] std::string head_name() const {
+    return family_ != nullptr && !family_->head.empty() ? std::string(family_->head)
+                                                        : "lm_head.weight";
+  }
+
+  // A vocabulary that grew has to have grown at both ends.
+  void check_rows() const {
+    const auto head = embedding_now_ ? embedding_now_ : head_;
+    if (!embedding_ || !head) return;
+    const Item& in = view_.items[*embedding_];
+    const Item& out = view_.items[*head];
+    if (in.info.shape[0] == out.info.shape[0]) return;
+    const bool own = in.model == view_.model && out.model == view_.model;
+    if (own) return;  // as the base has it
+    fail(Code::shape,
+         fmt::format(
+             "{}: an adapter brings {} rows for one of {} and {}, and the other has {}: both "
+             "must grow together",
+             view_.text, std::max(in.info.shape[0], out.info.shape[0]), in.info.name, out.info.name,
+             std::min(in.info.shape[0], out.info.shape[0])));
+  }
+
+  // The tokenizer goes with the rows: the last adapter that brings one has it.
+  void take_tokenizer() {
+    const std::string& folder = adapter_->folder;
+    for (const char* name : {"tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"}) {
+      if (disk_.kind(folder + "/" + name) == Disk::Kind::file) view_.tokenizer = folder;
+    }
+  }
+
+  // Modules that the configuration selects and the file lacks: PEFT leaves them as they were, which
+  // may not be what training did.
+  void report_untouched() {
+    const AdapterConfig& config = adapter_->config;
+    if (config.targets.empty() || !config.layers.empty() || !config.replication.empty()) return;
+    const adapter::Choice targets(config.targets, {}, {});
+    const adapter::Choice excluded(config.excluded, config.excluded_pattern,
+                                   fmt::format("exclude_modules of {}", shown_));
+    std::unordered_set<std::string> have;
+    for (const Adapted& module : adapter_->modules) have.insert(rename(module.path, renames_));
+    adapter::Effort effort;
+    std::size_t count = 0;
+    std::string first;
+    for (const Item& item : view_.items) {
+      if (!item.info.name.ends_with(".weight") || item.info.shape.rank() < 2) continue;
+      const std::string path = item.info.name.substr(0, item.info.name.size() - 7);
+      if (have.contains(path) || !targets.fits(path, effort) || excluded.fits(path, effort))
+        continue;
+      if (++count == 1) first = path;
+    }
+    if (count == 0) return;
+    draft_.problems.warn(
+        Code::missing,
+        fmt::format("adapter {}: its configuration selects {} modules of {} for which it has no "
+                    "tensors ({}{}): they stay as they are",
+                    shown_, count, base_.ref.text, clip(first, 120), count > 1 ? ", ..." : ""));
+  }
+
+  Disk& disk_;
+  Draft& draft_;
+  View& view_;
+  Config& config_;
+  const Model& base_;
+  const std::string architecture_;
+  const Family* family_;  // plan::Family, of the architecture
+
+  // Of the adapter at hand.
+  const Adapter* adapter_ = nullptr;
+  std::uint32_t model_ = 0;
+  std::string shown_;
+  double weight_ = 1;
+  Renames renames_;
+  std::unordered_set<std::string> taken_;  // parameters that have their factors
+  std::size_t missing_ = 0;
+  std::vector<std::string> missing_names_;
+
+  std::unordered_map<std::string, Index> by_name_;
+  std::unordered_set<std::string> known_;
+  std::map<Index, std::vector<Effect>> effects_;
+  std::set<Index> added_;
+  std::unordered_map<std::string, std::string> owners_;  // of replaced tensors: the adapter
+  std::map<std::pair<Index, std::uint64_t>, std::string> token_owners_;
+
+  std::optional<Index> embedding_, head_, embedding_now_;
+  bool tied_ = false;
+  std::optional<Item> original_;  // the embedding before an adapter replaced it
+  std::optional<Saved::Why> embedding_saved_;
+  bool head_saved_ = false;
+  std::vector<Waiting> on_embedding_, on_head_;
+};
+
+}  // namespace
+
+View plain_view(const Plan& plan, std::uint32_t model, std::string text) {
+  View view;
+  view.text = std::move(text);
+  view.model = model;
+  const Checkpoint& checkpoint = plan.models[model].checkpoint;
+  view.tokenizer = checkpoint.path();
+  view.items.reserve(checkpoint.entries().size());
+  for (std::uint32_t e = 0; e < checkpoint.entries().size(); ++e) {
+    const TensorInfo& info = checkpoint.entries()[e].info;
+    view.items.push_back({info, model, e, info.dtype, nullptr});
+  }
+  return view;
+}
+
+bool adapt(Disk& disk, Draft& draft, std::uint32_t view, const std::vector<Applied>& applied) {
+  try {
+    Overlay(disk, draft, view).run(applied);
+    return true;
+  } catch (const Error& e) {
+    draft.problems.error(e.code(), e.what());
+    return false;
+  }
+}
+
+}  // namespace ingot::plan

@@ -1,0 +1,27 @@
+// A model under its adapters: which base tensor each of an adapter's modules means, and what is
+// replaced, added or changed.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "plan/draft.hpp"
+
+namespace ingot::plan {
+
+// An adapter on a model.
+struct Applied {
+  std::uint32_t adapter = 0;  // index into Draft::adapters
+  double weight = 1;
+};
+
+// A view of the checkpoint as it is.
+[[nodiscard]] View plain_view(const Plan& plan, std::uint32_t model, std::string text);
+
+// Puts adapters, in order, on a plain view. Every tensor of an adapter finds its place or is spared
+// with a reason; what cannot be is a problem, and then the result is false.
+[[nodiscard]] bool adapt(Disk& disk, Draft& draft, std::uint32_t view,
+                         const std::vector<Applied>& applied);
+
+}  // namespace ingot::plan
