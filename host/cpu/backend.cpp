@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <memory>
 
 #include "cpu/isa.hpp"
 #include "ingot/error.hpp"
@@ -133,13 +134,14 @@ class Cpu final : public Backend {
     const View view(chunk);
     std::array<Window, math::kSources> windows;
     std::array<Census, math::kSources> census;
-    std::vector<std::vector<Found>> found(brackets.size());
+    // Room for all that may be found, of which little is touched.
+    std::vector<std::unique_ptr<Found[]>> found(brackets.size());
     for (std::size_t s = 0; s < brackets.size(); ++s) {
       windows[s] = {brackets[s].low, brackets[s].high};
       if (active[s] == 0 || brackets[s].low == brackets[s].high) continue;
-      found[s].resize(std::min(limit, chunk.count));
-      census[s].found = found[s].data();
-      census[s].room = static_cast<std::uint32_t>(found[s].size());
+      census[s].room = std::min(limit, chunk.count);
+      found[s] = std::make_unique_for_overwrite<Found[]>(census[s].room);
+      census[s].found = found[s].get();
     }
     tiles_.verify(view.run(), windows.data(), active.data(), census.data());
     for (std::size_t s = 0; s < brackets.size(); ++s) {

@@ -39,8 +39,7 @@ struct Window {
 };
 
 struct Found {
-  std::uint32_t key = 0;
-  std::uint32_t index = 0;
+  std::uint32_t key, index;
 };
 
 // Output of verify(): counts, and up to `room` elements strictly inside the window.

@@ -129,13 +129,17 @@ void Selector::bracket_from_sample(State& state) {
   auto& keys = state.sample;
   const auto size = static_cast<double>(keys.size());
   if (keys.empty()) return;
-  std::sort(keys.begin(), keys.end(), std::greater<>());
   const double share = static_cast<double>(state.keep) / static_cast<double>(work_.rule.elements);
   const double spread = kDeviations * std::sqrt(size * share * (1 - share)) + 2;
   const double first = std::floor(size * share - spread);
   const double last = std::ceil(size * share + spread);
-  state.bracket.high = first < 0 ? kLargest : keys[static_cast<std::size_t>(first)];
-  state.bracket.low = last >= size ? 0 : keys[static_cast<std::size_t>(last)];
+  const auto ranked = [&](double rank) {
+    const auto at = keys.begin() + static_cast<std::ptrdiff_t>(rank);
+    std::nth_element(keys.begin(), at, keys.end(), std::greater<>());
+    return *at;
+  };
+  state.bracket.high = first < 0 ? kLargest : ranked(first);
+  state.bracket.low = last >= size ? 0 : ranked(last);
   std::vector<std::uint32_t>().swap(keys);
 }
 
