@@ -68,7 +68,7 @@ class FoldOnCpu : public EveryIsa {};
 
 TEST_P(FoldOnCpu, slerp_sums_are_those_of_the_definition) {
   for (const std::uint64_t count :
-       {1u, 255u, 256u, 257u, 16383u, 16384u, 16385u, 100000u, 1048579u}) {
+       {1u, 7u, 8u, 31u, 32u, 33u, 255u, 256u, 257u, 16383u, 16384u, 16385u, 100000u, 1048579u}) {
     const Merge merge = merge_of("slerp", family(Dtype::bf16, count, 2, count, Flavour::plain));
     std::vector<double> sums[3];
     for (std::uint64_t first = 0; first < count; first += math::kTile) {
