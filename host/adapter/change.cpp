@@ -286,6 +286,9 @@ std::string Change::found(const Working& working) const {
   if (skipped != 0) json["skipped"] = skipped;
   if (output_) {
     const Measure::Result result = changing.measure().result();
+    // NaN or infinity in the base: no figure means anything, and JSON could not say it.
+    const bool finite = std::isfinite(result.weight) && std::isfinite(result.change);
+    if (!finite) return json.empty() ? std::string() : json.dump();
     json["change"] = result.change;
     json["largest"] = result.largest;
     json["weight"] = result.weight;

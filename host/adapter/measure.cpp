@@ -54,31 +54,43 @@ Sum sum_of(Dtype dtype) {
   }
 }
 
+constexpr std::uint64_t kTiles = 64;  // measured at least, where there are as many
+
 std::uint64_t tiles_of(std::uint64_t count) { return (count + kFoldTile - 1) / kFoldTile; }
+std::uint64_t stride_of(std::uint64_t count) {
+  return std::max(tiles_of(count) / kTiles, std::uint64_t{1});
+}
+std::uint64_t measured_of(std::uint64_t count) {
+  return (tiles_of(count) + stride_of(count) - 1) / stride_of(count);
+}
 
 }  // namespace
 
 Measure::Measure(std::uint64_t count, std::optional<Dtype> output)
-    : count_(count), output_(output), tiles_(output ? tiles_of(count) : 0) {}
+    : count_(count),
+      stride_(stride_of(count)),
+      output_(output),
+      tiles_(output ? measured_of(count) : 0) {}
 
-std::uint64_t Measure::memory(std::uint64_t count) { return tiles_of(count) * sizeof(Tile); }
+std::uint64_t Measure::memory(std::uint64_t count) { return measured_of(count) * sizeof(Tile); }
 
 void Measure::add(Dtype dtype, std::uint64_t first, std::span<const std::byte> own,
                   std::span<const float> values) {
   if (!output_) return;
   const Sum sum = sum_of(*output_);
   const std::uint64_t bytes = bits(dtype) / 8, end = first + values.size();
-  std::vector<float> before(std::min<std::uint64_t>(kFoldTile, values.size()));
-  for (std::uint64_t tile = (first + kFoldTile - 1) / kFoldTile; tile < tiles_.size(); ++tile) {
-    const std::uint64_t begin = tile * kFoldTile, stop = std::min(begin + kFoldTile, count_);
+  const std::uint64_t span = stride_ * kFoldTile;
+  for (std::uint64_t tile = (first + span - 1) / span; tile < tiles_.size(); ++tile) {
+    const std::uint64_t begin = tile * span, stop = std::min(begin + kFoldTile, count_);
     if (stop > end) return;
     const std::uint64_t at = begin - first, count = stop - begin;
-    to_floats(dtype, own.subspan(at * bytes, count * bytes), std::span(before).first(count));
+    std::vector<float> before(count);
+    to_floats(dtype, own.subspan(at * bytes, count * bytes), before);
     std::array<double, math::kLanes> weight{}, change{}, kept{};
     std::array<float, math::kLanes> largest{};
     sum(before.data(), values.data() + at, count, weight.data(), change.data(), kept.data(),
         largest.data());
-    tiles_[tile] = {math::fold_lanes(weight.data()), math::fold_lanes(change.data()),
+    tiles_[tile] = {count, math::fold_lanes(weight.data()), math::fold_lanes(change.data()),
                     math::fold_lanes(kept.data()),
                     static_cast<double>(*std::max_element(largest.begin(), largest.end()))};
   }
@@ -87,15 +99,19 @@ void Measure::add(Dtype dtype, std::uint64_t first, std::span<const std::byte> o
 Measure::Result Measure::result() const {
   std::vector<double> weight, change, kept;
   Result result;
+  std::uint64_t measured = 0;
   for (const Tile& tile : tiles_) {
+    measured += tile.count;
     weight.push_back(tile.weight);
     change.push_back(tile.change);
     kept.push_back(tile.kept);
     result.largest = std::max(result.largest, tile.largest);
   }
+  if (measured == 0) return result;
+  const double scale = static_cast<double>(count_) / static_cast<double>(measured);
   const double squares = math::combine(change.data(), change.size());
-  result.weight = std::sqrt(math::combine(weight.data(), weight.size()));
-  result.change = std::sqrt(squares);
+  result.weight = std::sqrt(scale * math::combine(weight.data(), weight.size()));
+  result.change = std::sqrt(scale * squares);
   if (squares > 0) result.survived = math::combine(kept.data(), kept.size()) / squares;
   return result;
 }

@@ -11,9 +11,10 @@
 
 namespace ingot {
 
-// Sums over a tensor in a shape of its own, so that the figures do not depend on chunks or threads.
-// Elements handed over in less than whole tiles of kFoldTile are not measured; twice the same count
-// once.
+// Sums over tiles of kFoldTile elements, each by itself, so that the figures do not depend on
+// chunks or threads. Of large tensors an even sample of 64 to 127 tiles (a million elements or
+// more) is measured, for all of them would cost as much as a product of rank 8; sums are scaled up.
+// A tile handed over in pieces is not measured, one handed over twice counts once.
 class Measure {
  public:
   Measure(std::uint64_t count, std::optional<Dtype> output);
@@ -25,7 +26,7 @@ class Measure {
   struct Result {
     double weight = 0;    // root of the sum of squares of the base,
     double change = 0;    // ... of the change before rounding
-    double largest = 0;   // magnitude of the largest change
+    double largest = 0;   // magnitude of the largest change that was measured
     double survived = 1;  // of the change, in its own direction; 1 where nothing changes
   };
   [[nodiscard]] Result result() const;
@@ -34,9 +35,11 @@ class Measure {
 
  private:
   struct Tile {
+    std::uint64_t count = 0;
     double weight = 0, change = 0, kept = 0, largest = 0;
   };
   const std::uint64_t count_;
+  const std::uint64_t stride_;  // every so many tiles one is measured
   const std::optional<Dtype> output_;
   std::vector<Tile> tiles_;
 };

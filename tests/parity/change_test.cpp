@@ -297,6 +297,35 @@ TEST(Changes, FiguresDoNotDependOnPieces) {
   EXPECT_LT(kept / change, 0.99);
 }
 
+TEST(Changes, FiguresOfLargeTensorsAreSampled) {
+  Bench bench;
+  constexpr std::uint64_t kHeight = 4 * 1024, kWidth = 520;  // 130 tiles
+  bench.grow("w", {kHeight, kWidth}).grow("l", {kHeight, 1}).open();
+  const auto derived =
+      change(bench.at("w"), {bench.effect(Family::ia3, 1, {{Piece::l, "l"}})}, Dtype::bf16);
+  const auto working = derived->begin(bench.plan(), nullptr);
+  const Values before = bench.values("w");
+  const Values after = bench.fill(*working, "w", 0, before.size());
+  double change = 0;
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    const double d = static_cast<double>(after[i]) - static_cast<double>(before[i]);
+    change += d * d;
+  }
+  const auto json = nlohmann::json::parse(derived->found(*working));
+  EXPECT_NEAR(json["change"].get<double>() / std::sqrt(change), 1, 0.05);
+  EXPECT_NE(json["change"].get<double>(), std::sqrt(change));
+}
+
+TEST(Changes, OfWhatIsNotFiniteHaveNoFigures) {
+  Bench bench;
+  bench.add("w", {2, 2}, {1, INFINITY, 2, 3}).add("l", {2, 1}, {2, 3}).open();
+  const auto derived =
+      change(bench.at("w"), {bench.effect(Family::ia3, 1, {{Piece::l, "l"}})}, Dtype::bf16);
+  const auto working = derived->begin(bench.plan(), nullptr);
+  EXPECT_EQ(bench.fill(*working, "w", 0, 4), (Values{2, INFINITY, 6, 9}));
+  EXPECT_EQ(derived->found(*working), "");
+}
+
 class ChangesOnBackends : public EveryIsa {};
 
 TEST_P(ChangesOnBackends, GiveTheBitsOfThePlainLoops) {
