@@ -47,6 +47,10 @@ nlohmann::ordered_json account(const Effect& effect) {
                               {"family", name(effect.family)},
                               {"weight", effect.weight},
                               {"scaling", effect.scaling}};
+  if (effect.residual != AdapterConfig::Residual::none) {
+    json["residual"] = effect.residual == AdapterConfig::Residual::pissa ? "pissa" : "olora";
+    json["class"] = "bounded";
+  }
   if (effect.times != 1) json["times"] = effect.times;
   if (effect.layout != Layout::linear) {
     json["layout"] = effect.layout == Layout::transposed ? "transposed" : "embedding";
@@ -122,15 +126,29 @@ class Change final : public Derived {
     if (base_.info.count() == 0) {
       fail(Code::shape, fmt::format("{} has no elements to change", base_.info.name));
     }
-    for (std::size_t i = 0; i < effects_.size(); ++i) {
-      const Effect& effect = effects_[i];
-      const Kit& kit = kit_of(base_, effect);
-      kit.check(base_, effect);
-      kits_.push_back(&kit);
+    for (const Effect& effect : effects_) {
+      if (effect.residual == AdapterConfig::Residual::none) continue;
+      if (!stages_.empty()) {
+        fail(Code::usage, fmt::format("{} and {} both take their own part from {}, so they cannot "
+                                      "be on one model; convert one of them with PEFT",
+                                      stages_[0].effect->adapter, effect.adapter, base_.info.name));
+      }
+      stages_.push_back({&kResidual, &effect});
+    }
+    for (const Effect& effect : effects_) stages_.push_back({&kit_of(base_, effect), &effect});
+    for (const Stage& stage : stages_) {
+      const Kit& kit = *stage.kit;
+      kit.check(base_, *stage.effect);
       whole_ = whole_ || kit.whole;
-      looks_back_ = looks_back_ || (kit.looks_back && i > 0);
-      memory_ += kit.memory(base_, effect);
+      looks_back_ = looks_back_ || (kit.looks_back && &stage != stages_.data());
+      memory_ += kit.memory(base_, *stage.effect);
+    }
+    for (const Effect& effect : effects_) {
       for (const Effect::Part& p : effect.parts) ingredients_.push_back(p.tensor.place);
+      if (effect.find(Piece::magnitude) != nullptr && stages_.size() > effects_.size()) {
+        fail(Code::usage, fmt::format("{}: DoRA measures a base that {} changes", effect.adapter,
+                                      stages_[0].effect->adapter));
+      }
     }
     std::sort(ingredients_.begin(), ingredients_.end());
     ingredients_.erase(std::unique(ingredients_.begin(), ingredients_.end()), ingredients_.end());
@@ -164,16 +182,21 @@ class Change final : public Derived {
  private:
   [[nodiscard]] std::shared_ptr<const Steps> assemble(const Plan& plan, Backend* backend) const {
     auto steps = std::make_shared<Steps>();
-    for (std::size_t i = 0; i < effects_.size(); ++i) {
-      steps->push_back(kits_[i]->make({&plan, backend, &base_, i == 0}, effects_[i]));
+    for (const Stage& stage : stages_) {
+      const bool fresh = &stage == stages_.data();
+      steps->push_back(stage.kit->make({&plan, backend, &base_, fresh}, *stage.effect));
     }
     return steps;
   }
 
-  Located base_;
-  std::vector<Effect> effects_;
-  std::optional<Dtype> output_;
-  std::vector<const Kit*> kits_;
+  struct Stage {
+    const Kit* kit = nullptr;
+    const Effect* effect = nullptr;
+  };
+  const Located base_;
+  const std::vector<Effect> effects_;
+  const std::optional<Dtype> output_;
+  std::vector<Stage> stages_;
   std::vector<Ingredient> ingredients_;
   std::uint64_t memory_ = 0;
   bool whole_ = false, looks_back_ = false;

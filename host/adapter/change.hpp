@@ -88,6 +88,9 @@ struct Effect {
   bool block_share = false;
   bool orthonormal = false;
   AdapterConfig::Tiling tiling = AdapterConfig::Tiling::rows;
+  // LoRA on what PiSSA or OLoRA left of the base: taken away before all effects, for one adapter of
+  // the list at most, and not beside DoRA. Embeddings have none. Bounded class: a decomposition.
+  AdapterConfig::Residual residual = AdapterConfig::Residual::none;
 
   [[nodiscard]] const Located* find(Piece piece) const noexcept;
 };

@@ -67,6 +67,7 @@ struct Kit {
 [[nodiscard]] const Kit& kit_of(const Located& base, const Effect& effect);
 
 extern const Kit kProduct;                // product.cpp: LoRA, AdaLoRA, VeRA
+extern const Kit kResidual;               // residual.cpp: the base under PiSSA and OLoRA
 extern const Kit kDora, kDoraColumns;     // dora.cpp
 extern const Kit kScale, kBias, kTokens;  // scale.cpp: IA3, biases, trained tokens
 extern const Kit kHadamard;               // hadamard.cpp: LoHa

@@ -189,6 +189,22 @@ std::vector<Case> cases() {
                  tile("mini", AdapterConfig::Tiling::mini),
                  tile("bat", AdapterConfig::Tiling::bat)};
        }},
+      {"pissa, lora",
+       [](Bench& bench) -> std::vector<Effect> {
+         grow_lora(bench.grow("w", {kOut, kIn}));
+         grow_lora(bench, 3, kOut, kIn, "2");
+         bench.open();
+         return {lora(bench, "2"), with(lora(bench), [](Effect& e) {
+                   e.residual = AdapterConfig::Residual::pissa;
+                   e.weight = 0.8;
+                 })};
+       }},
+      {"olora",
+       [](Bench& bench) -> std::vector<Effect> {
+         grow_lora(bench.grow("w", {kOut, kIn}));
+         bench.open();
+         return {with(lora(bench), [](Effect& e) { e.residual = AdapterConfig::Residual::olora; })};
+       }},
       {"tokens under lora",
        [](Bench& bench) -> std::vector<Effect> {
          grow_lora(bench.grow("w", {kIn, kOut}, Dtype::bf16)).grow("rows", {2, kOut});

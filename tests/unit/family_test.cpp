@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "effects.hpp"
+#include "ingot/linalg.hpp"
 
 namespace ingot {
 namespace {
@@ -281,6 +282,50 @@ TEST(Miss, KnownAnswers) {
   Effect bat = bench.effect(Family::miss, 1, {{Piece::block, "bat"}});
   bat.tiling = AdapterConfig::Tiling::bat;
   EXPECT_EQ(bench.apply("wide", {bat}), (Values{9, -2, 19, -4, 31, -12, 41, -14}));
+}
+
+linalg::Matrix matrix_of(const Values& values, std::size_t rows) {
+  linalg::Matrix out(rows, values.size() / rows);
+  std::copy(values.begin(), values.end(), out.data.begin());
+  return out;
+}
+
+TEST(Residual, PissaLeavesTheLowerSingularValues) {
+  constexpr std::size_t kRank = 3;
+  for (const Shape& shape : {Shape{12, 30}, Shape{30, 12}}) {
+    Bench bench;
+    bench.grow("w", shape).add("a", {kRank, shape[1]}, Values(kRank * shape[1]));
+    bench.add("b", {shape[0], kRank}, Values(kRank * shape[0])).open();
+    Effect effect = bench.effect(Family::lora, 2, {{Piece::a, "a"}, {Piece::b, "b"}});
+    effect.residual = AdapterConfig::Residual::pissa;
+    const auto before = linalg::svd(matrix_of(bench.values("w"), shape[0])).values;
+    const auto after = linalg::svd(matrix_of(bench.apply("w", {effect}), shape[0])).values;
+    for (std::size_t i = 0; i < before.size(); ++i) {
+      const double expected = i + kRank < before.size() ? before[i + kRank] : 0;
+      EXPECT_NEAR(after[i], expected, 1e-5) << i;
+    }
+  }
+}
+
+TEST(Residual, IsRefusedWhereItCannotBeTold) {
+  Bench bench;
+  bench.grow("w", {5, 4}).grow("a", {2, 4}).grow("b", {5, 2}).grow("m", {5});
+  bench.grow("a2", {2, 5}).grow("b2", {4, 2}).open();
+  Effect plain = bench.effect(Family::lora, 1, {{Piece::a, "a"}, {Piece::b, "b"}});
+  Effect pissa = plain;
+  pissa.residual = AdapterConfig::Residual::pissa;
+  EXPECT_NO_THROW(bench.apply("w", {plain, pissa}));
+  EXPECT_THROW(bench.apply("w", {pissa, pissa}), Error);
+  const Effect dora =
+      bench.effect(Family::lora, 1, {{Piece::a, "a"}, {Piece::b, "b"}, {Piece::magnitude, "m"}});
+  EXPECT_NO_THROW(bench.apply("w", {plain, dora}));
+  EXPECT_THROW(bench.apply("w", {pissa, dora}), Error);
+  Effect turned = bench.effect(Family::lora, 1, {{Piece::a, "a2"}, {Piece::b, "b2"}});
+  turned.layout = Layout::transposed;
+  turned.residual = AdapterConfig::Residual::pissa;
+  EXPECT_NO_THROW(bench.apply("w", {turned}));
+  turned.residual = AdapterConfig::Residual::olora;
+  EXPECT_THROW(bench.apply("w", {turned}), Error);
 }
 
 }  // namespace
