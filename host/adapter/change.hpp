@@ -76,9 +76,8 @@ struct Effect {
   std::vector<Part> parts;
   std::vector<std::uint64_t> rows;  // trained tokens: by position in `block`
 
-  // IA3: the vector scales inputs. Elsewhere the shapes say so; it matters where in = out = 1.
+  // IA3: the vector scales inputs. Shapes tell only for matrices whose sides differ.
   bool feedforward = false;
-  std::uint32_t groups = 1;  // of a convolution
 
   // As in AdapterConfig.
   bool cayley_neumann = true;

@@ -40,14 +40,16 @@ Scales scales(const Located& base, const Effect& effect) {
     stop(m.height);
     return {m.width, m.height, 0};
   }
-  const std::uint64_t groups = std::max(effect.groups, std::uint32_t{1});
-  stop(shape[1] * groups);
-  const std::uint64_t taps = shape[1] == 0 ? 1 : m.width / shape[1];
-  if (groups == 1) return {taps, shape[1], 0};
+  // A grouped convolution has inputs / groups columns, and its vector all inputs.
+  const std::uint64_t inputs = shape[1], found = l.info.count();
+  const std::uint64_t groups = shape.rank() > 2 ? std::max(found / inputs, std::uint64_t{1}) : 1;
+  stop(inputs * groups);
+  const std::uint64_t taps = m.width / inputs;
+  if (groups == 1) return {taps, inputs, 0};
   if (m.height % groups != 0) {
     misfit(base, effect, l, fmt::format("groups that divide {} outputs", m.height));
   }
-  return {taps, shape[1], count / groups};
+  return {taps, inputs, count / groups};
 }
 
 void check_scales(const Located& base, const Effect& effect) {

@@ -260,7 +260,6 @@ class Overlay {
     model_ = opened.model;
     shown_ = draft_.plan.models[opened.model].ref.text;
     weight_ = weight;
-    refuse_residual();
     match(*adapter_);
     for (const Idle& idle : adapter_->idle) spare(model_, idle.entry, idle.reason);
     for (const Saved& saved : adapter_->saved) place(saved);
@@ -279,18 +278,6 @@ class Overlay {
     }
     report_untouched();
     take_tokenizer();
-  }
-
-  void refuse_residual() const {
-    if (adapter_->config.residual == AdapterConfig::Residual::none) return;
-    const char* word =
-        adapter_->config.residual == AdapterConfig::Residual::pissa ? "pissa" : "olora";
-    fail(Code::usage,
-         fmt::format(
-             "adapter {} was initialised by {}: PEFT takes a part of the base away before it "
-             "adds the adapter, which ingot does not compute; convert it to a plain LoRA with "
-             "PEFT (save_pretrained with path_initial_model_for_weight_conversion)",
-             shown_, word));
   }
 
   void spare(std::uint32_t model, std::uint32_t index, const std::string& reason) {
@@ -316,6 +303,8 @@ class Overlay {
     out.block_share = config.block_share;
     out.orthonormal = config.orthonormal;
     out.tiling = config.tiling;
+    // Embeddings start like any other LoRA's.
+    if (!module.embedding) out.residual = config.residual;
     for (const Factor& factor : module.factors) {
       if (factor.piece != Piece::bias) out.parts.push_back({factor.piece, located(factor.entry)});
     }
@@ -412,10 +401,10 @@ class Overlay {
                : Layout::linear;
   }
 
-  // IA3 scales inputs where the vector lies in a row.
+  // IA3 scales inputs where the vector lies in a row; of convolutions only the configuration knows.
   [[nodiscard]] bool feedforward(const Adapted& module) const {
     const Shape& l = entry(model_, *module.find(Piece::l)).info.shape;
-    if (l.rank() >= 2 && (l[0] != 1 || l[1] != 1)) return l[0] == 1;
+    if (l.rank() == 2 && (l[0] != 1 || l[1] != 1)) return l[0] == 1;
     const AdapterConfig& config = adapter_->config;
     adapter::Effort effort;
     return adapter::Choice(config.feedforward, config.feedforward_pattern,

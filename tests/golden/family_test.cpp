@@ -108,7 +108,6 @@ class Recorded {
       if (module.path == "turned" || module.path == "laid") effect.layout = Layout::transposed;
       const auto& ahead = config.feedforward;
       effect.feedforward = std::find(ahead.begin(), ahead.end(), module.path) != ahead.end();
-      effect.groups = module.path == "grouped" ? 2 : 1;
       Effect bias = effect;
       for (const std::vector<Factor>* factors : {&module.factors, &adapter.shared}) {
         for (const Factor& factor : *factors) {
