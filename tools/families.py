@@ -215,7 +215,10 @@ def main():
     torch.set_num_threads(1)
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
-    safetensors.torch.save_file(model(torch.bfloat16).state_dict(), FOLDER / "base.safetensors")
+    base = FOLDER / "base"
+    base.mkdir()
+    safetensors.torch.save_file(model(torch.bfloat16).state_dict(), base / "model.safetensors")
+    (base / "config.json").write_text('{"architectures": ["Tiny"], "dtype": "bfloat16"}\n')
     for name, configs in cases().items():
         record(name, configs, FOLDER / name)
     source = pathlib.Path(__file__).resolve()
