@@ -1,17 +1,21 @@
 #include "engine/select.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <functional>
+
+#include "ingot/math/key.hpp"
 
 namespace ingot {
 namespace {
 
 // Below this many elements the whole tensor is the candidate list: one sweep, no sample.
 constexpr std::uint64_t kSmall = 1 << 15;
-// Sampled keys per source. Enough that a bracket of 8 standard deviations holds about 2 % of a
-// tensor, few enough that sampling stays under a tenth of the verifying sweep (bench/README.md).
-constexpr double kSample = 1 << 17;
-constexpr double kDeviations = 8;
+// Sampled keys per source. Enough that the bracket of an even tensor holds about 1 % of it, few
+// enough that sampling stays under a tenth of the verifying sweep (bench/README.md).
+constexpr double kSample = 1 << 18;
+constexpr double kDeviations = 5;
 constexpr std::uint32_t kLargest = 0x7fffffffu;
 
 }  // namespace
@@ -94,7 +98,8 @@ void Selector::visit(Backend& backend, const Chunk& chunk) {
       for (std::size_t s = 0; s < sources; ++s) {
         if (active_[s] == 0) continue;
         Verdict& v = verdicts[s];
-        sources_[s].chunk[index] = {v.above, v.at_high, v.at_low, std::move(v.between), v.overflowed};
+        sources_[s].chunk[index] = {v.above, v.at_high, v.at_low, std::move(v.between),
+                                    v.overflowed};
       }
       break;
     }
@@ -114,8 +119,8 @@ void Selector::visit(Backend& backend, const Chunk& chunk) {
       for (std::size_t s = 0; s < sources; ++s) {
         const State& state = sources_[s];
         if (!state.locating || state.tie_chunk != index) continue;
-        const std::uint32_t at = backend.locate(chunk, static_cast<int>(s), result_[s].threshold,
-                                                state.tie_rank);
+        const std::uint32_t at =
+            backend.locate(chunk, static_cast<int>(s), result_[s].threshold, state.tie_rank);
         result_[s].cut = chunk.first + at;
       }
       break;
@@ -125,12 +130,43 @@ void Selector::visit(Backend& backend, const Chunk& chunk) {
 }
 
 // Order statistics of the sample at k/n, 8 standard deviations to either side.
+namespace {
+
+// By how much the runs of a sample differ more than independent keys would, as a factor of the
+// standard deviation, at least 1: rows of unlike magnitude make a sample of runs worth less than
+// its size.
+double unevenness(const std::vector<std::uint32_t>& keys, double share) {
+  std::vector<std::uint32_t> few;
+  for (std::size_t i = 0; i < keys.size(); i += 17) few.push_back(keys[i]);
+  const auto middle =
+      few.begin() + static_cast<std::ptrdiff_t>(share * static_cast<double>(few.size()));
+  if (middle == few.end()) return 1;
+  std::nth_element(few.begin(), middle, few.end(), std::greater<>());
+  const std::size_t runs = keys.size() / math::kSampled;
+  double sum = 0, squares = 0;
+  for (std::size_t r = 0; r < runs; ++r) {
+    const auto begin = keys.begin() + static_cast<std::ptrdiff_t>(r * math::kSampled);
+    const auto above = static_cast<double>(
+        std::count_if(begin, begin + math::kSampled, [&](std::uint32_t k) { return k > *middle; }));
+    sum += above;
+    squares += above * above;
+  }
+  if (runs < 2) return 1;
+  const double mean = sum / static_cast<double>(runs);
+  const double variance = squares / static_cast<double>(runs) - mean * mean;
+  const double even = mean * (1 - mean / math::kSampled);
+  return even > 0 ? std::max(1.0, std::sqrt(variance / even)) : 1;
+}
+
+}  // namespace
+
 void Selector::bracket_from_sample(State& state) {
   auto& keys = state.sample;
   const auto size = static_cast<double>(keys.size());
   if (keys.empty()) return;
   const double share = static_cast<double>(state.keep) / static_cast<double>(work_.rule.elements);
-  const double spread = kDeviations * std::sqrt(size * share * (1 - share)) + 2;
+  const double spread =
+      kDeviations * unevenness(keys, share) * std::sqrt(size * share * (1 - share)) + 2;
   const double first = std::floor(size * share - spread);
   const double last = std::ceil(size * share + spread);
   const auto ranked = [&](double rank) {
@@ -141,6 +177,33 @@ void Selector::bracket_from_sample(State& state) {
   state.bracket.high = first < 0 ? kLargest : ranked(first);
   state.bracket.low = last >= size ? 0 : ranked(last);
   std::vector<std::uint32_t>().swap(keys);
+}
+
+std::pair<std::uint32_t, std::uint64_t> Selector::ranked(const State& state, std::uint64_t rank) {
+  // Counted into a few thousand bins first, so that only one bin's candidates are put in order:
+  // ordering all of them took a fifth of a selection.
+  constexpr std::uint32_t kBins = 1 << 12;
+  const std::uint32_t low = state.bracket.low;
+  const auto width = static_cast<std::uint32_t>(std::bit_width(state.bracket.high - low));
+  const std::uint32_t shift = width > 12 ? width - 12 : 0;
+  std::vector<std::uint64_t> counts(kBins);
+  for (const Count& chunk : state.chunk) {
+    for (const Candidate& x : chunk.between) ++counts[(x.key - low) >> shift];
+  }
+  std::uint32_t bin = kBins - 1;
+  for (; counts[bin] < rank; --bin) rank -= counts[bin];
+  std::vector<std::pair<std::uint32_t, std::uint64_t>> all;
+  all.reserve(counts[bin]);
+  for (std::size_t c = 0; c < state.chunk.size(); ++c) {
+    for (const Candidate& x : state.chunk[c].between) {
+      if ((x.key - low) >> shift == bin) all.emplace_back(x.key, c * kChunk + x.index);
+    }
+  }
+  const auto nth = all.begin() + static_cast<std::ptrdiff_t>(rank - 1);
+  std::nth_element(all.begin(), nth, all.end(), [](const auto& a, const auto& b) {
+    return a.first != b.first ? a.first > b.first : a.second < b.second;
+  });
+  return *nth;
 }
 
 void Selector::conclude_verify(std::size_t s) {
@@ -155,8 +218,8 @@ void Selector::conclude_verify(std::size_t s) {
     overflowed = overflowed || c.overflowed;
   }
   const std::uint64_t k = state.keep;
-  const bool inside = k > above && (k <= above + high ||
-                                    (!overflowed && k <= above + high + between + low));
+  const bool inside =
+      k > above && (k <= above + high || (!overflowed && k <= above + high + between + low));
   if (!inside) {
     // The bracket missed: the sample was not like the tensor. Count the keys instead (2 sweeps).
     state.by_histogram = true;
@@ -169,17 +232,9 @@ void Selector::conclude_verify(std::size_t s) {
   active_[s] = 0;
   const bool at_high = k <= above + high;
   if (!at_high && k <= above + high + between) {
-    std::vector<std::pair<std::uint32_t, std::uint64_t>> all;
-    all.reserve(between);
-    for (std::size_t c = 0; c < state.chunk.size(); ++c) {
-      for (const Candidate& x : state.chunk[c].between) all.emplace_back(x.key, c * kChunk + x.index);
-    }
-    const auto nth = all.begin() + static_cast<std::ptrdiff_t>(k - above - high - 1);
-    std::nth_element(all.begin(), nth, all.end(), [](const auto& a, const auto& b) {
-      return a.first != b.first ? a.first > b.first : a.second < b.second;
-    });
-    result.threshold = nth->first;
-    result.cut = nth->second;
+    const auto [key, index] = ranked(state, k - above - high);
+    result.threshold = key;
+    result.cut = index;
   } else {
     // The threshold is a bound of the bracket: find the chunk in which the last kept tie lies.
     result.threshold = at_high ? state.bracket.high : state.bracket.low;

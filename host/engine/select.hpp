@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "ingot/backend.hpp"
@@ -12,8 +13,8 @@
 
 namespace ingot {
 
-// Drives the passes over a tensor until every source's threshold and cut index are known. The result
-// is a function of the elements alone: the sample decides only how soon it is found.
+// Drives the passes over a tensor until every source's threshold and cut index are known. The
+// result is a function of the elements alone: the sample decides only how soon it is found.
 class Selector {
  public:
   enum class Step : std::uint8_t { sample, verify, coarse, fine, locate, done };
@@ -41,21 +42,24 @@ class Selector {
     bool overflowed = false;
   };
   struct State {
-    std::uint64_t keep = 0;       // k, between 1 and n - 1 while open
+    std::uint64_t keep = 0;  // k, between 1 and n - 1 while open
     bool open = false;
     Bracket bracket;
-    bool by_histogram = false;    // the sample misled: find the key by counting
+    bool by_histogram = false;  // the sample misled: find the key by counting
     std::vector<std::uint64_t> counts;
-    std::uint32_t prefix = 0;     // upper 15 bits of the threshold
-    std::uint64_t beyond = 0;     // elements with a larger prefix
+    std::uint32_t prefix = 0;  // upper 15 bits of the threshold
+    std::uint64_t beyond = 0;  // elements with a larger prefix
     std::vector<std::uint32_t> sample;
-    std::vector<Count> chunk;     // by chunk index
+    std::vector<Count> chunk;                   // by chunk index
     std::uint32_t tie_chunk = 0, tie_rank = 0;  // where the cut is to be located
     bool locating = false;
   };
 
   void bracket_from_sample(State& state);
   void conclude_verify(std::size_t source);
+  // Key and index of the candidate of a rank, from 1: larger keys first, then lower indices.
+  [[nodiscard]] static std::pair<std::uint32_t, std::uint64_t> ranked(const State& state,
+                                                                      std::uint64_t rank);
   void go(Step step);
   [[nodiscard]] std::vector<std::uint32_t> every_chunk() const;
 
