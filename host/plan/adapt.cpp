@@ -534,9 +534,14 @@ class Overlay {
   void place(const Saved& saved) {
     const TensorInfo& info = entry(model_, saved.entry).info;
     auto item = locate(saved.name);
-    if (!item && tied_ && is_head(saved.name)) item = place_saved_head(saved);
+    if (!item && tied_ && is_head(saved.name)) {
+      if (adapter_->config.tying) {
+        return spare(model_, saved.entry, "the tied embedding again (ensure_weight_tying)");
+      }
+      head_saved_ = true;
+      item = add(saved, view_.items[*embedding_].type);
+    }
     if (!item) item = add_saved(saved);
-    if (!item) return;
     Item& target = view_.items[*item];
     const std::string by = fmt::format("{} of adapter {}", clip(info.name, 160), shown_);
     const auto [owner, fresh] = owners_.emplace(target.info.name, shown_);
@@ -587,18 +592,8 @@ class Overlay {
     add_to(item, std::move(made));
   }
 
-  // The head of a model that has none of its own.
-  std::optional<Index> place_saved_head(const Saved& saved) {
-    if (adapter_->config.tying) {
-      spare(model_, saved.entry, "the tied embedding again (ensure_weight_tying)");
-      return std::nullopt;
-    }
-    head_saved_ = true;
-    return add(saved, view_.items[*embedding_].type);
-  }
-
   // A tensor that the base does not have: a head for another task.
-  std::optional<Index> add_saved(const Saved& saved) {
+  Index add_saved(const Saved& saved) {
     if (saved.why != Saved::Why::module) {
       fail(Code::missing,
            fmt::format("tensor {} of adapter {} would replace {}, which {} does not have",

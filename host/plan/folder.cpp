@@ -160,7 +160,9 @@ std::string card(const Plan& plan, const math::Method& method) {
   const std::string base = plan.recipe.base_model ? plan.recipe.base_model->text : "";
   for (const Model& model : plan.models) {
     text += fmt::format("| {} | {} |\n", cell(model.ref.text),
-                        model.ref.text == base ? "base" : "merged");
+                        model.adapter            ? "adapter"
+                        : model.ref.text == base ? "base"
+                                                 : "merged");
   }
   text += "\n## Recipe\n\n";
   // A fence longer than any in the recipe keeps the block whole.

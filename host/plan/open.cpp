@@ -62,7 +62,7 @@ class Opener {
       own.adapters.clear();
       if (!ref.adapters.empty()) own.text = path_text(ref.path, ref.revision);
       Checkpoint checkpoint = Checkpoint::open(disk_, folder, own.text);
-      models.push_back({std::move(own), std::move(folder), std::move(checkpoint)});
+      models.push_back({std::move(own), std::move(folder), std::move(checkpoint), false});
     } catch (...) {
       by_folder_.erase(it);
       throw;
@@ -95,7 +95,7 @@ class Opener {
       }
       auto& models = draft_.plan.models;
       const auto model = static_cast<std::uint32_t>(models.size());
-      models.push_back({std::move(ref), std::move(folder), std::move(opened.checkpoint)});
+      models.push_back({std::move(ref), std::move(folder), std::move(opened.checkpoint), true});
       draft_.adapters.push_back({model, std::move(opened)});
     } catch (...) {
       adapters_.erase(it);

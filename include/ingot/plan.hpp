@@ -108,12 +108,13 @@ struct Model {
   ModelRef ref;
   std::string folder;  // resolved path
   Checkpoint checkpoint;
+  bool adapter = false;  // its tensors are those of a PEFT adapter
 };
 
 struct Plan {
   Recipe recipe;
   PlanOptions options;
-  std::vector<Model> models;  // in file order, the base included
+  std::vector<Model> models;  // in file order, the base included; then their adapters
   std::vector<Job> jobs;      // in order of work: by shard and offset
   std::vector<Shard> shards;
   std::vector<Companion> companions;  // config.json, tokenizer, index, card, recipe, ...

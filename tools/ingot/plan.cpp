@@ -1,6 +1,7 @@
 #include "ingot/plan.hpp"
 
 #include <map>
+#include <set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -82,7 +83,30 @@ std::map<std::string, std::uint64_t> dtypes(const Plan& plan) {
 
 std::string source(const Plan& plan, const Operand& operand) {
   const Model& model = plan.models[operand.model];
-  return model.ref.text + ":" + model.checkpoint.entries()[operand.entry].info.name;
+  std::string text = model.ref.text + ":" + model.checkpoint.entries()[operand.entry].info.name;
+  std::set<std::uint32_t> more;
+  if (operand.derived) {
+    for (const Ingredient& each : operand.derived->ingredients()) more.insert(each.model);
+  }
+  for (const std::uint32_t each : more) text += " + " + plan.models[each].ref.text;
+  return text;
+}
+
+// Output tensors that each adapter changes, brings or replaces, by model.
+std::map<std::uint32_t, std::uint64_t> adapted(const Plan& plan) {
+  std::map<std::uint32_t, std::uint64_t> counts;
+  for (const Job& job : plan.jobs) {
+    std::set<std::uint32_t> models;
+    for (const Operand& operand : job.operands) {
+      models.insert(operand.model);
+      if (!operand.derived) continue;
+      for (const Ingredient& each : operand.derived->ingredients()) models.insert(each.model);
+    }
+    for (const std::uint32_t model : models) {
+      if (plan.models[model].adapter) ++counts[model];
+    }
+  }
+  return counts;
 }
 
 std::uint64_t weight_bytes(const Model& model) {
@@ -102,8 +126,12 @@ Json describe(const Plan& plan, const Forecast& cost, const Request& request, bo
                               {"folder", model.folder},
                               {"tensors", model.checkpoint.entries().size()},
                               {"bytes", weight_bytes(model)},
-                              {"pickled", model.checkpoint.pickled()}});
+                              {"pickled", model.checkpoint.pickled()},
+                              {"adapter", model.adapter}});
   }
+  json["adapted"] = Json::object();
+  for (const auto& [model, count] : adapted(plan))
+    json["adapted"][plan.models[model].ref.text] = count;
   json["rules"] = rules(plan);
   json["dtypes"] = dtypes(plan);
   json["tensor_count"] = plan.jobs.size();
@@ -154,10 +182,15 @@ std::string narrate(const Plan& plan, const Forecast& cost, const Request& reque
   line("recipe", fmt::format("{} ({})", request.recipe(), plan.recipe.method));
   line("architecture", plan.architecture);
   for (const Model& model : plan.models) {
-    line("model", fmt::format("{}: {}, {}{}", model.ref.text,
-                              show_count(model.checkpoint.entries().size(), "tensor"),
-                              show_bytes(weight_bytes(model)),
-                              model.checkpoint.pickled() ? ", pickled" : ""));
+    line(model.adapter ? "adapter" : "model",
+         fmt::format("{}: {}, {}{}", model.ref.text,
+                     show_count(model.checkpoint.entries().size(), "tensor"),
+                     show_bytes(weight_bytes(model)),
+                     model.checkpoint.pickled() ? ", pickled" : ""));
+  }
+  for (const auto& [model, count] : adapted(plan)) {
+    line("adapted",
+         fmt::format("{} by {}", show_count(count, "tensor"), plan.models[model].ref.text));
   }
   for (const auto& [name, count] : rules(plan)) {
     line("rule", fmt::format("{} {}", show_count(count, "tensor"), name));

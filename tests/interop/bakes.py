@@ -1,0 +1,356 @@
+"""Bakes adapters with PEFT and with ingot and compares: tensors, folders, logits, greedy text.
+
+Run by `tools/oracle.py adapters`, in the environment that `tools/oracle.py setup` makes.
+"""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+
+import numpy as np
+import peft
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+WIDTH = 32
+
+
+def llama(tied=False, cls="Llama", vocabulary=96, **more):
+    config = getattr(transformers, f"{cls}Config")(
+        vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, **more)
+    return getattr(transformers, f"{cls}ForCausalLM")(config)
+
+
+def gpt2():
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=96, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2,
+        pad_token_id=0))
+
+
+def experts(cls, **more):
+    return llama(cls=cls, **more)
+
+
+def stir(model, scale=0.2):
+    """Every trained parameter moved away from where training would start."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * scale)
+
+
+class Case:
+    """Makes a base and adapters on it in a folder."""
+
+    def __init__(self, model, *configs, weights=None, prepare=None, close=1e-5, merged=None, logits=True,
+                 after=None):
+        self.model, self.configs, self.weights = model, configs, weights
+        self.prepare, self.close, self.merged, self.logits, self.after = prepare, close, merged, logits, after
+
+
+def lora(targets, **more):
+    return peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False,
+                           task_type="CAUSAL_LM", **more)
+
+
+QV = ["q_proj", "v_proj"]
+GROWN = 5
+
+
+def grow(model):
+    model.resize_token_embeddings(model.config.vocab_size + GROWN, mean_resizing=False)
+
+
+CASES = {
+    "lora": Case(llama, lora(QV)),
+    "rslora": Case(llama, lora(QV, use_rslora=True)),
+    "patterns": Case(llama, lora(["q_proj", "v_proj", "down_proj"], rank_pattern={r"layers\.0\..*q_proj": 2},
+                                 alpha_pattern={"down_proj": 3})),
+    "regex": Case(llama, lora(r".*layers\.1\..*(q|o)_proj")),
+    "layers": Case(llama, lora(QV, layers_to_transform=[1])),
+    "two": Case(llama, lora(QV), lora(["q_proj", "up_proj"])),
+    "dora": Case(llama, lora(QV, use_dora=True)),
+    "dora-two": Case(llama, lora(QV, use_dora=True), lora(["q_proj"], use_dora=True)),
+    "dora-lora": Case(llama, lora(QV, use_dora=True), lora(QV)),
+    "lora-dora": Case(llama, lora(QV), lora(QV, use_dora=True)),
+    "lora-bias": Case(lambda: llama(attention_bias=True), lora(["q_proj"], lora_bias=True)),
+    "bias-all": Case(lambda: llama(attention_bias=True), lora(["q_proj"], bias="all")),
+    "bias-only": Case(lambda: llama(attention_bias=True), lora(["q_proj"], bias="lora_only")),
+    "saved": Case(llama, lora(QV, modules_to_save=["lm_head", "input_layernorm"])),
+    "saved-tied": Case(lambda: llama(tied=True), lora(QV, modules_to_save=["embed_tokens"])),
+    "embedding": Case(llama, lora(["embed_tokens", "q_proj"])),
+    "embedding-dora": Case(llama, lora(["embed_tokens"], use_dora=True)),
+    "embedding-tied": Case(lambda: llama(tied=True), lora(["embed_tokens", "q_proj"]), merged="apart"),
+    "head": Case(llama, lora(["lm_head", "q_proj"])),
+    "head-tied": Case(lambda: llama(tied=True), lora(["lm_head", "q_proj"]), merged="apart"),
+    "both-tied": Case(lambda: llama(tied=True), lora(["embed_tokens", "lm_head"]), merged="apart"),
+    "both-tying": Case(lambda: llama(tied=True), lora(["embed_tokens", "q_proj"], ensure_weight_tying=True),
+                       merged="apart"),
+    "tokens": Case(llama, lora(QV, trainable_token_indices=[3, 1, 90])),
+    "tokens-tied": Case(lambda: llama(tied=True), lora(QV, trainable_token_indices=[3, 1, 90])),
+    "tokens-alone": Case(llama, peft.TrainableTokensConfig(token_indices=[5, 2], task_type="CAUSAL_LM")),
+    "grown": Case(llama, lora(QV), prepare=grow),
+    "grown-tied": Case(lambda: llama(tied=True), lora(QV), prepare=grow),
+    "grown-saved": Case(llama, lora(QV, modules_to_save=["embed_tokens", "lm_head"]), prepare=grow),
+    "grown-adapted": Case(llama, lora(["q_proj", "embed_tokens", "lm_head"]), prepare=grow),
+    "replicated": Case(llama, lora(QV, layer_replication=[[0, 2], [0, 2], [1, 2]]), merged="forward"),
+    "gpt2": Case(gpt2, lora(["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)),
+    "gpt2-dora": Case(gpt2, lora(["c_attn", "c_proj"], fan_in_fan_out=True, use_dora=True)),
+    "gpt2-ia3": Case(gpt2, peft.IA3Config(target_modules=["c_attn", "c_proj"], feedforward_modules=["c_proj"],
+                                          fan_in_fan_out=True, task_type="CAUSAL_LM")),
+    "ia3": Case(llama, peft.IA3Config(target_modules=["k_proj", "down_proj", "o_proj"],
+                                      feedforward_modules=["down_proj"], task_type="CAUSAL_LM")),
+    "ia3-bias": Case(lambda: llama(attention_bias=True),
+                     peft.IA3Config(target_modules=["k_proj", "q_proj"], feedforward_modules=["q_proj"],
+                                    task_type="CAUSAL_LM")),
+    "adalora": Case(llama, peft.AdaLoraConfig(init_r=4, target_r=4, lora_alpha=8, target_modules=QV,
+                                              total_step=10, task_type="CAUSAL_LM")),
+    "loha": Case(llama, peft.LoHaConfig(r=4, alpha=8, target_modules=QV, task_type="CAUSAL_LM")),
+    "lokr": Case(llama, peft.LoKrConfig(r=4, alpha=8, target_modules=QV, task_type="CAUSAL_LM")),
+    "lokr-both": Case(llama, peft.LoKrConfig(r=2, alpha=8, decompose_both=True, target_modules=QV,
+                                             task_type="CAUSAL_LM")),
+    "oft": Case(llama, peft.OFTConfig(oft_block_size=8, target_modules=QV, task_type="CAUSAL_LM")),
+    "oft-exact": Case(llama, peft.OFTConfig(oft_block_size=8, target_modules=QV, use_cayley_neumann=False,
+                                            task_type="CAUSAL_LM")),
+    "oft-shared": Case(llama, peft.OFTConfig(oft_block_size=8, target_modules=QV, block_share=True, coft=True,
+                                             task_type="CAUSAL_LM")),
+    "boft": Case(llama, peft.BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=1, target_modules=QV,
+                                        task_type="CAUSAL_LM")),
+    "hra": Case(llama, peft.HRAConfig(r=4, target_modules=QV, task_type="CAUSAL_LM")),
+    "hra-gs": Case(llama, peft.HRAConfig(r=4, apply_GS=True, target_modules=QV, task_type="CAUSAL_LM")),
+    "vera": Case(llama, peft.VeraConfig(r=4, target_modules=QV, save_projection=True, task_type="CAUSAL_LM")),
+    "miss": Case(llama, peft.MissConfig(r=4, target_modules=QV, task_type="CAUSAL_LM")),
+    "miss-mini": Case(llama, peft.MissConfig(r=4, mini_r=2, init_weights="mini", target_modules=QV,
+                                             task_type="CAUSAL_LM")),
+    "miss-bat": Case(llama, peft.MissConfig(r=4, init_weights="bat", target_modules=QV,
+                                            task_type="CAUSAL_LM")),
+    "layer-norm": Case(llama, peft.LNTuningConfig(target_modules=["input_layernorm", "norm"],
+                                                  task_type="CAUSAL_LM")),
+    "mixed": Case(llama, lora(QV), peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[],
+                                                  task_type="CAUSAL_LM"), logits=False, merged="chain"),
+    "mixtral": Case(lambda: llama(cls="Mixtral", num_local_experts=4, num_experts_per_tok=2),
+                    lora(["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"])),
+    "mixtral-rslora": Case(lambda: llama(cls="Mixtral", num_local_experts=4, num_experts_per_tok=2),
+                           lora(["q_proj"], target_parameters=["experts.gate_up_proj"], use_rslora=True)),
+    "qwen3-moe": Case(lambda: llama(cls="Qwen3Moe", num_experts=4, num_experts_per_tok=2,
+                                    moe_intermediate_size=24, head_dim=8, decoder_sparse_step=1,
+                                    mlp_only_layers=[]),
+                      lora(["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"])),
+    "gpt-oss": Case(lambda: llama(cls="GptOss", num_local_experts=4, num_experts_per_tok=2, head_dim=8),
+                    lora(["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"])),
+    "gpt-oss-square": Case(lambda: llama(cls="GptOss", num_local_experts=4, num_experts_per_tok=2, head_dim=8),
+                           lora(["q_proj"], target_parameters=["experts.down_proj"])),
+}
+
+
+class Failure(Exception):
+    pass
+
+
+def ingot(program, *arguments):
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failure(f"ingot {arguments[0]}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout + done.stderr
+
+
+def held(folder):
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def logits(model, seed=3):
+    torch.manual_seed(seed)
+    ids = torch.randint(0, min(model.config.vocab_size, 96), (2, 20))
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def generate(model):
+    ids = torch.tensor([[1, 7, 20, 33]])
+    return model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
+
+
+def build(case, folder):
+    """Base, adapters and PEFT's merged model in a folder; the adapters' folders."""
+    torch.manual_seed(7)
+    model = case.model().float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases start at zero
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    model.tie_weights()
+    base = folder / "base"
+    model.save_pretrained(base)
+    if case.prepare:
+        case.prepare(model)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[-GROWN:].normal_(0, 0.3)
+            if not model.config.tie_word_embeddings:
+                model.get_output_embeddings().weight[-GROWN:].normal_(0, 0.3)
+        model.config.name_or_path = model.name_or_path = str(base)
+    adapters = []
+    for i, config in enumerate(case.configs):
+        fresh = load(base)
+        if case.prepare:
+            case.prepare(fresh)
+            fresh.load_state_dict(model.state_dict())
+        fresh.name_or_path = fresh.config._name_or_path = str(base)
+        wrapped = peft.get_peft_model(fresh, config)
+        torch.manual_seed(100 + i)
+        stir(wrapped)
+        adapters.append(folder / f"adapter{i}")
+        wrapped.save_pretrained(adapters[-1])
+    return base, adapters
+
+
+def load(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def reference(case, base, adapters):
+    """The model with adapters as PEFT has it: merged, or unmerged where its merging is known to be off."""
+    model = load(base)
+    if case.prepare:
+        case.prepare(model)
+    if case.merged == "chain":
+        for path in adapters:
+            model = peft.PeftModel.from_pretrained(model, path).merge_and_unload()
+        return model
+    names = [f"a{i}" for i in range(len(adapters))]
+    wrapped = peft.PeftModel.from_pretrained(model, adapters[0], adapter_name=names[0])
+    for name, path in zip(names[1:], adapters[1:]):
+        wrapped.load_adapter(path, adapter_name=name)
+    wrapped.base_model.set_adapter(names)
+    wrapped.eval()
+    if case.merged in ("apart", "forward"):
+        return wrapped
+    return wrapped.merge_and_unload(adapter_names=names)
+
+
+def compare(name, case, program, scratch):
+    folder = scratch / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    base, adapters = build(case, folder)
+    out = folder / "out"
+    said = ingot(program, "bake", base, *adapters, "-o", out, "--no-sync", "--dtype", "float32")
+    ingot(program, "verify", out, "--quiet", "--all")
+    theirs = reference(case, base, adapters)
+    before, after = held(base), held(out)
+    if all(n in after and torch.equal(before[n].float(), after[n]) for n in before) and not case.prepare:
+        raise Failure("nothing changed")
+    worst = 0.0
+    if case.merged in (None, "chain"):
+        theirs.save_pretrained(folder / "peft")
+        own, other = held(out), held(folder / "peft")
+        # An adapter that brings both ends of a tied pair leaves them apart: the head repeats the embedding.
+        if set(own) - set(other) == {"lm_head.weight"}:
+            other["lm_head.weight"] = other["model.embed_tokens.weight"]
+        if set(own) != set(other):
+            raise Failure(f"tensors differ: {sorted(set(own) ^ set(other))[:6]}")
+        for tensor in sorted(own):
+            a, b = own[tensor].double(), other[tensor].double()
+            if a.shape != b.shape:
+                raise Failure(f"{tensor}: PEFT {list(b.shape)}, ingot {list(a.shape)}")
+            error = ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
+            worst = max(worst, error)
+            if not error <= case.close:
+                raise Failure(f"{tensor}: relative difference {error:.3g}")
+    apart = 0.0
+    if case.logits:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours = load(out)
+        a, b = logits(ours), logits(theirs)
+        apart = ((a - b).norm() / b.norm()).item()
+        if not apart <= 1e-5:
+            raise Failure(f"logits: relative difference {apart:.3g}")
+        if not torch.equal(generate(ours), generate(theirs)):
+            raise Failure("greedy text differs")
+    # bf16: PEFT's own rounding, one step at most.
+    return worst, apart, [line for line in said.splitlines() if "warning" in line]
+
+
+def zoo(program, models, adapters, scratch):
+    """The example adapters: real ones, on the example base."""
+    base = models / "base"
+    sets = [[path.name] for path in sorted(adapters.iterdir())]
+    sets += [["python-lora", "prose-lora"], ["c-lora", "python-dora"], ["python-dora", "c-lora"],
+             ["python-ia3", "c-lora-r16"]]
+    for names in sets:
+        case = Case(None, merged="chain" if len({n.split("-")[1] for n in names} - {"dora", "lora"}) > 1 or
+                    "ia3" in names[0] and len(names) > 1 else None)
+        if "chat-lora" in names:
+            case.prepare = lambda model: model.resize_token_embeddings(512, mean_resizing=False)
+        folder = scratch / "-".join(names)
+        out = folder / "out"
+        paths = [adapters / name for name in names]
+        shutil.rmtree(folder, ignore_errors=True)
+        yield "+".join(names), case, base, paths, out
+
+
+def run_zoo(name, case, base, paths, out, program):
+    ingot(program, "bake", base, *paths, "-o", out, "--no-sync", "--dtype", "float32")
+    ingot(program, "verify", out, "--quiet", "--all")
+    theirs = reference(case, base, paths)
+    other = theirs.state_dict()
+    worst = 0.0
+    own = held(out)
+    for tensor in own:
+        a, b = own[tensor].double(), other[tensor].double()
+        error = ((a - b).norm() / b.norm()).item()
+        worst = max(worst, error)
+        if not error <= case.close:
+            raise Failure(f"{tensor}: relative difference {error:.3g}")
+    ours = load(out)
+    a, b = logits(ours), logits(theirs)
+    apart = ((a - b).norm() / b.norm()).item()
+    if not apart <= 1e-5:
+        raise Failure(f"logits: relative difference {apart:.3g}")
+    if not torch.equal(generate(ours), generate(theirs)):
+        raise Failure("greedy text differs")
+    return worst, apart, []
+
+
+def live(models, adapters, program, only=""):
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    failures = 0
+    with tempfile.TemporaryDirectory() as name:
+        scratch = pathlib.Path(name)
+        todo = [(n, lambda n=n, c=c: compare(n, c, program, scratch)) for n, c in CASES.items()]
+        todo += [(n, lambda a=(n, *rest): run_zoo(*a, program))
+                 for n, *rest in zoo(program, models, adapters, scratch)]
+        for case, run in todo:
+            if only and not re.search(only, case):
+                continue
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    worst, apart, said = run()
+                print(f"{case:28} tensors {worst:.2g}, logits {apart:.2g}", *said[:2], sep="\n    ", flush=True)
+            except Failure as e:
+                failures += 1
+                print(f"{case:28} FAILED: {e}", flush=True)
+            except Exception as e:  # PEFT or transformers could not make the case
+                failures += 1
+                print(f"{case:28} FAILED: {type(e).__name__}: {str(e)[:400]}", flush=True)
+    print(f"{failures} of the cases failed" if failures else "all cases agree")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(live(ROOT / "examples/models", ROOT / "examples/adapters", ROOT / "build/ingot",
+                  sys.argv[1] if len(sys.argv) > 1 else ""))

@@ -1,0 +1,620 @@
+// Adapters on models: where each module's change lands, what is replaced, and what is refused.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "adapter.hpp"
+#include "ingot/plan.hpp"
+#include "model.hpp"
+#include "support.hpp"
+
+namespace ingot {
+namespace {
+
+using nlohmann::json;
+using test::llama;
+using test::llama_config;
+using test::lora_config;
+using test::lora_pair;
+using test::Tensors;
+using test::write_file;
+using test::write_model;
+using test::zeros;
+using test::operator+;
+
+class AdaptTest : public ::testing::Test {
+ protected:
+  void base(const Tensors& tensors, const std::string& config) {
+    write_model(folder_ / "base", tensors, config);
+  }
+  void adapter(const std::string& name, const std::string& config, const Tensors& tensors) {
+    write_file(folder_ / (name + "/adapter_config.json"), config);
+    write_file(folder_ / (name + "/adapter_model.safetensors"), zeros(tensors));
+  }
+  [[nodiscard]] Plan plan(const std::string& model, PlanOptions options = {}) {
+    options.root = folder_.path();
+    const std::string text = "merge_method: passthrough\nmodels:\n- model: " + model + "\n";
+    const auto disk = system_disk();
+    return build(*disk, parse(text, "r.yml", {}), options);
+  }
+
+  test::Folder folder_;
+};
+
+std::string problems(const Plan& plan) {
+  std::string text;
+  for (const Problem& p : plan.problems) {
+    text += (p.fatal ? "error: " : "warning: ") + p.text + "\n";
+  }
+  return text;
+}
+
+void expect_says(const Plan& plan, const std::string& part) {
+  EXPECT_NE(problems(plan).find(part), std::string::npos) << problems(plan);
+}
+
+void expect_refused(const Plan& plan, const std::string& part) {
+  EXPECT_FALSE(plan.sound());
+  expect_says(plan, part);
+}
+
+const Job* find(const Plan& plan, const std::string& name) {
+  const auto it = std::find_if(plan.jobs.begin(), plan.jobs.end(),
+                               [&](const Job& job) { return job.output.name == name; });
+  return it == plan.jobs.end() ? nullptr : &*it;
+}
+
+std::string name_of(const Plan& plan, std::uint32_t model, std::uint32_t entry) {
+  const Model& m = plan.models[model];
+  return m.ref.text + ":" + m.checkpoint.entries()[entry].info.name;
+}
+
+// What becomes of an output: "base:tensor" with the adapters' effects, or "none".
+std::string origin(const Plan& plan, const std::string& name) {
+  const Job* job = find(plan, name);
+  if (job == nullptr) return "none";
+  const Operand& o = job->operands.at(0);
+  std::string text = name_of(plan, o.model, o.entry);
+  if (o.derived) {
+    const json described = json::parse(o.derived->describe());
+    for (const json& e : described.at("effects")) {
+      text += fmt::format(" {} {}", e.at("adapter").get<std::string>(),
+                          e.value("layout", std::string("linear")));
+    }
+  }
+  return text;
+}
+
+json effects(const Plan& plan, const std::string& name) {
+  const Job* job = find(plan, name);
+  if (job == nullptr || !job->operands.at(0).derived) return json::array();
+  return json::parse(job->operands[0].derived->describe()).at("effects");
+}
+
+std::string unused(const Plan& plan, const std::string& tensor) {
+  for (const Unused& u : plan.unused) {
+    if (name_of(plan, u.model, u.entry) == tensor) return u.reason;
+  }
+  return "used";
+}
+
+json config(const Plan& plan) {
+  for (const Companion& c : plan.companions) {
+    if (c.name == "config.json") return json::parse(c.text);
+  }
+  return {};
+}
+
+const std::string kQ = "model.layers.0.self_attn.q_proj";
+const Tensors kPair = lora_pair(kQ, 2, 4, 4);
+
+Tensors saved(const std::string& name, Shape shape) {
+  return {{"base_model.model." + name, Dtype::f32, shape}};
+}
+
+TEST_F(AdaptTest, ChangesOneTensorAndCopiesTheRest) {
+  base(llama(2), llama_config(2));
+  adapter("a", lora_config(), kPair);
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, kQ + ".weight"), "base:" + kQ + ".weight a linear");
+  EXPECT_EQ(find(p, kQ + ".weight")->work.inputs.at(0), Dtype::f32);
+  EXPECT_EQ(find(p, kQ + ".weight")->output.dtype, Dtype::bf16);
+  for (const Job& job : p.jobs) {
+    EXPECT_EQ(job.action, job.output.name == kQ + ".weight" ? Action::merge : Action::copy);
+  }
+  EXPECT_TRUE(p.unused.empty());
+  ASSERT_EQ(p.models.size(), 2U);
+  EXPECT_TRUE(p.models[1].adapter);
+  EXPECT_EQ(p.models[0].ref.text, "base");
+}
+
+TEST_F(AdaptTest, DtypeOfTheOutputIsTheBasesUnlessAsked) {
+  base(llama(1, Dtype::f16), llama_config(1));
+  adapter("a", lora_config(R"("modules_to_save": ["lm_head"])"),
+          kPair + saved("lm_head.modules_to_save.weight", {10, 4}));
+  const Plan p = plan("base+a");
+  for (const Job& job : p.jobs) EXPECT_EQ(job.output.dtype, Dtype::f16) << job.output.name;
+  PlanOptions options;
+  options.dtype = "float32";
+  const Plan wide = plan("base+a", options);
+  for (const Job& job : wide.jobs) EXPECT_EQ(job.output.dtype, Dtype::f32);
+}
+
+TEST_F(AdaptTest, PrefixesOfTheWildAreMapped) {
+  Tensors bare;
+  for (TensorInfo info : llama(1)) {
+    if (info.name.starts_with("model.")) info.name.erase(0, 6);
+    bare.push_back(info);
+  }
+  adapter("a", lora_config(), kPair);
+  adapter("short", lora_config(),
+          {{"layers.0.self_attn.q_proj.lora_A.weight", Dtype::f32, {2, 4}},
+           {"layers.0.self_attn.q_proj.lora_B.weight", Dtype::f32, {4, 2}}});
+  base(bare, llama_config(1));
+  EXPECT_EQ(origin(plan("base+a"), kQ + ".weight"),
+            "base:layers.0.self_attn.q_proj.weight a linear");
+  base(llama(1), llama_config(1));
+  EXPECT_EQ(origin(plan("base+short"), kQ + ".weight"), "base:" + kQ + ".weight short linear");
+}
+
+TEST_F(AdaptTest, ModulesThatTheBaseLacksAreNamed) {
+  base(llama(1), llama_config(1));
+  adapter("a", lora_config(R"("base_model_name_or_path": "some/other")"),
+          kPair + lora_pair("model.layers.1.self_attn.q_proj", 2, 4, 4));
+  const Plan p = plan("base+a");
+  expect_refused(p,
+                 "1 of the 2 modules of adapter a have no tensor in base: "
+                 "model.layers.1.self_attn.q_proj");
+  expect_says(p, "some/other");
+}
+
+TEST_F(AdaptTest, ShapesThatDifferAreRefused) {
+  base(llama(1), llama_config(1));
+  adapter("a", lora_config(), lora_pair(kQ, 2, 5, 4));
+  expect_refused(plan("base+a"), "[4, 4]");
+}
+
+TEST_F(AdaptTest, ModulesThatOnlyTheConfigurationHasAreReported) {
+  base(llama(2), llama_config(2));
+  adapter("a", lora_config(R"("target_modules": ["q_proj"])"), kPair);
+  expect_says(plan("base+a"), "selects 1 modules of base for which it has no tensors");
+}
+
+TEST_F(AdaptTest, WeightsAndOrderComeFromTheRecipe) {
+  base(llama(1), llama_config(1));
+  adapter("a", lora_config(), kPair);
+  adapter("b", lora_config(), kPair);
+  const Plan p = plan("{path: base, adapters: [{path: b, weight: -0.5}, a, b]}");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  const json all = effects(p, kQ + ".weight");
+  ASSERT_EQ(all.size(), 3U);
+  EXPECT_EQ(all[0]["adapter"], "b");
+  EXPECT_EQ(all[0]["weight"], -0.5);
+  EXPECT_EQ(all[1]["adapter"], "a");
+  EXPECT_EQ(all[2]["weight"], 1.0);
+  EXPECT_EQ(p.models.size(), 3U);
+}
+
+TEST_F(AdaptTest, OneBaseServesSeveralModelsOfARecipe) {
+  base(llama(1), llama_config(1));
+  adapter("a", lora_config(), kPair);
+  adapter("b", lora_config(), lora_pair("model.layers.0.mlp.up_proj", 2, 4, 8));
+  const std::string text =
+      "merge_method: task_arithmetic\nbase_model: base\nparameters: {weight: 1}\n"
+      "models:\n- model: base+a\n- model: base+b\n";
+  PlanOptions options;
+  options.root = folder_.path();
+  const auto disk = system_disk();
+  const Plan p = build(*disk, parse(text, "r.yml", {}), options);
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(p.models.size(), 3U);
+  const Job* job = find(p, kQ + ".weight");
+  ASSERT_EQ(job->operands.size(), 3U);
+  EXPECT_FALSE(job->operands[0].derived);
+  EXPECT_TRUE(job->operands[1].derived);
+  EXPECT_FALSE(job->operands[2].derived);
+}
+
+// --- whole tensors
+
+TEST_F(AdaptTest, SavedModulesReplaceTheBases) {
+  base(llama(1), llama_config(1));
+  adapter("a", lora_config(R"("modules_to_save": ["lm_head", "norm"])"),
+          kPair + saved("lm_head.modules_to_save.weight", {10, 4}) +
+              saved("lm_head.original_module.weight", {10, 4}) + saved("model.norm.weight", {4}));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "lm_head.weight"), "a:base_model.model.lm_head.modules_to_save.weight");
+  EXPECT_EQ(origin(p, "model.norm.weight"), "a:base_model.model.model.norm.weight");
+  EXPECT_EQ(unused(p, "base:lm_head.weight"),
+            "replaced by tensor base_model.model.lm_head.modules_to_save.weight of adapter a");
+  EXPECT_EQ(unused(p, "a:base_model.model.lm_head.original_module.weight"),
+            "the untrained copy of a saved module");
+  EXPECT_EQ(p.unused.size(), 3U);
+}
+
+TEST_F(AdaptTest, OnlyOneAdapterCanReplaceATensor) {
+  base(llama(1), llama_config(1));
+  for (const char* name : {"a", "b"}) {
+    adapter(name, lora_config(R"("modules_to_save": ["lm_head"])"),
+            kPair + saved("lm_head.weight", {10, 4}));
+  }
+  expect_refused(plan("base+a+b"), "adapters a and b both bring their own lm_head.weight");
+}
+
+TEST_F(AdaptTest, SavedMatricesAtAWeightLieBetween) {
+  base(llama(1), llama_config(1));
+  adapter("a", lora_config(R"("modules_to_save": ["lm_head"])"),
+          kPair + saved("lm_head.weight", {10, 4}));
+  adapter("tall", lora_config(R"("modules_to_save": ["lm_head"])"),
+          kPair + saved("lm_head.weight", {12, 4}));
+  const Plan p = plan("{path: base, adapters: [{path: a, weight: 0.5}]}");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "lm_head.weight"), "base:lm_head.weight a linear");
+  expect_refused(plan("{path: base, adapters: [{path: tall, weight: 0.5}]}"), "with weight 1 only");
+}
+
+TEST_F(AdaptTest, SavedTensorsOfAnotherShapeOrNameAreRefused) {
+  base(llama(1), llama_config(1));
+  adapter("wide", lora_config(R"("modules_to_save": ["norm"])"),
+          kPair + saved("model.norm.weight", {5}));
+  expect_refused(plan("base+wide"), "has shape [5], and model.norm.weight of base has [4]");
+  adapter("odd", lora_config(R"("modules_to_save": ["adaptor"])"),
+          kPair + saved("model.adaptor.weight", {5}));
+  expect_refused(plan("base+odd"), "which base does not have");
+}
+
+TEST_F(AdaptTest, HeadsForOtherTasksAreAddedWithAWarning) {
+  base(llama(1), llama_config(1));
+  adapter("a", lora_config(R"("modules_to_save": ["score"], "task_type": "SEQ_CLS")"),
+          kPair + saved("score.weight", {2, 4}));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "score.weight"), "a:base_model.model.score.weight");
+  EXPECT_EQ(find(p, "score.weight")->output.dtype, Dtype::bf16);
+  expect_says(p, "'architectures' in config.json");
+}
+
+TEST_F(AdaptTest, SavedBiasesAreTaken) {
+  const Tensors biases = {{kQ + ".bias", Dtype::bf16, {4}}};
+  base(llama(1) + biases, llama_config(1));
+  adapter("a", lora_config(R"("bias": "lora_only")"), kPair + saved(kQ + ".base_layer.bias", {4}));
+  EXPECT_EQ(origin(plan("base+a"), kQ + ".bias"), "a:base_model.model." + kQ + ".base_layer.bias");
+  base(llama(1), llama_config(1));
+  expect_refused(plan("base+a"), "which base does not have");
+}
+
+TEST_F(AdaptTest, BiasOfAFactorNeedsABias) {
+  adapter("a", lora_config(R"("lora_bias": true)"), kPair + saved(kQ + ".lora_B.bias", {4}));
+  base(llama(1), llama_config(1));
+  expect_refused(plan("base+a"), "base has no " + kQ + ".bias");
+  base(llama(1) + Tensors{{kQ + ".bias", Dtype::bf16, {4}}}, llama_config(1));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, kQ + ".bias"), "base:" + kQ + ".bias a linear");
+}
+
+// --- vocabularies
+
+TEST_F(AdaptTest, ResizedVocabulariesAreFollowed) {
+  base(llama(1), llama_config(1));
+  adapter("a", lora_config(),
+          kPair + saved("model.embed_tokens.weight", {12, 4}) + saved("lm_head.weight", {12, 4}));
+  write_file(folder_ / "a/tokenizer.json",
+             R"({"model": {"type": "BPE", "vocab": {}, "merges": []}})");
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(find(p, "model.embed_tokens.weight")->output.shape, (Shape{12, 4}));
+  EXPECT_EQ(config(p)["vocab_size"], 12);
+  const auto tokenizer =
+      std::find_if(p.companions.begin(), p.companions.end(),
+                   [](const Companion& c) { return c.name == "tokenizer.json"; });
+  ASSERT_NE(tokenizer, p.companions.end());
+  EXPECT_EQ(tokenizer->from, folder_ / "a/tokenizer.json");
+}
+
+TEST_F(AdaptTest, BothEndsOfAVocabularyGrowTogether) {
+  base(llama(1), llama_config(1));
+  adapter("a", lora_config(), kPair + saved("model.embed_tokens.weight", {12, 4}));
+  expect_refused(plan("base+a"), "both must grow together");
+}
+
+TEST_F(AdaptTest, AdaptedRowsOfAResizedEmbeddingFollowIt) {
+  base(llama(1), llama_config(1));
+  adapter("a", lora_config(),
+          kPair + saved("model.embed_tokens.base_layer.weight", {12, 4}) +
+              saved("lm_head.weight", {12, 4}) +
+              saved("model.embed_tokens.lora_embedding_A", {2, 12}) +
+              saved("model.embed_tokens.lora_embedding_B", {4, 2}));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "model.embed_tokens.weight"),
+            "a:base_model.model.model.embed_tokens.base_layer.weight a embedding");
+}
+
+// A Llama without a head, whose config says that it is tied.
+Tensors headless() {
+  Tensors all = llama(1);
+  std::erase_if(all, [](const TensorInfo& info) { return info.name == "lm_head.weight"; });
+  return all;
+}
+std::string tied_config() {
+  std::string text = llama_config(1);
+  text.replace(text.find("false"), 5, "true");
+  return text;
+}
+
+Tensors embedding_pair() {
+  return saved("model.embed_tokens.lora_embedding_A", {2, 10}) +
+         saved("model.embed_tokens.lora_embedding_B", {4, 2});
+}
+
+TEST_F(AdaptTest, TiedEmbeddingAdaptedAloneIsUntied) {
+  base(headless(), tied_config());
+  adapter("a", lora_config(), embedding_pair());
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "model.embed_tokens.weight"), "base:model.embed_tokens.weight a embedding");
+  EXPECT_EQ(origin(p, "lm_head.weight"), "base:model.embed_tokens.weight");
+  EXPECT_EQ(config(p)["tie_word_embeddings"], false);
+  expect_says(p, "were one tied tensor");
+}
+
+TEST_F(AdaptTest, TiedHeadAdaptedAloneIsUntied) {
+  base(headless(), tied_config());
+  adapter("a", lora_config(), lora_pair("lm_head", 2, 4, 10));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "model.embed_tokens.weight"), "base:model.embed_tokens.weight");
+  EXPECT_EQ(origin(p, "lm_head.weight"), "base:model.embed_tokens.weight a linear");
+  EXPECT_EQ(config(p)["tie_word_embeddings"], false);
+}
+
+TEST_F(AdaptTest, MirroredFactorsOfATiedPairCountOnce) {
+  base(headless(), tied_config());
+  adapter("a", lora_config(R"("ensure_weight_tying": true)"),
+          embedding_pair() + lora_pair("lm_head", 2, 4, 10));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "model.embed_tokens.weight"), "base:model.embed_tokens.weight a embedding");
+  EXPECT_EQ(find(p, "lm_head.weight"), nullptr);
+  EXPECT_EQ(config(p)["tie_word_embeddings"], true);
+  EXPECT_NE(unused(p, "a:base_model.model.lm_head.lora_A.weight").find("added once"),
+            std::string::npos);
+}
+
+TEST_F(AdaptTest, TiedSavedEmbeddingLeavesTheHeadAsItWas) {
+  base(headless(), tied_config());
+  adapter("a", lora_config(R"("modules_to_save": ["embed_tokens"])"),
+          kPair + saved("model.embed_tokens.weight", {10, 4}));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "model.embed_tokens.weight"), "a:base_model.model.model.embed_tokens.weight");
+  EXPECT_EQ(origin(p, "lm_head.weight"), "base:model.embed_tokens.weight");
+  EXPECT_EQ(unused(p, "base:model.embed_tokens.weight"), "used");
+}
+
+TEST_F(AdaptTest, TrainedTokensReplaceRowsOnBothTiedEnds) {
+  base(headless(), tied_config());
+  adapter("a", lora_config(R"("trainable_token_indices": [7, 2])"),
+          kPair + saved("model.embed_tokens.token_adapter.trainable_tokens_delta", {2, 4}));
+  Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "model.embed_tokens.weight"), "base:model.embed_tokens.weight a linear");
+  EXPECT_EQ(find(p, "lm_head.weight"), nullptr);
+  adapter("b", lora_config(R"("trainable_token_indices": [2])"),
+          kPair + saved("model.embed_tokens.token_adapter.trainable_tokens_delta", {1, 4}));
+  expect_refused(plan("base+a+b"), "adapters a and b both trained token 2");
+  adapter("c", lora_config(R"("trainable_token_indices": [10])"),
+          kPair + saved("model.embed_tokens.token_adapter.trainable_tokens_delta", {1, 4}));
+  expect_refused(plan("base+c"), "tokens up to 10");
+}
+
+// --- layouts
+
+TEST_F(AdaptTest, TransposedLayersAreTakenByShapeAndByArchitecture) {
+  const std::string gpt2 = R"({"architectures": ["GPT2LMHeadModel"], "n_layer": 1})";
+  const Tensors layers = {{"wte.weight", Dtype::f32, {10, 4}},
+                          {"h.0.attn.c_attn.weight", Dtype::f32, {4, 12}},
+                          {"h.0.attn.c_proj.weight", Dtype::f32, {4, 4}}};
+  base(layers, gpt2);
+  adapter("a", lora_config(),
+          lora_pair("transformer.h.0.attn.c_attn", 2, 4, 12) +
+              lora_pair("transformer.h.0.attn.c_proj", 2, 4, 4));
+  Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "transformer.h.0.attn.c_attn.weight"),
+            "base:h.0.attn.c_attn.weight a transposed");
+  EXPECT_EQ(origin(p, "transformer.h.0.attn.c_proj.weight"),
+            "base:h.0.attn.c_proj.weight a transposed");
+  // Of a square layer of an unknown class only the configuration can tell.
+  const Tensors square = {{"h.0.attn.c_proj.weight", Dtype::f32, {4, 4}}};
+  base(square, R"({"architectures": ["NobodysLMHeadModel"]})");
+  adapter("plain", lora_config(), lora_pair("h.0.attn.c_proj", 2, 4, 4));
+  adapter("turned", lora_config(R"("fan_in_fan_out": true)"),
+          lora_pair("h.0.attn.c_proj", 2, 4, 4));
+  EXPECT_EQ(origin(plan("base+plain"), "h.0.attn.c_proj.weight"),
+            "base:h.0.attn.c_proj.weight plain linear");
+  EXPECT_EQ(origin(plan("base+turned"), "h.0.attn.c_proj.weight"),
+            "base:h.0.attn.c_proj.weight turned transposed");
+}
+
+TEST_F(AdaptTest, AttentionModulesChangeBothProjectionsTheSecondTwice) {
+  base({{"attn.in_proj_weight", Dtype::f32, {12, 4}}, {"attn.out_proj.weight", Dtype::f32, {4, 4}}},
+       "");
+  adapter("a", lora_config(),
+          lora_pair("attn", 2, 4, 12) + lora_pair("attn.base_layer.out_proj", 2, 4, 4));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_FALSE(effects(p, "attn.in_proj_weight").at(0).contains("times"));
+  EXPECT_EQ(effects(p, "attn.out_proj.weight").at(0).at("times"), 2.0);
+}
+
+TEST_F(AdaptTest, Ia3ScalesBiasesOfOutputs) {
+  base(llama(1) + Tensors{{kQ + ".bias", Dtype::bf16, {4}}}, llama_config(1));
+  const std::string ia3 =
+      R"({"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []})";
+  adapter("out", ia3, saved(kQ + ".ia3_l", {4, 1}));
+  adapter("in", ia3, saved(kQ + ".ia3_l", {1, 4}));
+  EXPECT_EQ(origin(plan("base+out"), kQ + ".bias"), "base:" + kQ + ".bias out linear");
+  const Plan p = plan("base+in");
+  EXPECT_EQ(origin(p, kQ + ".bias"), "base:" + kQ + ".bias");
+  EXPECT_EQ(effects(p, kQ + ".weight").at(0).at("feedforward"), true);
+}
+
+// --- stacked layers
+
+TEST_F(AdaptTest, ReplicatedLayersBecomeTensorsOfTheirOwn) {
+  base(llama(3), llama_config(3, ",\n  \"layer_types\": [\"x\", \"y\", \"z\"]"));
+  adapter("a", lora_config(R"("layer_replication": [[0, 2], [0, 2]])"),
+          lora_pair("model.layers.0.self_attn.q_proj", 2, 4, 4) +
+              lora_pair("model.layers.3.self_attn.q_proj", 2, 4, 4));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "model.layers.3.self_attn.q_proj.weight"),
+            "base:model.layers.1.self_attn.q_proj.weight a linear");
+  EXPECT_EQ(origin(p, "model.layers.2.self_attn.q_proj.weight"),
+            "base:model.layers.0.self_attn.q_proj.weight");
+  EXPECT_EQ(find(p, "model.layers.4.self_attn.q_proj.weight"), nullptr);
+  EXPECT_EQ(config(p)["num_hidden_layers"], 4);
+  EXPECT_EQ(config(p)["layer_types"], (json{"x", "y", "x", "y"}));
+  EXPECT_NE(unused(p, "base:model.layers.2.self_attn.q_proj.weight").find("leaves out"),
+            std::string::npos);
+  adapter("b", lora_config(), kPair);
+  expect_refused(plan("base+a+b"), "stack the layers differently");
+  adapter("deep", lora_config(R"("layer_replication": [[0, 9]])"), kPair);
+  expect_refused(plan("base+deep"), "names layer 3, while base has 3");
+}
+
+// --- experts
+
+const std::string kExperts = "model.layers.0.mlp.experts";
+
+std::string experts_config(const std::string& more = "") {
+  return lora_config(R"("target_parameters": ["experts.gate_up_proj", "experts.down_proj"])" +
+                     more);
+}
+
+// Two experts of width 4 and inner width 3.
+Tensors fused_pair() {
+  return lora_pair(kExperts + ".base_layer", 4, 4, 6) + lora_pair(kExperts, 4, 3, 4);
+}
+
+std::string moe(const std::string& name) {
+  return "{\"architectures\": [\"" + name + "\"], \"num_hidden_layers\": 1}";
+}
+
+TEST_F(AdaptTest, FusedExpertsAreTakenInEitherLayout) {
+  adapter("a", experts_config(), fused_pair());
+  base({{kExperts + ".gate_up_proj", Dtype::f32, {2, 6, 4}},
+        {kExperts + ".down_proj", Dtype::f32, {2, 4, 3}}},
+       moe("Qwen3MoeForCausalLM"));
+  Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, kExperts + ".gate_up_proj"), "base:" + kExperts + ".gate_up_proj a linear");
+  EXPECT_EQ(effects(p, kExperts + ".down_proj").at(0).at("experts"), 2);
+  base({{kExperts + ".gate_up_proj", Dtype::f32, {2, 4, 6}},
+        {kExperts + ".down_proj", Dtype::f32, {2, 3, 4}}},
+       moe("GptOssForCausalLM"));
+  p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, kExperts + ".gate_up_proj"),
+            "base:" + kExperts + ".gate_up_proj a transposed");
+  EXPECT_EQ(origin(p, kExperts + ".down_proj"), "base:" + kExperts + ".down_proj a transposed");
+}
+
+TEST_F(AdaptTest, SquareExpertsFollowTheReleaseThatTrainedThem) {
+  const auto layout = [&](const char* architecture, const std::string& version) {
+    base({{kExperts + ".down_proj", Dtype::f32, {2, 4, 4}}}, moe(architecture));
+    adapter("a",
+            lora_config(R"("target_parameters": ["experts.down_proj"])" +
+                        (version.empty() ? "" : ", \"peft_version\": \"" + version + "\"")),
+            lora_pair(kExperts, 4, 4, 4));
+    const Plan p = plan("base+a");
+    EXPECT_TRUE(p.sound()) << problems(p);
+    return effects(p, kExperts + ".down_proj").at(0).value("layout", "linear");
+  };
+  EXPECT_EQ(layout("Qwen3MoeForCausalLM", "0.21.2"), "linear");
+  EXPECT_EQ(layout("GptOssForCausalLM", "0.21.2"), "transposed");
+  EXPECT_EQ(layout("Qwen3MoeForCausalLM", "0.18.1"), "transposed");
+  EXPECT_EQ(layout("GptOssForCausalLM", ""), "transposed");
+  EXPECT_EQ(layout("GptOssForCausalLM", "0.19.0"), "linear");
+  EXPECT_EQ(layout("Qwen3MoeForCausalLM", "0.19.0"), "transposed");
+  EXPECT_EQ(layout("Qwen3MoeForCausalLM", "0.19.1"), "linear");
+}
+
+TEST_F(AdaptTest, FusedFactorsAreSplitOntoExpertsOfTheirOwn) {
+  Tensors tensors;
+  for (const char* e : {"0", "1"}) {
+    const std::string expert = kExperts + "." + e;
+    tensors.push_back({expert + ".gate_proj.weight", Dtype::f32, {3, 4}});
+    tensors.push_back({expert + ".up_proj.weight", Dtype::f32, {3, 4}});
+    tensors.push_back({expert + ".down_proj.weight", Dtype::f32, {4, 3}});
+  }
+  base(tensors, moe("Qwen3MoeForCausalLM"));
+  adapter("a", experts_config(), fused_pair());
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  const json up = effects(p, kExperts + ".1.up_proj.weight").at(0);
+  EXPECT_EQ(up.at("expert"), 1);
+  EXPECT_EQ(up.at("outputs").at("from"), 3);
+  EXPECT_EQ(effects(p, kExperts + ".1.gate_proj.weight").at(0).at("outputs").at("from"), 0);
+  EXPECT_EQ(effects(p, kExperts + ".0.down_proj.weight").at(0).at("expert"), 0);
+}
+
+TEST_F(AdaptTest, FactorsOfSingleExpertsLandInFusedTensors) {
+  base({{kExperts + ".gate_up_proj", Dtype::f32, {2, 6, 4}},
+        {kExperts + ".down_proj", Dtype::f32, {2, 4, 3}}},
+       moe("MixtralForCausalLM"));
+  const std::string old = "model.layers.0.block_sparse_moe.experts.1.";
+  adapter("a", lora_config(),
+          lora_pair(old + "w1", 2, 4, 3) + lora_pair(old + "w3", 2, 4, 3) +
+              lora_pair(old + "w2", 2, 3, 4));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  const json both = effects(p, kExperts + ".gate_up_proj");
+  ASSERT_EQ(both.size(), 2U);
+  EXPECT_EQ(both[0].at("block"), 1);
+  EXPECT_EQ(both[0].at("outputs").at("at"), 0);
+  EXPECT_EQ(both[1].at("outputs").at("at"), 3);
+  EXPECT_EQ(effects(p, kExperts + ".down_proj").at(0).at("block"), 1);
+}
+
+// --- what cannot be
+
+TEST_F(AdaptTest, BasesAndAdaptersThatCannotMeetAreRefused) {
+  adapter("a", lora_config(), kPair);
+  base(llama(1), llama_config(1, ",\n  \"quantization_config\": {\"quant_method\": \"gptq\"}"));
+  expect_refused(plan("base+a"), "base is quantised");
+  base(llama(1, Dtype::f64), llama_config(1));
+  expect_refused(plan("base+a"), "which no adapter can change; --dtype float32");
+  base(llama(1), llama_config(1));
+  adapter("p", lora_config(R"("init_lora_weights": "pissa")"), kPair);
+  expect_refused(plan("base+p"), "was initialised by pissa");
+  expect_refused(plan("base+base"), "it is a model, not an adapter");
+  expect_refused(plan("base+none"), "the model 'none' is neither");
+}
+
+TEST_F(AdaptTest, RowsCannotBeMatchedByTokenUnderAnAdapter) {
+  base(headless(), tied_config());
+  adapter("a", lora_config(), embedding_pair());
+  write_file(folder_ / "base/tokenizer.json",
+             R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})");
+  PlanOptions options;
+  options.root = folder_.path();
+  const auto disk = system_disk();
+  const Plan p =
+      build(*disk,
+            parse("merge_method: passthrough\ntokenizer_source: base\nmodels:\n- model: base+a\n",
+                  "r.yml", {}),
+            options);
+  expect_refused(p, "bake the adapters first");
+}
+
+}  // namespace
+}  // namespace ingot
