@@ -119,6 +119,24 @@ slices:
 merge_method: passthrough
 dtype: bfloat16
 )"},
+      {"adapters", R"(
+models:
+  - model: ./models/base+./adapters/c-lora
+    parameters: {weight: 0.6}
+  - model:
+      path: ./models/python
+      adapters: [{path: ./adapters/python-dora, weight: 0.7}, ./adapters/c-ia3]
+    parameters: {weight: 0.4}
+merge_method: linear
+dtype: bfloat16
+)"},
+      {"bake", R"(
+models:
+  - model:
+      path: ./models/base
+      adapters: [./adapters/c-lora, {path: ./adapters/prose-lora-patterns, weight: -0.5}]
+merge_method: passthrough
+)"},
   };
   return all;
 }

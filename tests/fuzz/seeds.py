@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the seeds of the corpus: small valid pickles, archives and configs.
+"""Writes the seeds of the corpus: small valid pickles, archives, configs and adapters.
 
     python3 tests/fuzz/seeds.py
 
@@ -114,6 +114,47 @@ def configs():
                               '"quantization_config":{"quant_method":"fp8"},"x":[NaN,Infinity,-Infinity,"NaN"],"y":"\\u00e4"}')
 
 
+def adapters():
+    def adapter(name, config, tensors):
+        lines = [" ".join([key, *map(str, shape)]) for key, shape in tensors.items()]
+        write("adapter", name, "\n".join([json.dumps(config), "--", *lines]) + "\n")
+
+    def pair(path, rank=2, inputs=4, outputs=6):
+        return {f"base_model.model.{path}.lora_A.weight": (rank, inputs),
+                f"base_model.model.{path}.lora_B.weight": (outputs, rank)}
+
+    lora = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    adapter("lora", {**lora, "target_modules": ["q_proj"], "bias": "all", "use_rslora": True,
+                     "rank_pattern": {r"layers\.\d\.k": 3}, "alpha_pattern": {"q_proj": 1.5}},
+            {**pair("layers.0.q_proj"), "base_model.model.layers.0.q_proj.base_layer.bias": (6,)})
+    adapter("whole", {**lora, "modules_to_save": ["lm_head"], "trainable_token_indices": {"embed_tokens": [3, 1]}},
+            {**pair("q"), "base_model.model.lm_head.modules_to_save.weight": (9, 4),
+             "base_model.model.lm_head.original_module.weight": (9, 4), "base_model.model.lm_head.weight": (9, 4),
+             "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": (2, 4)})
+    adapter("dora", {**lora, "use_dora": True, "target_modules": r".*\.(?!k)q"},
+            {**pair("m.q"), "base_model.model.m.q.lora_magnitude_vector": (6,)})
+    adapter("experts", {**lora, "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+                        "rank_pattern": {r".*\.gate_up_proj": 4}},
+            {**pair("mlp.experts.base_layer", 12), **pair("mlp.experts", 6)})
+    adapter("embedding", {**lora, "ensure_weight_tying": True, "layer_replication": [[0, 2], [1, 2]]},
+            {"base_model.model.embed_tokens.lora_embedding_A": (2, 9),
+             "base_model.model.embed_tokens.lora_embedding_B": (4, 2), **pair("lm_head", 2, 4, 9)})
+    adapter("ia3", {"peft_type": "IA3", "target_modules": ["k"], "feedforward_modules": []},
+            {"base_model.model.k.ia3_l": (4, 1)})
+    adapter("adalora", {"peft_type": "ADALORA", "init_r": 3, "lora_alpha": 4, "target_modules": ["k"]},
+            {"base_model.model.k.lora_A": (2, 4), "base_model.model.k.lora_B": (6, 2), "base_model.model.k.lora_E": (2, 1)})
+    adapter("loha", {"peft_type": "LOHA", "r": 2, "alpha": 4, "target_modules": ["k"]},
+            {f"base_model.model.k.hada_{part}": (4, 2) if part.endswith("a") else (2, 4)
+             for part in ("w1_a", "w1_b", "w2_a", "w2_b")})
+    adapter("lokr", {"peft_type": "LOKR", "r": 2, "alpha": 4, "target_modules": ["k"]},
+            {"base_model.model.k.lokr_w1": (2, 2), "base_model.model.k.lokr_w2_a": (4, 2),
+             "base_model.model.k.lokr_w2_b": (2, 4)})
+    adapter("vera", {"peft_type": "VERA", "r": 2, "target_modules": ["k"]},
+            {"base_model.vera_A": (2, 4), "base_model.vera_B": (6, 2), "base_model.model.k.vera_lambda_b": (6,),
+             "base_model.model.k.vera_lambda_d": (2,)})
+
+
 if __name__ == "__main__":
     pickles()
     configs()
+    adapters()

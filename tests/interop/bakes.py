@@ -1,24 +1,20 @@
 """Bakes adapters with PEFT and with ingot and compares: tensors, folders, logits, greedy text.
 
-Run by `tools/oracle.py adapters`, in the environment that `tools/oracle.py setup` makes.
+Run by `tools/bakes.py live`, in the environment that `tools/oracle.py setup` makes.
 """
 
-import json
 import pathlib
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import warnings
 
-import numpy as np
 import peft
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 WIDTH = 32
 
 
@@ -278,7 +274,6 @@ def compare(name, case, program, scratch):
             raise Failure(f"logits: relative difference {apart:.3g}")
         if not torch.equal(generate(ours), generate(theirs)):
             raise Failure("greedy text differs")
-    # bf16: PEFT's own rounding, one step at most.
     return worst, apart, [line for line in said.splitlines() if "warning" in line]
 
 
@@ -350,7 +345,3 @@ def live(models, adapters, program, only=""):
     print(f"{failures} of the cases failed" if failures else "all cases agree")
     return 1 if failures else 0
 
-
-if __name__ == "__main__":
-    sys.exit(live(ROOT / "examples/models", ROOT / "examples/adapters", ROOT / "build/ingot",
-                  sys.argv[1] if len(sys.argv) > 1 else ""))

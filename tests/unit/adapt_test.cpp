@@ -594,8 +594,6 @@ TEST_F(AdaptTest, BasesAndAdaptersThatCannotMeetAreRefused) {
   base(llama(1, Dtype::f64), llama_config(1));
   expect_refused(plan("base+a"), "which no adapter can change; --dtype float32");
   base(llama(1), llama_config(1));
-  adapter("p", lora_config(R"("init_lora_weights": "pissa")"), kPair);
-  expect_refused(plan("base+p"), "was initialised by pissa");
   expect_refused(plan("base+base"), "it is a model, not an adapter");
   expect_refused(plan("base+none"), "the model 'none' is neither");
 }
