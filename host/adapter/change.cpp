@@ -219,6 +219,11 @@ Changing::Changing(const Change& change, const Plan& plan, Backend* backend,
 
 void Changing::fill(std::uint64_t first, std::span<const std::byte> own, std::span<float> values) {
   if (values.empty()) return;
+  const TensorInfo& base = change_.base().info;
+  if (first > base.count() || values.size() > base.count() - first) {
+    fail(Code::internal, fmt::format("{} has {} elements, its change was asked for {} from {} on",
+                                     base.name, base.count(), values.size(), first));
+  }
   compute(first, own, values);
   measure_.add(dtype_of(change_.base(), own.size(), values.size()), first, own, values);
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <thread>
 
 #include <nlohmann/json.hpp>
 
@@ -245,6 +246,31 @@ TEST(Changes, AreTheSameHoweverTheTensorIsSplit) {
       }
       expect_same_bits(pieces, whole);
     }
+  }
+}
+
+TEST(Changes, AreTheSameFromSeveralThreads) {
+  constexpr std::uint64_t kPiece = 31;
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    Bench bench;
+    const auto effects = c.make(bench);
+    const Values whole = bench.apply("w", effects);
+    const auto derived = change(bench.at("w"), effects, Dtype::bf16);
+    const auto working = derived->begin(bench.plan(), nullptr);
+    Values found(whole.size());
+    std::vector<std::thread> threads;
+    for (std::uint64_t t = 0; t < 3; ++t) {
+      threads.emplace_back([&, t] {
+        for (std::uint64_t at = t * kPiece; at < found.size(); at += 3 * kPiece) {
+          const auto count = std::min<std::uint64_t>(kPiece, found.size() - at);
+          const Values piece = bench.fill(*working, "w", at, count);
+          std::copy(piece.begin(), piece.end(), found.begin() + static_cast<std::ptrdiff_t>(at));
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    expect_same_bits(found, whole);
   }
 }
 
