@@ -252,7 +252,7 @@ class Verifier {
       if (!judged) continue;
       if (!judged->empty()) find(*judged);
       const std::lock_guard lock(mutex_);
-      verdicts_.recomputed += job.output.count();
+      ++verdicts_.judged;
       return;
     }
     const math::Needs needs = math::needs(job.work.rule);

@@ -62,6 +62,7 @@ struct Finding {
 struct Verdicts {
   std::uint64_t tensors = 0, hashed_bytes = 0, recomputed = 0;  // recomputed: elements
   std::uint64_t exact = 0;       // of those, equal bit for bit
+  std::uint64_t judged = 0;      // tensors judged as a whole (decompositions)
   std::vector<Finding> findings; // empty: the folder holds what its recipe says
 };
 

@@ -76,7 +76,8 @@ std::string narrate(const Report& report, const std::vector<Activity>& devices) 
     text += fmt::format("{} left out; the receipt says why\n",
                         show_count(report.unused, "input tensor"));
   }
-  text += fmt::format("receipt {}\n{}, {}\n", report.receipt, report.backend, report.storage);
+  text += fmt::format("receipt {}\n{}{}{}\n", report.receipt, report.backend,
+                      report.storage.empty() ? "" : ", ", report.storage);
   return text + cost(report, devices);
 }
 

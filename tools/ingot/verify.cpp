@@ -55,6 +55,7 @@ class VerifyCommand final : public Command {
                 {"tensors", verdicts.tensors},
                 {"hashed_bytes", verdicts.hashed_bytes},
                 {"recomputed", verdicts.recomputed},
+                {"judged", verdicts.judged},
                 {"exact", verdicts.exact},
                 {"findings", Json::array()}};
       for (const Finding& finding : verdicts.findings) json["findings"].push_back(finding.text);
@@ -80,6 +81,10 @@ class VerifyCommand final : public Command {
                     options_.outputs_only ? "is what its receipt says, inputs not looked at"
                                           : "holds what its recipe says",
                     show_count(verdicts.tensors, "tensor"), show_bytes(verdicts.hashed_bytes));
+    if (verdicts.judged > 0) {
+      text += fmt::format(", {} within {} bound", show_count(verdicts.judged, "tensor"),
+                          verdicts.judged == 1 ? "its" : "their");
+    }
     if (verdicts.recomputed == 0) return text;
     text += fmt::format(", {} recomputed", show_count(verdicts.recomputed, "element"));
     return text + (verdicts.exact == verdicts.recomputed
