@@ -112,7 +112,9 @@ Measure::Result Measure::result() const {
   const double squares = math::combine(change.data(), change.size());
   result.weight = std::sqrt(scale * math::combine(weight.data(), weight.size()));
   result.change = std::sqrt(scale * squares);
-  if (squares > 0) result.survived = math::combine(kept.data(), kept.size()) / squares;
+  // Rounding may as well lengthen a change by a hair.
+  const double along = math::combine(kept.data(), kept.size());
+  if (squares > 0) result.survived = std::min(along / squares, 1.0);
   return result;
 }
 
