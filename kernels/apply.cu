@@ -17,6 +17,9 @@ using math::Vote;
 
 // Most sources whose loop is unrolled.
 constexpr unsigned kUnrolled = 4;
+// Whether so few sources are held in registers that three blocks find room on a processor.
+template <unsigned K>
+constexpr bool kFewSources = K == 1 || K == 2;
 
 __device__ __forceinline__ unsigned sources(const Job& job) {
   return static_cast<unsigned>(job.facts.sources);
@@ -45,6 +48,7 @@ __device__ __forceinline__ void count_change(const float (&out)[kPack], const fl
 template <unsigned K>
 struct Linear {
   static constexpr unsigned kSources = K;
+  static constexpr unsigned kBlocks = 3;
 
   template <class Tally>
   __device__ __forceinline__ static void run(const Job& job, std::uint64_t pack, unsigned,
@@ -76,6 +80,7 @@ struct Linear {
 
 struct Scale {
   static constexpr unsigned kSources = 1;
+  static constexpr unsigned kBlocks = 3;
 
   template <class Tally>
   __device__ __forceinline__ static void run(const Job& job, std::uint64_t pack, unsigned,
@@ -89,6 +94,7 @@ struct Scale {
 
 struct Slerp {
   static constexpr unsigned kSources = 1;
+  static constexpr unsigned kBlocks = 3;
 
   template <class Tally>
   __device__ __forceinline__ static void run(const Job& job, std::uint64_t pack, unsigned bits,
@@ -134,6 +140,7 @@ __device__ __forceinline__ void gather(const Job& job, std::uint64_t pack, unsig
 template <unsigned K>
 struct Sum {
   static constexpr unsigned kSources = K;
+  static constexpr unsigned kBlocks = kFewSources<K> ? 3 : 2;
 
   template <class Tally>
   __device__ __forceinline__ static void run(const Job& job, std::uint64_t pack, unsigned bits,
@@ -180,6 +187,7 @@ struct Sum {
 template <Vote vote, Divisor divisor, unsigned K>
 struct Consensus {
   static constexpr unsigned kSources = K;
+  static constexpr unsigned kBlocks = kFewSources<K> ? 3 : 2;
 
   template <class Tally>
   __device__ __forceinline__ static void run(const Job& job, std::uint64_t pack, unsigned bits,

@@ -13,7 +13,9 @@ Prints what it found and exits 1 if anything is wrong.
 
 import argparse
 import collections
+import concurrent.futures
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -88,7 +90,7 @@ def check_ptx(nvcc, source, folder):
 def measure(nvcc, source, architecture, folder):
     """Registers, shared memory and stack of every kernel; and the spills."""
     said = run(nvcc, *FLAGS, "-gencode", f"arch=compute_{architecture},code=sm_{architecture}",
-               "-Xptxas=-v", "-cubin", source, "-o", folder / "kernels.cubin")
+               "-Xptxas=-v", "-cubin", source, "-o", folder / f"{source.stem}.{architecture}.cubin")
     rows, problems, name, stack = {}, [], None, 0
     for line in said.splitlines():
         if match := re.search(r"Compiling entry function '(\w+)'", line):
@@ -113,18 +115,23 @@ def main():
 
     problems, table = [], {}
     version = re.search(r"V([\d.]+)", run(options.nvcc, "--version"))[1]
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, \
+            concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = pathlib.Path(name)
-        for source in sorted(HERE.glob("*.cu")):
-            found, fused = check_ptx(options.nvcc, source, folder)
+        sources = sorted(HERE.glob("*.cu"))
+        looked = [pool.submit(check_ptx, options.nvcc, source, folder) for source in sources]
+        measured = [(architecture, pool.submit(measure, options.nvcc, source, architecture, folder))
+                    for architecture in options.architectures for source in sources]
+        for source, result in zip(sources, looked):
+            found, fused = result.result()
             problems += found
             print(f"{source.name}: {fused} fused operations, all asked for" if not found
                   else f"{source.name}: {len(found)} problems in the PTX")
-            for architecture in options.architectures:
-                rows, found = measure(options.nvcc, source, architecture, folder)
-                problems += found
-                for kernel, row in rows.items():
-                    table.setdefault(kernel, {})[str(architecture)] = row
+        for architecture, result in measured:
+            rows, found = result.result()
+            problems += found
+            for kernel, row in rows.items():
+                table.setdefault(kernel, {})[str(architecture)] = row
     if options.update:
         text = json.dumps({"nvcc": version, "kernels": dict(sorted(table.items()))}, indent=1)
         # One line per kernel and architecture.
@@ -142,7 +149,7 @@ def main():
                     problems.append(f"{kernel} on {architecture}: {now}, registers.json says {was} "
                                     "(kernels/audit.py --update)")
     most = max(row["registers"] for rows in table.values() for row in rows.values())
-    print(f"{len(table)} kernels on {len(options.architectures)} architectures, "
+    print(f"nvcc {version}: {len(table)} kernels on {len(options.architectures)} architectures, "
           f"at most {most} registers, {len(problems)} problems")
     for problem in problems:
         print(problem)

@@ -79,8 +79,10 @@ __device__ __forceinline__ unsigned job_of(const Batch& batch, std::uint64_t spa
   return low;
 }
 
+// Formula::kBlocks is how many blocks a processor must have registers for. Left to a number of its own,
+// ptxas spills a register or two to reach it (registers.json has what it makes of these).
 template <class Formula>
-static __global__ void __launch_bounds__(256) map_kernel(const Batch batch) {
+static __global__ void __launch_bounds__(256, Formula::kBlocks) map_kernel(const Batch batch) {
   INGOT_SHARED(unsigned[Tally<0>::kSums], sums);
   for (std::uint64_t span = blockIdx.x; span < batch.spans; span += gridDim.x) {
     const unsigned index = job_of(batch, span);
