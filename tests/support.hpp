@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -59,9 +60,12 @@ class Random {
   std::uint64_t state_;
 };
 
-// A folder or file of the repository's examples ("models/base").
+// A folder or file of the repository's examples ("models/base"); of those in INGOT_EXAMPLES where tests
+// run without the repository.
 inline std::string example(const std::string& name) {
-  return std::string(INGOT_SOURCE) + "/examples/" + name;
+  const char* folder = std::getenv("INGOT_EXAMPLES");
+  return (folder != nullptr ? std::string(folder) : std::string(INGOT_SOURCE) + "/examples") + "/" +
+         name;
 }
 
 }  // namespace ingot::test

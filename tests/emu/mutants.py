@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """Breaks the kernels one line at a time; the tests must notice each time.
 
-  mutants.py BUILD_FOLDER plain|asan|tsan
+  mutants.py BUILD_FOLDER [--all | --only WORDS]
 
 A mutant is a text that occurs exactly once in a source and what stands in its place. The sources that
 change are compiled as the build compiles them, linked in place of the right ones, and a test program is
-run: it must fail.
+run: it must fail. Which mutants there are depends on the sanitizer of the build; without --all only the few
+that FEW names are tried, which takes a minute or two.
 """
 
+import argparse
 import concurrent.futures
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -96,7 +99,12 @@ TSAN = [
      "warp_totals[warp] = ahead + mine;\n        __syncthreads();", "warp_totals[warp] = ahead + mine;",
      SELECT),
 ]
-MUTANTS = {"plain": PLAIN, "asan": ASAN, "tsan": TSAN}
+FEW = {
+    "the last pack is forgotten", "an index of 32 bits", "elements behind the end are added",
+    "a warp forgets the warps before", "kernels do not wait for the copies", "the call does not wait",
+    "the list of candidates has no end", "one pack too many",
+    "numbers are read before they are there", "totals are read before they are there",
+}
 
 
 def commands(build, target):
@@ -155,15 +163,25 @@ def survives(mutant, build):
 
 
 def main():
-    build, kind = pathlib.Path(sys.argv[1]).resolve(), sys.argv[2]
-    chosen = [m for m in MUTANTS[kind] if len(sys.argv) < 4 or sys.argv[3] in m[0]]
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda m: survives(m, build), chosen))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("build", type=pathlib.Path)
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--only", metavar="WORDS", help="mutants whose name has these words")
+    options = parser.parse_args()
+    build = options.build.resolve()
+    sanitizer = re.search(r"^INGOT_SANITIZE:\w+=(.*)$", (build / "CMakeCache.txt").read_text(), re.M)[1]
+    mutants = TSAN if "thread" in sanitizer else ASAN if "address" in sanitizer else PLAIN
+    if options.only:
+        mutants = [m for m in mutants if options.only in m[0]]
+    elif not options.all:
+        mutants = [m for m in mutants if m[0] in FEW]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda m: survives(m, build), mutants))
     failures = [result for result in results if result]
-    print(f"{len(chosen)} mutants, {len(failures)} survived or were no mutants")
+    print(f"{len(mutants)} mutants, {len(failures)} survived or were no mutants")
     for failure in failures:
         print(failure)
-    return 1 if failures else 0
+    return 1 if failures or not mutants else 0
 
 
 if __name__ == "__main__":
