@@ -140,7 +140,7 @@ def survives(mutant, build):
         right = "emu_kernels.dir/"
         compile_line = next(line for line in lines if right in line and f"/{source}.o" in line
                             and " -c " in line)
-        words = shlex.split(compile_line)
+        words = [word for word in shlex.split(compile_line) if word != "-Werror"]
         obj = words[words.index("-o") + 1]
         words[words.index("-o") + 1] = str(folder / "mutant.o")
         words[words.index("-c") + 1] = str(folder / "kernels" / source)
