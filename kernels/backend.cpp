@@ -131,9 +131,15 @@ class Lane {
     activity_.waiting += more.waiting;
     activity_.bytes_in += more.bytes_in;
     activity_.bytes_out += more.bytes_out;
+    activity_.kernel_bytes += more.kernel_bytes;
   }
-  [[nodiscard]] Activity activity() const {
+  [[nodiscard]] Activity activity() {
     const std::lock_guard lock(mutex_);
+    try {
+      if (activity_.copy == 0) measure();
+    } catch (const Error&) {
+      activity_.copy = 0;  // what was done stands, whatever becomes of the device now
+    }
     Activity a = activity_;
     a.device = name();
     a.memory = bytes_;
@@ -148,6 +154,31 @@ class Lane {
   static Device take(const Card& card, std::uint64_t memory) {
     check(cudaSetDevice(card.index), "choosing a device");
     return Device(memory);
+  }
+  // The rates of bare copies, on a device that has nothing else to do.
+  void measure() {
+    use();
+    const std::uint64_t half = aligned(std::min(bytes_ / 2 - kAlign, 128 * kMiB));
+    const std::uint64_t piece = std::min(half, 16 * kMiB);
+    const Pinned host(piece);
+    Event start, stop;
+    const auto rate = [&](const Stream& stream, void* to, const void* from, std::uint64_t bytes,
+                          cudaMemcpyKind kind) {
+      double best = 0;
+      for (int round = 0; round < 3; ++round) {
+        start.record(stream);
+        check(cudaMemcpyAsync(to, from, bytes, kind, stream.get()), "measuring its copies");
+        stop.record(stream);
+        stop.wait();
+        best =
+            std::max(best, static_cast<double>(bytes) / std::max(stop.seconds_since(start), 1e-9));
+      }
+      return best;
+    };
+    activity_.link_in = rate(in, block_.data(), host.data(), piece, cudaMemcpyHostToDevice);
+    activity_.link_out = rate(out, host.data(), block_.data(), piece, cudaMemcpyDeviceToHost);
+    activity_.copy = 2 * rate(compute, block_.data() + bytes_ - half, block_.data(), half,
+                              cudaMemcpyDeviceToDevice);
   }
   // A quarter for chunks under way, unless the largest call needs more.
   static std::uint64_t work_bytes(std::uint64_t memory) {
@@ -200,8 +231,8 @@ class Room final : public Residence {
   std::vector<std::uint64_t> offsets_;
 };
 
-// A product's factors in a device's memory for as long as they are needed; where there is no room for
-// them, in the host's, and they are copied with every call.
+// A product's factors in a device's memory for as long as they are needed; where there is no room
+// for them, in the host's, and they are copied with every call.
 class Staged final : public Factors {
  public:
   Staged(const Product& product, Lane& lane) : product_(product), lane_(lane) {
@@ -305,6 +336,8 @@ class Call {
     if (all != bytes)
       check(cudaMemsetAsync(to + bytes, 0, all - bytes, lane_.in.get()), "clearing its memory");
   }
+  // So many bytes of tensors are read and written by the kernels to come.
+  void moves(std::uint64_t bytes) { activity_.kernel_bytes += bytes; }
   // The stream for kernels, behind the copies of this call.
   const Stream& kernels() {
     if (!begun_[kCompute] && begun_[kIn]) hand_over(kIn, lane_.in, lane_.compute);
@@ -423,6 +456,8 @@ class Stage {
   }
 
   void copy(Call& call, std::byte* memory) const {
+    for (std::size_t i = 0; i < chunk_.work->inputs.size(); ++i)
+      if (wanted_[i]) call.moves(bytes_of(chunk_, i));
     if (chunk_.residence != nullptr) return;
     for (std::size_t i = 0; i < chunk_.work->inputs.size(); ++i)
       if (wanted_[i]) call.copy_in(memory + offset_[i], chunk_, i);
@@ -837,6 +872,7 @@ class Cuda final : public Backend {
       Job job;
       for (std::size_t i = 0; i < chunk.work->inputs.size(); ++i) {
         Operand& input = job.tensor.input[i];
+        call.moves(bytes_of(chunk, i));
         input.format = format_of(chunk.work->inputs[i]);
         if (chunk.residence != nullptr) {
           input.data = room_of(chunk)->at(chunk, i);
@@ -848,6 +884,7 @@ class Cuda final : public Backend {
           call.copy_in(large + place.input[i], chunk, i);
         }
       }
+      call.moves(output_bytes(items[n]));
       job.tensor.sources = chunk.work->rule.sources;
       job.tensor.base = chunk.work->rule.base;
       job.tensor.first = chunk.first;

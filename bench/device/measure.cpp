@@ -1,11 +1,12 @@
-// What the gates of a device need beside `ingot bench`: a merge whose inputs already lie in pinned memory,
-// next to bare copies of the same bytes; many small tensors alone and together; pages of files handed to
-// the device. Prints JSON. Needs a device, or, in emulated builds, shows that it runs.
+// What the gates of a device need beside `ingot bench`: a merge whose inputs already lie in pinned
+// memory, next to bare copies of the same bytes; many small tensors alone and together; pages of
+// files handed to the device. Prints JSON. Needs a device, or, in emulated builds, shows that it
+// runs.
 //
 //   measure [--device cuda] [--device-memory BYTES] [--layers 1] [--hidden 4096] [--rounds 5]
 //
-// A layer has the seven matrices of Llama-2-7B's, scaled by --hidden; the inputs are a base and three
-// fine-tunes in bfloat16.
+// A layer has the seven matrices of Llama-2-7B's, scaled by --hidden; the inputs are a base and
+// three fine-tunes in bfloat16.
 
 #include <cuda_runtime.h>
 
@@ -99,10 +100,11 @@ class Measure {
 #else
     const char* emulated = "false";
 #endif
-    std::printf("{\"device\": {\"name\": \"%s\", \"memory\": %llu, \"processors\": %d, "
-                "\"driver\": %d, \"runtime\": %d, \"emulated\": %s},\n",
-                card.name.c_str(), static_cast<unsigned long long>(card.memory), card.processors,
-                driver, runtime, emulated);
+    std::printf(
+        "{\"device\": {\"name\": \"%s\", \"memory\": %llu, \"processors\": %d, "
+        "\"driver\": %d, \"runtime\": %d, \"emulated\": %s},\n",
+        card.name.c_str(), static_cast<unsigned long long>(card.memory), card.processors, driver,
+        runtime, emulated);
     std::printf(" \"bytes_in\": %llu, \"bytes_out\": %llu, \"elements\": %llu,\n",
                 static_cast<unsigned long long>(2 * elements_ * kModels),
                 static_cast<unsigned long long>(2 * elements_),
@@ -229,15 +231,15 @@ class Measure {
     const gpu::Stream up, down;
     for (unsigned m = 0; m < kModels; ++m)
       for (std::uint64_t e = 0; e < 2 * elements_; e += piece)
-        gpu::check(cudaMemcpyAsync(in.data(), models_[m].data() + e,
-                                   std::min(piece, 2 * elements_ - e), cudaMemcpyHostToDevice,
-                                   up.get()),
-                   "copying to it");
+        gpu::check(
+            cudaMemcpyAsync(in.data(), models_[m].data() + e, std::min(piece, 2 * elements_ - e),
+                            cudaMemcpyHostToDevice, up.get()),
+            "copying to it");
     for (std::uint64_t e = 0; e < 2 * elements_; e += piece)
-      gpu::check(cudaMemcpyAsync(output_.front().data() + e, out.data(),
-                                 std::min(piece, 2 * elements_ - e), cudaMemcpyDeviceToHost,
-                                 down.get()),
-                 "copying from it");
+      gpu::check(
+          cudaMemcpyAsync(output_.front().data() + e, out.data(),
+                          std::min(piece, 2 * elements_ - e), cudaMemcpyDeviceToHost, down.get()),
+          "copying from it");
     gpu::check(cudaStreamSynchronize(up.get()), "waiting for the device");
     gpu::check(cudaStreamSynchronize(down.get()), "waiting for the device");
   }
@@ -262,9 +264,10 @@ class Measure {
     const auto alone = times(options_.rounds, [&] {
       for (const Backend::Item& item : items) backend_->apply({&item, 1});
     });
-    std::printf(" \"small\": {\"tensors\": %llu, \"elements\": %llu, \"together\": %s, \"alone\": %s},\n",
-                static_cast<unsigned long long>(many), static_cast<unsigned long long>(count),
-                json(together).c_str(), json(alone).c_str());
+    std::printf(
+        " \"small\": {\"tensors\": %llu, \"elements\": %llu, \"together\": %s, \"alone\": %s},\n",
+        static_cast<unsigned long long>(many), static_cast<unsigned long long>(count),
+        json(together).c_str(), json(alone).c_str());
   }
 
   // Pages of a cached file, registered with the device instead of copied into pinned memory first.
@@ -277,7 +280,8 @@ class Measure {
     if (file == nullptr) throw std::runtime_error("cannot make a temporary file");
     if (std::fwrite(models_[0].data(), 1, bytes, file) != bytes || std::fflush(file) != 0)
       throw std::runtime_error("cannot write a temporary file");
-    void* const memory = mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, fileno(file), 0);
+    void* const memory =
+        mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, fileno(file), 0);
     if (memory == MAP_FAILED) throw std::runtime_error("cannot map a temporary file");
     const double start = now();
     const cudaError_t error = cudaHostRegister(memory, bytes, cudaHostRegisterReadOnly);
@@ -289,17 +293,17 @@ class Measure {
       const gpu::Device device(bytes);
       const gpu::Stream stream;
       const auto copy = times(options_.rounds, [&] {
-        gpu::check(cudaMemcpyAsync(device.data(), memory, bytes, cudaMemcpyHostToDevice,
-                                   stream.get()),
-                   "copying to it");
+        gpu::check(
+            cudaMemcpyAsync(device.data(), memory, bytes, cudaMemcpyHostToDevice, stream.get()),
+            "copying to it");
         gpu::check(cudaStreamSynchronize(stream.get()), "waiting for the device");
       });
       const double before = now();
       gpu::check(cudaHostUnregister(memory), "giving pages back");
-      std::printf(" \"pages\": {\"works\": true, \"bytes\": %llu, \"register\": %.6g, "
-                  "\"unregister\": %.6g, \"copy\": %s}}\n",
-                  static_cast<unsigned long long>(bytes), registered, now() - before,
-                  json(copy).c_str());
+      std::printf(
+          " \"pages\": {\"works\": true, \"bytes\": %llu, \"register\": %.6g, "
+          "\"unregister\": %.6g, \"copy\": %s}}\n",
+          static_cast<unsigned long long>(bytes), registered, now() - before, json(copy).c_str());
     }
     munmap(memory, bytes);
     std::fclose(file);
@@ -319,12 +323,18 @@ int main(int argc, char** argv) try {
   Options options;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string key = argv[i], value = argv[i + 1];
-    if (key == "--device") options.device.device = value;
-    else if (key == "--device-memory") options.device.memory = std::stoull(value);
-    else if (key == "--layers") options.layers = std::stoull(value);
-    else if (key == "--hidden") options.hidden = std::stoull(value);
-    else if (key == "--rounds") options.rounds = std::stoi(value);
-    else throw std::invalid_argument("unknown option " + key);
+    if (key == "--device")
+      options.device.device = value;
+    else if (key == "--device-memory")
+      options.device.memory = std::stoull(value);
+    else if (key == "--layers")
+      options.layers = std::stoull(value);
+    else if (key == "--hidden")
+      options.hidden = std::stoull(value);
+    else if (key == "--rounds")
+      options.rounds = std::stoi(value);
+    else
+      throw std::invalid_argument("unknown option " + key);
   }
   Measure(options).print();
   return 0;

@@ -102,7 +102,11 @@ struct Activity {
   double copy_out = 0;           // ... and the one that copies back
   double waiting = 0;            // seconds that callers waited, added up over threads
   std::uint64_t bytes_in = 0, bytes_out = 0;
-  std::uint64_t memory = 0;      // bytes of device memory held
+  std::uint64_t kernel_bytes = 0;  // tensors' bytes that kernels read and wrote
+  std::uint64_t memory = 0;        // bytes of device memory held
+  // Bytes per second of bare copies, measured when the activity is asked for the first time: over the
+  // link in, out, and within the device (read and written). 0: not measured.
+  double link_in = 0, link_out = 0, copy = 0;
 };
 
 class Backend {
@@ -167,7 +171,8 @@ class Backend {
   };
   virtual void apply(std::span<const Item> items) = 0;
 
-  // What each device did so far; empty where the arithmetic is the CPU's.
+  // What each device did so far; empty where the arithmetic is the CPU's. Between calls only, as its first
+  // use measures the device.
   [[nodiscard]] virtual std::vector<Activity> activity() const { return {}; }
 };
 
@@ -197,5 +202,9 @@ struct Rate {
 // own copy rate, every kind of kernel on generated weights. Takes a second or two and up to
 // options.memory. Throws as cuda_backend() does.
 [[nodiscard]] std::vector<Rate> device_rates(const DeviceOptions& options);
+
+// Which cuBLAS and cuSOLVER would be used, in one line with their versions and places: those in `folder`, or
+// without one those of the search path. Throws Error{device} if one is missing.
+[[nodiscard]] std::string device_libraries(const std::string& folder);
 
 }  // namespace ingot

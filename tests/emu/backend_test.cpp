@@ -267,6 +267,10 @@ TEST(CudaBackend, ReportsWhatTheDeviceDid) {
   EXPECT_GT(all[0].kernels, 0);
   EXPECT_GT(all[0].copy_out, 0);
   EXPECT_EQ(all[0].memory, 16 * kMiB);
+  EXPECT_EQ(all[0].kernel_bytes, 20000U * (3 * 2 + 4));
+  EXPECT_GT(all[0].link_in, 0);
+  EXPECT_GT(all[0].link_out, 0);
+  EXPECT_GT(all[0].copy, 0);
 }
 
 #if defined(INGOT_EMULATED)

@@ -84,6 +84,9 @@ class BenchCommand final : public Command {
         .add_option("--device-memory", memory_, "Most memory to take on the device")
         ->type_name("SIZE")
         ->capture_default_str();
+    app()
+        .add_option("--cuda-libraries", libraries_, "Folder of cuBLAS and cuSOLVER")
+        ->type_name("DIR");
     app().add_flag("--json", json_, "Print the numbers as JSON on standard output");
     app().footer(
         "Each kernel is shown beside the device's own copy rate: bytes read and written per\n"
@@ -103,6 +106,13 @@ class BenchCommand final : public Command {
       if (r.what == "copy on the device") copy = rate(r);
     }
     const std::string sentence = verdict(rates, storage);
+    std::string libraries;
+    try {
+      libraries = device_libraries(libraries_);
+    } catch (const Error& error) {
+      if (!libraries_.empty()) throw;  // whoever names a folder means it
+      libraries = error.message();
+    }
     if (json_) {
       Json list = Json::array();
       for (const Rate& r : rates) {
@@ -114,6 +124,7 @@ class BenchCommand final : public Command {
       }
       print_json({{"device", options_.device},
                   {"rates", list},
+                  {"libraries", libraries},
                   {"storage_rate", folder_.empty() ? Json() : Json(storage)},
                   {"verdict", sentence}});
       return 0;
@@ -125,13 +136,13 @@ class BenchCommand final : public Command {
       text += '\n';
     }
     if (!folder_.empty()) text += fmt::format("{:32} {:>14}\n", "storage", show_rate(storage));
-    print(text + sentence + '\n');
+    print(text + libraries + '\n' + sentence + '\n');
     return 0;
   }
 
  private:
   DeviceOptions options_;
-  std::string folder_, memory_ = "2GiB";
+  std::string folder_, libraries_, memory_ = "2GiB";
   bool json_ = false;
 };
 

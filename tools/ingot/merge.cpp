@@ -42,7 +42,11 @@ Json describe(const Report& report, const std::vector<Activity>& devices) {
                                {"waiting_seconds", device.waiting},
                                {"bytes_in", device.bytes_in},
                                {"bytes_out", device.bytes_out},
-                               {"memory", device.memory}});
+                               {"kernel_bytes", device.kernel_bytes},
+                               {"memory", device.memory},
+                               {"link_in_rate", device.link_in},
+                               {"link_out_rate", device.link_out},
+                               {"copy_rate", device.copy}});
   }
   return json;
 }
@@ -64,6 +68,26 @@ std::string cost(const Report& report, const std::vector<Activity>& devices) {
   return text + '\n';
 }
 
+// "24.1 GB/s (97 % of its link)".
+std::string rate_of(std::uint64_t bytes, double seconds, double most, const char* what) {
+  const double rate = seconds > 0 ? static_cast<double>(bytes) / seconds : 0;
+  if (most <= 0) return show_rate(rate);
+  return fmt::format("{} ({:.0f} % of {})", show_rate(rate), 100 * rate / most, what);
+}
+
+// What a device was busy with, and how fast: the part with the largest share bounds the run.
+std::string busy(const Activity& device, double seconds) {
+  const auto share = [&](double part) { return 100 * part / std::max(seconds, 1e-9); };
+  return fmt::format(
+      "{}: copied in {:.0f} % of the time at {}, computed {:.0f} % at {}, copied out {:.0f} % at "
+      "{}\n",
+      device.device, share(device.copy_in),
+      rate_of(device.bytes_in, device.copy_in, device.link_in, "its link"), share(device.kernels),
+      rate_of(device.kernel_bytes, device.kernels, device.copy, "its own copy rate"),
+      share(device.copy_out),
+      rate_of(device.bytes_out, device.copy_out, device.link_out, "its link"));
+}
+
 std::string narrate(const Report& report, const std::vector<Activity>& devices) {
   std::string text = fmt::format("wrote {}: {} ({} merged, {} copied), {} read, {} written\n",
                                  report.out, show_count(report.tensors, "tensor"),
@@ -78,6 +102,7 @@ std::string narrate(const Report& report, const std::vector<Activity>& devices) 
   }
   text += fmt::format("receipt {}\n{}{}{}\n", report.receipt, report.backend,
                       report.storage.empty() ? "" : ", ", report.storage);
+  for (const Activity& device : devices) text += busy(device, report.seconds);
   return text + cost(report, devices);
 }
 
