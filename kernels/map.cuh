@@ -79,8 +79,8 @@ __device__ __forceinline__ unsigned job_of(const Batch& batch, std::uint64_t spa
   return low;
 }
 
-// Formula::kBlocks is how many blocks a processor must have registers for. Left to a number of its own,
-// ptxas spills a register or two to reach it (registers.json has what it makes of these).
+// Formula::kBlocks is how many blocks a processor must have registers for. Left to a number of its
+// own, ptxas spills a register or two to reach it (registers.json has what it makes of these).
 template <class Formula>
 static __global__ void __launch_bounds__(256, Formula::kBlocks) map_kernel(const Batch batch) {
   INGOT_SHARED(unsigned[Tally<0>::kSums], sums);

@@ -57,7 +57,7 @@ TEST(CudaProducts, HaveTheBitsOfTheCpu) {
       test::fresh(seed, lazy, 2);
       // With and without room where factors stay.
       for (const std::uint64_t memory : {kMiB, 512 * kMiB}) {
-        const auto cuda = cuda_backend({seed == 2 ? "cuda:0,1" : "cuda", memory});
+        const auto cuda = cuda_backend({seed == 2 ? test::kTwoDevices : "cuda", memory});
         for (const Dtype dtype :
              {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8_e4m3, Dtype::f8_e5m2}) {
           for (const auto& [first, count] : {std::pair<std::uint64_t, std::uint64_t>{0, kCount},

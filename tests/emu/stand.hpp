@@ -42,6 +42,13 @@ inline void fresh([[maybe_unused]] std::uint64_t seed, [[maybe_unused]] bool laz
 #endif
 }
 
+// Two devices, where they are simulated; a machine with one card tests what one can.
+#if defined(INGOT_EMULATED)
+inline constexpr char kTwoDevices[] = "cuda:0,1";
+#else
+inline constexpr char kTwoDevices[] = "cuda";
+#endif
+
 }  // namespace ingot::test
 
 // First line of a test that needs a device: without one it is skipped, or, with
