@@ -55,7 +55,9 @@ TEST_P(Merges, HaveTheFolderOfTheCpu) {
       EXPECT_GT(copied, 0U) << "the device did nothing";
     }
 #if defined(INGOT_EMULATED)
-    EXPECT_EQ(emu::traffic().unpinned, 0U);
+    // Operands that adapters change are computed on the host, in memory that is not pinned.
+    const bool computed = GetParam() == "adapters" || GetParam() == "bake";
+    EXPECT_EQ(emu::traffic().unpinned > 0, computed);
     EXPECT_EQ(emu::traffic().live, 0U);
 #endif
   }
