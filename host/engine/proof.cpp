@@ -104,7 +104,7 @@ void walk(const Plan& plan, const Job& job, Each&& each) {
 // grow with the tensor; only what lies at the threshold is ever put in order.
 math::Selection select_by_sorting(const Plan& plan, const Job& job, int source,
                                   std::uint64_t keep) {
-  const std::size_t operand = static_cast<std::size_t>(source) + 1;
+  const std::size_t operand = static_cast<std::size_t>(source) + (job.work.rule.base ? 1 : 0);
   const auto each = [&](auto&& take) {
     walk(plan, job, [&](const Inputs& in, std::uint64_t i, std::uint64_t index) {
       take(math::key(math::delta(in.value(operand, i), in.base(i))), index);

@@ -116,7 +116,9 @@ class Verifier {
                          file.at("hash").get<std::string>(), digest.text()));
       }
     }
-    output_.emplace(Checkpoint::open(disk_, out_, out_));
+    const std::string adapter = out_ + "/adapter_model.safetensors";
+    const bool of_adapter = disk_.kind(adapter) == Disk::Kind::file;
+    output_.emplace(Checkpoint::open(disk_, of_adapter ? adapter : out_, out_));
     const Json& tensors = receipt.at("tensors");
     verdicts_.tensors = tensors.size();
     std::set<std::string> named;

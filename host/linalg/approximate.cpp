@@ -42,8 +42,8 @@ int narrow(std::size_t n) {
 // The matrix by pieces of rows, kept in memory where that is allowed.
 class Pieces {
  public:
-  Pieces(const Rows& rows, std::uint64_t memory) : rows_(rows), step_(rows_at_once(rows.width)) {
-    if (rows.height * rows.width * sizeof(float) <= memory) {
+  Pieces(const Rows& rows, bool keep) : rows_(rows), step_(rows_at_once(rows.width)) {
+    if (keep) {
       kept_.resize(rows.height * rows.width);
       rows_.read(0, kept_);
     } else {
@@ -272,7 +272,7 @@ Low approximate(const Rows& rows, const Cut& cut, const Sketch& sketch) {
   const std::size_t side = std::min(rows.height, rows.width);
   const Cut bounded{std::min(cut.rank, side), cut.energy};
   if (side == 0) return {Matrix(0, rows.height), Matrix(0, rows.width), {}, 0, 0};
-  Pieces pieces(rows, sketch.memory);
+  Pieces pieces(rows, rows.height * rows.width * sizeof(float) <= sketch.memory);
   const double total = energy(pieces, rows);
   if (!std::isfinite(total)) {
     fail(Code::format, "a matrix to decompose holds NaN, infinity or values too large to square");
@@ -295,6 +295,11 @@ Low approximate(const Rows& rows, const Cut& cut, const Sketch& sketch) {
   low.norm = std::sqrt(total);
   low.error = residual(pieces, rows, low.b, low.a);
   return low;
+}
+
+double residual(const Rows& rows, const Matrix& b, const Matrix& a) {
+  Pieces pieces(rows, false);
+  return residual(pieces, rows, b, a);
 }
 
 std::uint64_t approximate_memory(std::uint64_t height, std::uint64_t width, std::uint64_t rank,

@@ -54,15 +54,6 @@ std::optional<Expert> expert_of(std::string_view path) {
   return expert;
 }
 
-// True for the classes whose linear layers are stored as (in, out), and a layer of theirs.
-bool transposed_layer(std::string_view architecture, std::string_view path) {
-  const bool gpt2 = architecture.starts_with("GPT2") || architecture.starts_with("OpenAIGPT") ||
-                    architecture.starts_with("ImageGPT") ||
-                    architecture.starts_with("DecisionTransformerGPT2");
-  const std::string_view leaf = last_component(path);
-  return gpt2 && (leaf == "c_attn" || leaf == "c_proj" || leaf == "c_fc" || leaf == "q_attn");
-}
-
 // Experts of these keep their parameters as (experts, in, out).
 bool transposed_experts(std::string_view architecture) {
   return architecture.starts_with("GptOss") || architecture.starts_with("Llama4");
@@ -855,6 +846,14 @@ class Overlay {
 };
 
 }  // namespace
+
+bool transposed_layer(std::string_view architecture, std::string_view path) {
+  const bool gpt2 = architecture.starts_with("GPT2") || architecture.starts_with("OpenAIGPT") ||
+                    architecture.starts_with("ImageGPT") ||
+                    architecture.starts_with("DecisionTransformerGPT2");
+  const std::string_view leaf = last_component(path);
+  return gpt2 && (leaf == "c_attn" || leaf == "c_proj" || leaf == "c_fc" || leaf == "q_attn");
+}
 
 View plain_view(const Plan& plan, std::uint32_t model, std::string text) {
   View view;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "plan/draft.hpp"
@@ -23,5 +24,8 @@ struct Applied {
 // with a reason; what cannot be is a problem, and then the result is false.
 [[nodiscard]] bool adapt(Disk& disk, Draft& draft, std::uint32_t view,
                          const std::vector<Applied>& applied);
+
+// True for a layer that its class stores as (in, out), as GPT-2's do.
+[[nodiscard]] bool transposed_layer(std::string_view architecture, std::string_view path);
 
 }  // namespace ingot::plan

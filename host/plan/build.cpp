@@ -9,6 +9,7 @@
 #include "plan/config.hpp"
 #include "plan/draft.hpp"
 #include "plan/folder.hpp"
+#include "plan/fuse.hpp"
 #include "plan/layout.hpp"
 #include "plan/problems.hpp"
 #include "plan/rules.hpp"
@@ -104,6 +105,16 @@ Plan build(Disk& disk, Recipe recipe, PlanOptions options) {
   result.recipe = std::move(recipe);
   result.options = std::move(options);
   plan::Problems problems;
+  if (result.recipe.kind != Recipe::Kind::models) {
+    try {
+      (result.recipe.kind == Recipe::Kind::adapters ? plan::fuse : plan::extract)(disk, result,
+                                                                                  problems);
+    } catch (const Error& e) {
+      problems.error(e.code(), e.what());
+    }
+    result.problems = problems.finish();
+    return result;
+  }
   plan::Rules rules(result.recipe, result.options, problems);
   plan::Draft draft{result, problems, {}, {}, {}, {}, 0, {}, {}};
   try {

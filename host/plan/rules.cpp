@@ -59,9 +59,12 @@ std::string hint(std::string_view word, const std::vector<std::string>& known) {
 Rules::Rules(const Recipe& recipe, const PlanOptions& options, Problems& problems)
     : recipe_(recipe), options_(options), problems_(problems) {
   index_ = math::find(recipe.method.c_str());
+  if (index_ >= 0 && method().base == math::Base::zero) index_ = -1;  // an adapter's
   if (index_ < 0) {
     std::vector<std::string> known;
-    for (int i = 0; i < math::kMethodCount; ++i) known.emplace_back(math::method(i).name);
+    for (int i = 0; i < math::kMethodCount; ++i) {
+      if (math::method(i).base != math::Base::zero) known.emplace_back(math::method(i).name);
+    }
     const std::string place = fmt::format("{}:{}", recipe.file, recipe.method_mark.line);
     if (listed(kPeerMethods, recipe.method)) {
       problems_.error(Code::usage,

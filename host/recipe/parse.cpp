@@ -27,6 +27,9 @@ enum class Place {
   condition,
   reference,
   path,
+  fusion,
+  member,
+  extraction,
   adapter
 };
 
@@ -35,7 +38,7 @@ struct Keys {
   std::vector<std::string> names;
 };
 
-std::array<Keys, 10> all_keys() {
+std::array<Keys, 13> all_keys() {
   return {{
       {"at the top level",
        {"merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype",
@@ -49,6 +52,13 @@ std::array<Keys, 10> all_keys() {
       {"in a model reference",
        {"model", "path", "revision", "lora", "adapters", "override_architecture"}},
       {"in a model path", {"path", "revision"}},
+      {"at the top level of a recipe of adapters",
+       {"adapter_method", "adapters", "parameters", "rank", "energy", "ranks", "majority_sign",
+        "whole_tensors", "keep_scaling", "compat", "dtype", "name"}},
+      {"in an entry of 'adapters'", {"adapter", "parameters"}},
+      {"at the top level of an extraction",
+       {"extract", "base_model", "model", "rank", "energy", "bytes", "ranks", "whole_tensors",
+        "dtype", "name"}},
       {"in an adapter", {"path", "revision", "weight"}},
   }};
 }
@@ -60,6 +70,8 @@ constexpr double kMostLayers = 1'000'000;
 constexpr std::size_t kMostText = 4096;  // bytes of a name or path, as file systems have it
 constexpr double kMostPadding = 1'048'576;
 constexpr double kMostWeight = 1e6;  // of an adapter
+constexpr double kMostRank = 1'048'576;
+constexpr double kMostBytes = 0x1p62;
 
 const char* describe(const Node& node) {
   switch (node.kind) {
@@ -107,6 +119,8 @@ class Reader {
                                 "'slices' and 'modules', not {}",
                                 describe(top)));
     }
+    if (const auto* type = find(top, "adapter_method")) return fusion(top, *type);
+    if (const auto* type = find(top, "extract")) return extraction(top, *type);
     check(top, Place::top);
     const Node::Pair* method = find(top, "merge_method");
     if (method == nullptr)
@@ -120,10 +134,7 @@ class Reader {
     if (const auto* pair = find(top, "modules")) recipe_.modules = modules(*pair);
     if (const auto* pair = find(top, "base_model")) recipe_.base_model = reference(*pair);
     if (const auto* pair = find(top, "parameters")) recipe_.parameters = parameters(*pair);
-    if (const auto* pair = find(top, "dtype")) {
-      recipe_.dtype = dtype(*pair);
-      recipe_.dtype_mark = pair->value->mark;
-    }
+    output_dtype(top);
     if (const auto* pair = find(top, "out_dtype")) {
       recipe_.out_dtype = dtype(*pair);
       recipe_.out_dtype_mark = pair->value->mark;
@@ -473,6 +484,131 @@ class Reader {
     return name;
   }
 
+  void output_dtype(const Node& top) {
+    if (const auto* pair = find(top, "dtype")) {
+      recipe_.dtype = dtype(*pair);
+      recipe_.dtype_mark = pair->value->mark;
+    }
+  }
+
+  // A recipe that makes one adapter of several.
+  void fusion(const Node& top, const Node::Pair& type) {
+    check(top, Place::fusion);
+    recipe_.kind = Recipe::Kind::adapters;
+    recipe_.method = text(type);
+    recipe_.method_mark = type.value->mark;
+    const Node::Pair* list = find(top, "adapters");
+    if (list == nullptr) bad(top.mark, "'adapters' is missing: the list of what to merge");
+    for (const Node* item : entries(*list, Place::member)) {
+      Source source;
+      source.mark = item->mark;
+      source.model = reference(need(*item, "adapter", list->key));
+      if (const auto* pair = find(*item, "parameters")) source.parameters = parameters(*pair);
+      recipe_.models.push_back(std::move(source));
+    }
+    if (const auto* pair = find(top, "parameters")) recipe_.parameters = parameters(*pair);
+    ranks(top);
+    Adaptation& out = recipe_.adaptation;
+    if (const auto* pair = find(top, "majority_sign")) {
+      out.majority_sign = one_word(*pair, {"total", "frequency"});
+      out.majority_sign_mark = pair->value->mark;
+    }
+    if (const auto* pair = find(top, "whole_tensors")) {
+      out.whole_tensors = one_word(*pair, {"refuse", "average"});
+      out.whole_tensors_mark = pair->value->mark;
+    }
+    if (const auto* pair = find(top, "keep_scaling")) {
+      const Scalar value = scalar_of(expect(*pair, Node::Kind::scalar, "true or false"));
+      if (!std::holds_alternative<bool>(value)) {
+        bad(pair->value->mark, "'keep_scaling' takes true or false");
+      }
+      out.keep_scaling = std::get<bool>(value);
+    }
+    if (const auto* pair = find(top, "compat")) {
+      out.compat_mark = pair->value->mark;
+      for (const Node* item : expect(*pair, Node::Kind::list, "a list of names").items) {
+        if (item->kind != Node::Kind::scalar) bad(item->mark, "'compat' takes a list of names");
+        out.compat.push_back(item->text);
+      }
+    }
+    output_dtype(top);
+    if (const auto* pair = find(top, "name")) (void)text(*pair);
+  }
+
+  // A recipe that makes an adapter of the difference of two models.
+  void extraction(const Node& top, const Node::Pair& type) {
+    check(top, Place::extraction);
+    recipe_.kind = Recipe::Kind::extraction;
+    recipe_.method = one_word(type, {"lora"});
+    recipe_.method_mark = type.value->mark;
+    for (const char* key : {"base_model", "model"}) {
+      if (find(top, key) == nullptr) {
+        bad(top.mark, fmt::format("'{}' is missing: an extraction takes the difference of 'model' "
+                                  "and 'base_model'",
+                                  key));
+      }
+    }
+    recipe_.base_model = reference(*find(top, "base_model"));
+    Source tuned;
+    tuned.model = reference(*find(top, "model"));
+    tuned.mark = tuned.model.mark;
+    recipe_.models.push_back(std::move(tuned));
+    ranks(top);
+    Adaptation& out = recipe_.adaptation;
+    if (const auto* pair = find(top, "bytes")) out.bytes = whole(*pair, kMostBytes);
+    if (const auto* pair = find(top, "whole_tensors")) {
+      out.whole_tensors = one_word(*pair, {"save", "skip"});
+      out.whole_tensors_mark = pair->value->mark;
+    }
+    output_dtype(top);
+    if (const auto* pair = find(top, "name")) (void)text(*pair);
+  }
+
+  void ranks(const Node& top) {
+    Adaptation& out = recipe_.adaptation;
+    if (const auto* pair = find(top, "rank")) {
+      out.rank_mark = pair->value->mark;
+      out.automatic = pair->value->kind == Node::Kind::scalar && pair->value->text == "auto";
+      if (!out.automatic) out.rank = whole(*pair, kMostRank);
+    }
+    if (const auto* pair = find(top, "energy")) {
+      out.energy_mark = pair->value->mark;
+      const auto value = number(expect(*pair, Node::Kind::scalar, "a number").text);
+      if (!value || !(*value > 0 && *value <= 1)) {
+        bad(pair->value->mark, "'energy' takes a share above 0 and at most 1, as in 0.99");
+      }
+      out.energy = *value;
+    }
+    if (const auto* pair = find(top, "ranks")) {
+      const Node& map = expect(*pair, Node::Kind::map, "a mapping from modules to ranks");
+      for (const Node::Pair& entry : map.pairs) {
+        const auto value = number(expect(entry, Node::Kind::scalar, "a whole number").text);
+        if (!value || !(*value >= 0 && *value <= kMostRank) || std::trunc(*value) != *value) {
+          bad(entry.value->mark, fmt::format("the rank of '{}' is a whole number from 0 to {}",
+                                             clip(entry.key), kMostRank));
+        }
+        out.ranks.emplace(entry.key, static_cast<std::uint64_t>(*value));
+      }
+    }
+  }
+
+  std::uint64_t whole(const Node::Pair& pair, double most) const {
+    const auto value = number(expect(pair, Node::Kind::scalar, "a whole number").text);
+    if (!value || !(*value >= 1 && *value <= most) || std::trunc(*value) != *value) {
+      bad(pair.value->mark, fmt::format("'{}' takes a whole number from 1 to {}", pair.key, most));
+    }
+    return static_cast<std::uint64_t>(*value);
+  }
+
+  std::string one_word(const Node::Pair& pair, const std::vector<std::string>& known) const {
+    std::string word = text(pair);
+    if (std::find(known.begin(), known.end(), word) == known.end()) {
+      bad(pair.value->mark,
+          fmt::format("'{}' is one of {}, not '{}'", pair.key, fmt::join(known, ", "), clip(word)));
+    }
+    return word;
+  }
+
   void vocabulary(const Node& top) {
     const Node::Pair* plain = find(top, "tokenizer_source");
     const Node::Pair* full = find(top, "tokenizer");
@@ -519,7 +655,7 @@ class Reader {
 
   Recipe& recipe_;
   const ParseOptions& options_;
-  const std::array<Keys, 10> keys_;
+  const std::array<Keys, 13> keys_;
 };
 
 }  // namespace

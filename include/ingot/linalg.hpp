@@ -104,6 +104,9 @@ struct Sketch {
 // and ranks that are no small part of them, are decomposed whole.
 [[nodiscard]] Low approximate(const Rows& rows, const Cut& cut, const Sketch& sketch);
 
+// The Frobenius norm of what turned(b) * a, both rounded to f32, leaves of a matrix.
+[[nodiscard]] double residual(const Rows& rows, const Matrix& b, const Matrix& a);
+
 // Bytes that recombine() and approximate() hold at most beside their arguments and results.
 [[nodiscard]] std::uint64_t recombine_memory(std::uint64_t height, std::uint64_t width,
                                              std::uint64_t ranks);

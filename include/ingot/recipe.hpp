@@ -98,7 +98,25 @@ struct Vocabulary {
   Mark mark;
 };
 
+// What a recipe of adapters, or of an extraction, says beside models and parameters.
+struct Adaptation {
+  std::uint64_t rank = 0;    // of the result's modules; 0: not given
+  bool automatic = false;    // `rank: auto`
+  double energy = 0;         // share of the sum of squares that automatic ranks keep; 0: not given
+  std::uint64_t bytes = 0;   // of all factors together, at most; 0: no bound
+  std::map<std::string, std::uint64_t> ranks;  // by module: what automatic ranks came to
+  std::string majority_sign;                   // total or frequency; empty: not given
+  std::string whole_tensors;  // refuse or average (adapters), save or skip (extraction); empty: not given
+  bool keep_scaling = false;
+  std::vector<std::string> compat;  // behaviours of older programs, by name
+  Mark rank_mark, energy_mark, majority_sign_mark, whole_tensors_mark, compat_mark;
+};
+
 struct Recipe {
+  // Models into a model; adapters into an adapter (`adapter_method`); what a model has over its base
+  // into an adapter (`extract`).
+  enum class Kind : std::uint8_t { models, adapters, extraction };
+  Kind kind = Kind::models;
   std::string file;   // as the caller named it
   std::string text;   // verbatim
   std::string method;
@@ -113,6 +131,7 @@ struct Recipe {
   Vocabulary vocabulary;
   std::string chat_template;      // empty: not given
   Mark chat_template_mark;
+  Adaptation adaptation;              // for the other kinds than models
   std::vector<std::string> waived;    // unknown keys let through, as "key (line n)"
 };
 

@@ -26,6 +26,8 @@ class Command {
 
 [[nodiscard]] std::unique_ptr<Command> make_merge(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_bake(CLI::App& program);
+[[nodiscard]] std::unique_ptr<Command> make_adapter(CLI::App& program);
+[[nodiscard]] std::unique_ptr<Command> make_extract(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_plan(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_inspect(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_diff(CLI::App& program);

@@ -9,11 +9,13 @@
 
 #include "command.hpp"
 #include "console.hpp"
+#include "ingot/adapter.hpp"
 #include "ingot/error.hpp"
 #include "ingot/recipe.hpp"
 #include "json.hpp"
 #include "model.hpp"
 #include "size.hpp"
+#include "spectra.hpp"
 #include "sweep.hpp"
 
 namespace ingot::tool {
@@ -187,9 +189,12 @@ const Entry& find(const Checkpoint& model, const std::string& name) {
 class InspectCommand final : public Command {
  public:
   explicit InspectCommand(CLI::App& program)
-      : Command(program, "inspect", "Show what a model holds, or statistics of one tensor") {
+      : Command(program, "inspect",
+                "Show what a model or adapters hold, or statistics of one tensor") {
     app()
-        .add_option("PATH", path_, "A model's folder, weight file, or name in the local Hub cache")
+        .add_option("PATH", paths_,
+                    "A model's folder, weight file, or name in the local Hub cache; or folders of "
+                    "adapters, which are compared")
         ->required()
         ->type_name("PATH");
     app()
@@ -200,12 +205,22 @@ class InspectCommand final : public Command {
         "Examples:\n"
         "  ingot inspect ./model\n"
         "  ingot inspect ./model --tensor model.layers.0.mlp.up_proj.weight\n"
-        "  ingot inspect ./model --json | jq .parameters");
+        "  ingot inspect ./model --json | jq .parameters\n"
+        "  ingot inspect ./style ./facts    norms, effective ranks, cosines, sign conflicts");
   }
 
   int run() override {
     const std::unique_ptr<Disk> disk = system_disk();
-    const Checkpoint model = open_model(*disk, path_);
+    const bool adapters = disk->kind(paths_.front() + "/adapter_config.json") == Disk::Kind::file;
+    if (adapters && tensor_.empty()) return compare(*disk);
+    if (paths_.size() > 1) {
+      fail(Code::usage, fmt::format("'{}': several paths are compared where all are adapters; "
+                                    "ingot diff compares two models",
+                                    paths_[1]));
+    }
+    const Checkpoint model = adapters
+                                 ? open_adapter(*disk, paths_.front(), paths_.front()).checkpoint
+                                 : open_model(*disk, paths_.front());
     if (!tensor_.empty()) {
       measure(model, find(model, tensor_));
     } else if (json_) {
@@ -217,6 +232,18 @@ class InspectCommand final : public Command {
   }
 
  private:
+  int compare(Disk& disk) {
+    std::vector<Adapter> adapters;
+    for (const std::string& path : paths_) adapters.push_back(open_adapter(disk, path, path));
+    const Spectra spectra = tool::measure(adapters);
+    if (json_) {
+      print_json(tool::describe(spectra));
+    } else {
+      print(tool::narrate(spectra));
+    }
+    return 0;
+  }
+
   void measure(const Checkpoint& model, const Entry& entry) {
     const TensorInfo& info = entry.info;
     if (!has_values(info.dtype)) {
@@ -261,7 +288,8 @@ class InspectCommand final : public Command {
     print(text);
   }
 
-  std::string path_, tensor_;
+  std::vector<std::string> paths_;
+  std::string tensor_;
   bool json_ = false;
 };
 

@@ -76,7 +76,7 @@ int run(int count, char** words) {
       "\n"
       "ingot COMMAND --help tells more about a command.");
   std::vector<std::unique_ptr<Command>> commands;
-  for (const auto make : {make_merge, make_bake, make_plan, make_verify, make_inspect, make_diff,
+  for (const auto make : {make_merge, make_bake, make_adapter, make_extract, make_plan, make_verify, make_inspect, make_diff,
                           make_bench, make_completion, make_manual}) {
     commands.push_back(make(program));
   }

@@ -59,6 +59,10 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
         ->required()
         ->type_name("ADAPTER[:WEIGHT]");
     command.add_option("-o,--out", out_, "The folder to write")->required()->type_name("DIR");
+  } else if (form == Form::fuse) {
+    add_fusion(command);
+  } else if (form == Form::extract) {
+    add_extraction(command);
   } else {
     command.add_option("RECIPE", recipe_, "The recipe, a YAML file as mergekit reads it")
         ->required()
@@ -202,55 +206,166 @@ std::unique_ptr<Backend> Request::backend(const Console& console) const {
   }
 }
 
+void Request::add_fusion(CLI::App& command) {
+  auto* adapters =
+      command
+          .add_option("ADAPTER", adapters_,
+                      "Folders of PEFT, each with an optional :WEIGHT (1 where there is none)")
+          ->type_name("ADAPTER[:WEIGHT]");
+  command.add_option("-o,--out", out_, "The folder to write")->required()->type_name("DIR");
+  auto* file = command
+                   .add_option("--recipe", recipe_,
+                               "A recipe of adapters (docs/adapters.md) in place of the arguments")
+                   ->type_name("FILE")
+                   ->excludes(adapters);
+  const auto alone = [file](CLI::Option* option) { return option->excludes(file); };
+  alone(command.add_option("--type", type_, "How to combine: docs/adapters.md has the formulas"))
+      ->type_name("TYPE")
+      ->capture_default_str();
+  alone(
+      command.add_option("--density", density_, "Share of elements that ties, dare and prune keep"))
+      ->type_name("SHARE");
+  alone(command.add_option("--majority-sign", majority_sign_, "How ties elects a sign"))
+      ->type_name("total|frequency");
+  add_ranks(command);
+  alone(command.add_option("--whole-tensors", whole_tensors_,
+                           "What to do with tensors that several adapters bring in full"))
+      ->type_name("refuse|average");
+  alone(command.add_flag("--keep-scaling", keep_scaling_,
+                         "Keep the adapters' common alpha / r in place of folding it into A"));
+  alone(command.add_option("--compat", compat_,
+                           "As PEFT does or did it: svd-scaling-twice (peft-0.20), ia3-plain-sum"))
+      ->type_name("NAME")
+      ->delimiter(',');
+}
+
+void Request::add_extraction(CLI::App& command) {
+  command.add_option("BASE", base_, "The model that the adapter will be for")
+      ->required()
+      ->type_name("MODEL");
+  command.add_option("TUNED", tuned_, "The model to take the difference from")
+      ->required()
+      ->type_name("MODEL");
+  command.add_option("-o,--out", out_, "The folder to write")->required()->type_name("DIR");
+  add_ranks(command);
+  command
+      .add_option("--bytes", bytes_,
+                  "Choose ranks so that all factors fit, the most energy for the bytes")
+      ->type_name("SIZE");
+  command
+      .add_option(
+          "--whole-tensors", whole_tensors_,
+          "Embeddings, heads, norms and biases that changed: save them in full, or skip them")
+      ->type_name("save|skip");
+}
+
+void Request::add_ranks(CLI::App& command) {
+  command.add_option("--rank", rank_, "Rank of the result's modules, or auto with --energy")
+      ->type_name("N|auto");
+  command.add_option("--energy", energy_, "With --rank auto: share of the squared norm to keep")
+      ->type_name("SHARE");
+}
+
+bool Request::exists(Disk& disk, const std::string& path) const {
+  const bool relative = !planning_.root.empty() && !path.starts_with('/');
+  const Disk::Kind kind = disk.kind(relative ? planning_.root + "/" + path : path);
+  return kind == Disk::Kind::folder || kind == Disk::Kind::file;
+}
+
+std::string Request::place(Disk& disk, const std::string& text, const std::string& indent) const {
+  const auto quoted = [](const std::string& word) {
+    return Json(word).dump(-1, ' ', false, Json::error_handler_t::replace);
+  };
+  const std::size_t at = exists(disk, text) ? std::string::npos : text.rfind('@');
+  std::string lines = fmt::format("path: {}\n", quoted(text.substr(0, at)));
+  if (at != std::string::npos) {
+    lines += fmt::format("{}revision: {}\n", indent, quoted(text.substr(at + 1)));
+  }
+  return lines;
+}
+
+std::pair<std::string, std::string> Request::weighted(Disk& disk, const std::string& word) const {
+  std::string path = word, weight;
+  const std::size_t colon = word.rfind(':');
+  if (colon != std::string::npos && !exists(disk, word)) {
+    path = word.substr(0, colon);
+    weight = word.substr(colon + 1);
+    double value = 0;
+    const char* end = weight.data() + weight.size();
+    const auto [stop, error] = std::from_chars(weight.data(), end, value);
+    if (error != std::errc() || stop != end || !std::isfinite(value)) {
+      fail(Code::usage, fmt::format("'{}': after the last colon stands a weight, as in {}:0.5, and "
+                                    "'{}' is no number",
+                                    word, path.empty() ? "ADAPTER" : path, weight));
+    }
+  }
+  if (path.empty()) fail(Code::usage, fmt::format("'{}' names no adapter", word));
+  return {path, weight};
+}
+
 std::string Request::synthesise(Disk& disk) const {
-  const auto exists = [&](const std::string& path) {
-    const bool relative = !planning_.root.empty() && !path.starts_with('/');
-    const Disk::Kind kind = disk.kind(relative ? planning_.root + "/" + path : path);
-    return kind == Disk::Kind::folder || kind == Disk::Kind::file;
-  };
-  const auto quoted = [](const std::string& text) {
-    return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
-  };
-  // `path` and `revision` of what the command line names.
-  const auto place = [&](const std::string& text, const std::string& indent) {
-    const std::size_t at = exists(text) ? std::string::npos : text.rfind('@');
-    std::string lines = fmt::format("path: {}\n", quoted(text.substr(0, at)));
-    if (at != std::string::npos) {
-      lines += fmt::format("{}revision: {}\n", indent, quoted(text.substr(at + 1)));
-    }
-    return lines;
-  };
+  return form_ == Form::bake ? baking(disk) : form_ == Form::fuse ? fusion(disk) : extraction(disk);
+}
+
+std::string Request::baking(Disk& disk) const {
   std::string text = "merge_method: passthrough\nmodels:\n  - model:\n      ";
-  text += place(base_, "      ") + "      adapters:\n";
+  text += place(disk, base_, "      ") + "      adapters:\n";
   for (const std::string& adapter : adapters_) {
-    std::string path = adapter;
-    std::string weight;
-    const std::size_t colon = adapter.rfind(':');
-    if (colon != std::string::npos && !exists(adapter)) {
-      path = adapter.substr(0, colon);
-      weight = adapter.substr(colon + 1);
-      double value = 0;
-      const char* end = weight.data() + weight.size();
-      const auto [stop, error] = std::from_chars(weight.data(), end, value);
-      if (error != std::errc() || stop != end || !std::isfinite(value)) {
-        fail(Code::usage,
-             fmt::format("'{}': after the last colon stands a weight, as in {}:0.5, and "
-                         "'{}' is no number",
-                         adapter, path.empty() ? "ADAPTER" : path, weight));
-      }
-    }
-    if (path.empty()) fail(Code::usage, fmt::format("'{}' names no adapter", adapter));
-    text += "        - " + place(path, "          ");
+    const auto [path, weight] = weighted(disk, adapter);
+    text += "        - " + place(disk, path, "          ");
     if (!weight.empty()) text += fmt::format("          weight: {}\n", weight);
   }
   return text;
 }
 
+std::string Request::fusion(Disk& disk) const {
+  if (adapters_.empty()) {
+    fail(Code::usage,
+         "no adapters: name them, as in 'ingot adapter merge a:0.7 b:0.3 -o out', or "
+         "give --recipe FILE");
+  }
+  std::string text = fmt::format("adapter_method: {}\nadapters:\n", type_);
+  for (const std::string& adapter : adapters_) {
+    const auto [path, weight] = weighted(disk, adapter);
+    text += "  - adapter:\n      " + place(disk, path, "      ");
+    if (!weight.empty()) text += fmt::format("    parameters: {{weight: {}}}\n", weight);
+  }
+  if (!density_.empty()) text += fmt::format("parameters: {{density: {}}}\n", density_);
+  const auto set = [&](const char* key, const std::string& value) {
+    if (!value.empty()) text += fmt::format("{}: {}\n", key, value);
+  };
+  set("majority_sign", majority_sign_);
+  set("rank", rank_);
+  set("energy", energy_);
+  set("whole_tensors", whole_tensors_);
+  if (keep_scaling_) text += "keep_scaling: true\n";
+  if (!compat_.empty()) {
+    text += "compat:\n";
+    for (const std::string& name : compat_) {
+      text += fmt::format("  - {}\n", name == "peft-0.20" ? "svd-scaling-twice" : name);
+    }
+  }
+  return text;
+}
+
+std::string Request::extraction(Disk& disk) const {
+  std::string text = "extract: lora\nbase_model:\n  " + place(disk, base_, "  ");
+  text += "model:\n  " + place(disk, tuned_, "  ");
+  const auto set = [&](const char* key, const std::string& value) {
+    if (!value.empty()) text += fmt::format("{}: {}\n", key, value);
+  };
+  set("rank", rank_);
+  set("energy", energy_);
+  if (!bytes_.empty()) set("bytes", std::to_string(parse_size(bytes_)));
+  set("whole_tensors", whole_tensors_);
+  return text;
+}
+
 Plan Request::plan(Disk& disk) const {
-  const bool own = form_ == Form::bake;
+  const bool own = recipe_.empty();
   const std::string text = own ? synthesise(disk) : read_text(disk, recipe_);
-  Recipe recipe =
-      parse(text, own ? "bake" : recipe_, {.allow_unknown_keys = planning_.allow_unknown_keys});
+  Recipe recipe = parse(text, own ? command_.get_name() : recipe_,
+                        {.allow_unknown_keys = planning_.allow_unknown_keys});
   return build(disk, std::move(recipe), planning_);
 }
 

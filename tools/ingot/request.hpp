@@ -1,10 +1,11 @@
-// What merge, plan and bake have in common: a recipe, the options that shape its output, mergekit's
-// names.
+// What merge, plan, bake, adapter merge and extract have in common: a recipe, the options that
+// shape its output, mergekit's names.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -17,9 +18,11 @@ namespace ingot::tool {
 class Request {
  public:
   enum class Form {
-    merge,  // RECIPE OUT
-    plan,   // RECIPE [OUT]
-    bake,   // BASE ADAPTER... -o OUT: a recipe of its own
+    merge,    // RECIPE OUT
+    plan,     // RECIPE [OUT]
+    bake,     // BASE ADAPTER... -o OUT: a recipe of its own
+    fuse,     // ADAPTER... -o OUT: likewise, or one of a file
+    extract,  // BASE TUNED -o OUT: likewise
   };
   // Adds the arguments and the options to `command`.
   Request(CLI::App& command, Form form);
@@ -39,11 +42,29 @@ class Request {
   [[nodiscard]] bool json() const noexcept { return json_; }
 
  private:
+  void add_fusion(CLI::App& command);
+  void add_extraction(CLI::App& command);
+  void add_ranks(CLI::App& command);
+  // The recipe that the command line stands for.
   [[nodiscard]] std::string synthesise(Disk& disk) const;
+  [[nodiscard]] std::string baking(Disk& disk) const;
+  [[nodiscard]] std::string fusion(Disk& disk) const;
+  [[nodiscard]] std::string extraction(Disk& disk) const;
+  [[nodiscard]] bool exists(Disk& disk, const std::string& path) const;
+  // `path` and `revision` of what the command line names.
+  [[nodiscard]] std::string place(Disk& disk, const std::string& text,
+                                  const std::string& indent) const;
+  // `ADAPTER[:WEIGHT]` in two; the weight is empty where there is none.
+  [[nodiscard]] std::pair<std::string, std::string> weighted(Disk& disk,
+                                                             const std::string& word) const;
 
   Form form_;
   std::string recipe_, out_;
-  std::string base_;
+  std::string base_, tuned_;
+  // Of the recipes that fuse and extract write: empty where not given.
+  std::string type_ = "cat", density_, majority_sign_, rank_, energy_, bytes_, whole_tensors_;
+  bool keep_scaling_ = false;
+  std::vector<std::string> compat_;
   std::vector<std::string> adapters_;
   std::string memory_ = "1GiB", shard_size_ = "5GB", out_shard_size_;
   std::string device_memory_ = "2GiB";

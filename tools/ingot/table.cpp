@@ -45,6 +45,16 @@ Option describe(const CLI::Option& option) {
 
 Entry tabulate_command(const CLI::App& command) {
   Entry entry{command.get_name(), command.get_description(), command.get_footer(), {}, {}};
+  // A command whose work is done by commands of its own: the word that chooses, and its options.
+  const auto inner = command.get_subcommands([](const CLI::App*) { return true; });
+  if (inner.size() == 1) {
+    Entry own = tabulate_command(*inner.front());
+    entry.arguments.push_back({{own.name}, "", {own.name}, "", own.summary, "Options", true});
+    entry.arguments.insert(entry.arguments.end(), own.arguments.begin(), own.arguments.end());
+    entry.options = own.options;
+    entry.footer = own.footer;
+    return entry;
+  }
   for (const CLI::Option* option : command.get_options()) {
     (option->get_positional() ? entry.arguments : entry.options).push_back(describe(*option));
   }

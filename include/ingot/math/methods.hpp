@@ -36,6 +36,7 @@ enum class Base : std::uint8_t {
   ignored,  // an ordinary input (linear), or none (passthrough)
   pivot,    // required, one of exactly two inputs, at t = 0 (slerp)
   origin,   // required; the other inputs become task vectors relative to it
+  zero,     // none, and no recipe of models has the method: inputs are task vectors as they are
 };
 
 struct Method {
@@ -109,6 +110,15 @@ inline constexpr Parameter kDareParameters[] = {
     {"weight", Kind::real, Scope::source, true, 0, -kLargest, kLargest},
     {"density", Kind::real, Scope::source, false, 1, 0, 1},
 };
+// Of adapters: the globals of task vectors, which no recipe sets, and their locals.
+inline constexpr Parameter kFactorParameters[] = {
+    {"normalize", Kind::boolean, Scope::global, false, 0, 0, 0},
+    {"lambda", Kind::real, Scope::global, false, 1, 1, 1},
+    {"int8_mask", Kind::boolean, Scope::global, false, 0, 0, 0},
+    {"rescale", Kind::boolean, Scope::global, false, 1, 1, 1},
+    {"weight", Kind::real, Scope::source, true, 0, -kLargest, kLargest},
+    {"density", Kind::real, Scope::source, false, 1, 0, 1},
+};
 inline constexpr Parameter kPassthroughParameters[] = {
     {"scale", Kind::real, Scope::every, false, 1, -kLargest, kLargest},
 };
@@ -136,6 +146,21 @@ inline constexpr Method kMethods[] = {
      Vote::weighted, Divisor::weight, Rescale::norm, kDarePaper},
     {"passthrough", Base::ignored, 1, 1, kPassthroughParameters, 1, Formula::scale, Mask::none,
      Vote::none, Divisor::none, Rescale::none, ""},
+    // What adapters do with factors and updates (PEFT's meaning: votes before weights, a mean over
+    // those that agree). Their `linear` is the one above without normalize.
+    {"adapter_magnitude_prune", Base::zero, 1, kSources, kFactorParameters, 6, Formula::sum,
+     Mask::select, Vote::none, Divisor::none, Rescale::none, ""},
+    {"adapter_ties_total", Base::zero, 1, kSources, kFactorParameters, 6, Formula::consensus,
+     Mask::select, Vote::total, Divisor::count, Rescale::none, ""},
+    {"adapter_ties_frequency", Base::zero, 1, kSources, kFactorParameters, 6, Formula::consensus,
+     Mask::select, Vote::frequency, Divisor::count, Rescale::none, ""},
+    {"adapter_dare_linear", Base::zero, 1, kSources, kFactorParameters, 6, Formula::sum,
+     Mask::random, Vote::none, Divisor::none, Rescale::density, kDarePaper},
+    {"adapter_dare_ties_total", Base::zero, 1, kSources, kFactorParameters, 6, Formula::consensus,
+     Mask::random, Vote::total, Divisor::count, Rescale::density, kDarePaper},
+    {"adapter_dare_ties_frequency", Base::zero, 1, kSources, kFactorParameters, 6,
+     Formula::consensus, Mask::random, Vote::frequency, Divisor::count, Rescale::density,
+     kDarePaper},
 };
 inline constexpr int kMethodCount = static_cast<int>(sizeof kMethods / sizeof kMethods[0]);
 
@@ -197,14 +222,15 @@ struct Weights {
 }  // namespace detail
 
 // How many elements of a source a selecting mask keeps: all for density >= 1, none for <= 0, else
-// trunc(density * n) with the product in double, at least 1. All for methods that do not select.
+// trunc(density * n) with the product in double, at least 1 but for adapters. All for methods that
+// do not select.
 [[nodiscard]] inline std::uint64_t kept(const Rule& rule, int source) {
   if (method(rule.method).mask != Mask::select) return rule.elements;
   const double density = detail::density(rule, source);
   if (density >= 1.0) return rule.elements;
   if (!(density > 0.0)) return 0;
   const std::uint64_t k = static_cast<std::uint64_t>(density * static_cast<double>(rule.elements));
-  return k > 0 ? k : 1;
+  return k > 0 || method(rule.method).base == Base::zero ? k : 1;
 }
 
 [[nodiscard]] inline Needs needs(const Rule& rule) {
@@ -309,7 +335,7 @@ struct Weights {
     // Division by 1 changes nothing; saying so saves it. A consensus divides by other sums.
     if (m.formula == Formula::consensus || divisor != 1.0F) facts.divisor = Divisor::weight;
   }
-  if (m.base == Base::origin)
+  if (m.base == Base::origin || m.base == Base::zero)
     facts.scalar[kLambda] = static_cast<float>(rule.globals[kLambdaGlobal]);
   return facts;
 }

@@ -1,0 +1,380 @@
+// The matrices that are decomposed: sums of updates, updates under masks and elections, differences
+// of models.
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "adapter/solve.hpp"
+#include "ingot/backend.hpp"
+#include "ingot/error.hpp"
+#include "ingot/math/methods.hpp"
+#include "ingot/plan.hpp"
+#include "store/values.hpp"
+
+namespace ingot::adapter {
+namespace {
+
+using linalg::As;
+using linalg::Low;
+using linalg::Matrix;
+
+// Matrices up to this size are kept while they are decomposed; larger ones are made anew for each
+// of the some ten times that they are swept.
+constexpr std::uint64_t kKept = std::uint64_t{256} << 20;
+// The start of every sketch. Fixed: it is no choice of the user's.
+constexpr std::uint64_t kSketch = 0x696e676f74;
+
+linalg::Sketch sketch() { return {.seed = kSketch, .memory = kKept}; }
+
+std::vector<Ingredient> factors_of(const Site& site) {
+  std::vector<Ingredient> all;
+  for (const Term& term : site.terms) {
+    all.push_back(term.a);
+    all.push_back(term.b);
+  }
+  return all;
+}
+
+nlohmann::ordered_json described(const Site& site) {
+  nlohmann::ordered_json parts;
+  for (const Term& term : site.terms) {
+    parts.push_back({{"rank", term.rank}, {"times", fmt::format("{:a}", term.times)}});
+  }
+  return parts;
+}
+
+class Sum final : public Target {
+ public:
+  explicit Sum(Site site) : site_(std::move(site)), factors_(factors_of(site_)) {
+    height = site_.height;
+    width = site_.width;
+    experts = site_.experts;
+  }
+
+  [[nodiscard]] std::span<const Ingredient> ingredients() const override { return factors_; }
+  [[nodiscard]] std::string describe() const override {
+    return nlohmann::ordered_json{
+        {"kind", "low-rank sum"}, {"solver", "Gram or QR, LAPACK"}, {"parts", described(site_)}}
+        .dump();
+  }
+  [[nodiscard]] std::uint64_t memory(std::uint64_t rank) const override {
+    const std::uint64_t ranks = site_.ranks();
+    return sizeof(double) * (ranks + rank) * (height + width) +
+           linalg::recombine_memory(height, width, ranks);
+  }
+  [[nodiscard]] Low solve(const Plan& plan, Backend*, std::uint64_t expert,
+                          const linalg::Cut& cut) const override {
+    const Pair all = stack(plan, expert);
+    return linalg::recombine(all.b, all.a, cut);
+  }
+  [[nodiscard]] double distance(const Plan& plan, std::uint64_t expert, const Matrix& b,
+                                const Matrix& a) const override {
+    Pair all = stack(plan, expert);
+    append(all.b, b, -1);
+    append(all.a, a, 1);
+    double sum = 0;
+    for (const double value : linalg::spectrum(all.b, all.a)) sum += value * value;
+    return std::sqrt(sum);
+  }
+  [[nodiscard]] double allowance() const override { return 1.0001; }
+
+ private:
+  static void append(Matrix& all, const Matrix& rows, double times) {
+    all.cols = rows.cols;
+    all.rows += rows.rows;
+    for (const double x : rows.data) all.data.push_back(times * x);
+  }
+
+  // Rows of all terms, those of B times their factors.
+  [[nodiscard]] Pair stack(const Plan& plan, std::uint64_t expert) const {
+    Pair all{Matrix(0, height), Matrix(0, width)};
+    all.b.data.reserve(site_.ranks() * height);
+    all.a.data.reserve(site_.ranks() * width);
+    for (std::size_t t = 0; t < site_.terms.size(); ++t) {
+      const Pair one = load(plan, site_, t, expert);
+      append(all.b, one.b, site_.terms[t].times);
+      append(all.a, one.a, 1);
+    }
+    return all;
+  }
+
+  Site site_;
+  std::vector<Ingredient> factors_;
+};
+
+// The updates of one expert as dense tensors, a chunk at a time, and what the rule makes of them.
+// Chunks are always the same, so that every look at an element shows the same number.
+class Updates {
+ public:
+  Updates(const Plan& plan, const Site& site, const math::Rule& rule, std::uint64_t expert,
+          Backend* backend)
+      : site_(site), rule_(rule) {
+    if (backend == nullptr) own_ = cpu_backend("");
+    backend_ = backend != nullptr ? backend : own_.get();
+    for (std::size_t t = 0; t < site.terms.size(); ++t) {
+      factors_.push_back(load(plan, site, t, expert));
+    }
+    work_.rule = rule;
+    work_.inputs.assign(site.terms.size(), Dtype::f32);
+    std::vector<math::Selection> selections(site.terms.size());
+    if (math::needs(rule).select) {
+      for (std::size_t t = 0; t < site.terms.size(); ++t) {
+        const std::uint64_t k = math::kept(rule, static_cast<int>(t));
+        if (k != 0 && k != rule.elements) selections[t] = select(t, k);
+      }
+    }
+    facts_ = math::prepare(rule, selections.data());
+  }
+
+  [[nodiscard]] linalg::Rows rows() {
+    return {site_.height, site_.width, [this](std::size_t first, std::span<float> values) {
+              std::uint64_t at = first * site_.width, done = 0;
+              while (done < values.size()) {
+                const std::uint64_t chunk = at / kChunk, offset = at % kChunk;
+                merge(chunk);
+                const std::uint64_t n =
+                    std::min<std::uint64_t>(merged_.size() - offset, values.size() - done);
+                std::copy_n(merged_.data() + offset, n, values.data() + done);
+                at += n;
+                done += n;
+              }
+            }};
+  }
+
+ private:
+  [[nodiscard]] std::uint64_t count(std::uint64_t chunk) const {
+    return std::min(kChunk, rule_.elements - chunk * kChunk);
+  }
+  [[nodiscard]] std::uint64_t chunks() const { return (rule_.elements + kChunk - 1) / kChunk; }
+
+  // A chunk of one term's update: times * B * A, rounded once.
+  void update(std::size_t term, std::uint64_t chunk, std::vector<float>& values) const {
+    const std::uint64_t first = chunk * kChunk, n = count(chunk);
+    const std::uint64_t top = first / site_.width;
+    const std::uint64_t height = (first + n + site_.width - 1) / site_.width - top;
+    const Pair& pair = factors_[term];
+    Matrix part(pair.b.rows, height);
+    for (std::size_t k = 0; k < part.rows; ++k) {
+      std::copy_n(pair.b.row(k) + top, height, part.row(k));
+    }
+    const Matrix dense = linalg::multiply(part, As::turned, pair.a, As::is);
+    const double* from = dense.data.data() + (first - top * site_.width);
+    values.resize(n);
+    for (std::uint64_t i = 0; i < n; ++i) {
+      values[i] = static_cast<float>(site_.terms[term].times * from[i]);
+    }
+  }
+
+  // The threshold of the k largest, by the two halves of their keys.
+  [[nodiscard]] math::Selection select(std::size_t term, std::uint64_t k) const {
+    Work work{work_.rule, {Dtype::f32}, Dtype::f32, math::Overflow::saturate};
+    work.rule.sources = 1;
+    std::vector<float> values;
+    const auto look = [&](std::uint64_t chunk, const auto& use) {
+      update(term, chunk, values);
+      const auto* bytes = reinterpret_cast<const std::byte*>(values.data());
+      use(Chunk{&work, chunk * kChunk, static_cast<std::uint32_t>(values.size()), &bytes, nullptr});
+    };
+    std::vector<std::uint64_t> upper(std::size_t{1} << 15), lower(std::size_t{1} << 16);
+    for (std::uint64_t c = 0; c < chunks(); ++c) {
+      look(c, [&](const Chunk& chunk) { backend_->histogram(chunk, 0, nullptr, upper); });
+    }
+    std::uint64_t left = k;
+    std::uint32_t prefix = static_cast<std::uint32_t>(upper.size() - 1);
+    while (upper[prefix] < left) left -= upper[prefix--];
+    for (std::uint64_t c = 0; c < chunks(); ++c) {
+      look(c, [&](const Chunk& chunk) { backend_->histogram(chunk, 0, &prefix, lower); });
+    }
+    std::uint32_t low = static_cast<std::uint32_t>(lower.size() - 1);
+    while (lower[low] < left) left -= lower[low--];
+    math::Selection selection{prefix << 16 | low, ~std::uint64_t{0}, false};
+    if (lower[low] == left) return selection;  // all ties stay
+    for (std::uint64_t c = 0; c < chunks(); ++c) {
+      std::vector<std::uint64_t> ties(lower.size());
+      look(c, [&](const Chunk& chunk) {
+        backend_->histogram(chunk, 0, &prefix, ties);
+        if (ties[low] >= left) {
+          selection.cut = chunk.first + backend_->locate(chunk, 0, selection.threshold,
+                                                         static_cast<std::uint32_t>(left - 1));
+        }
+      });
+      if (ties[low] >= left) return selection;
+      left -= ties[low];
+    }
+    return selection;
+  }
+
+  void merge(std::uint64_t chunk) {
+    if (chunk == at_) return;
+    std::vector<std::vector<float>> values(factors_.size());
+    std::vector<const std::byte*> inputs;
+    for (std::size_t t = 0; t < factors_.size(); ++t) {
+      update(t, chunk, values[t]);
+      inputs.push_back(reinterpret_cast<const std::byte*>(values[t].data()));
+    }
+    merged_.resize(count(chunk));
+    Tally tally;
+    const Backend::Item item{{&work_, chunk * kChunk, static_cast<std::uint32_t>(merged_.size()),
+                              inputs.data(), nullptr},
+                             &facts_,
+                             reinterpret_cast<std::byte*>(merged_.data()),
+                             &tally};
+    backend_->apply({&item, 1});
+    at_ = chunk;
+  }
+
+  const Site& site_;
+  math::Rule rule_;
+  std::unique_ptr<Backend> own_;
+  Backend* backend_ = nullptr;
+  std::vector<Pair> factors_;
+  Work work_;
+  math::Facts facts_;
+  std::vector<float> merged_;
+  std::uint64_t at_ = ~std::uint64_t{0};  // the chunk in merged_
+};
+
+class Combined final : public Target {
+ public:
+  Combined(Site site, const math::Rule& rule)
+      : site_(std::move(site)), rule_(rule), factors_(factors_of(site_)) {
+    height = site_.height;
+    width = site_.width;
+    experts = site_.experts;
+  }
+
+  [[nodiscard]] std::span<const Ingredient> ingredients() const override { return factors_; }
+  [[nodiscard]] std::string describe() const override {
+    nlohmann::ordered_json json{{"kind", "combined updates"},
+                                {"solver", "block Lanczos, LAPACK"},
+                                {"method", math::method(rule_.method).name},
+                                {"parts", described(site_)}};
+    for (int s = 0; s < rule_.sources; ++s) {
+      auto& part = json["parts"][static_cast<std::size_t>(s)];
+      part["weight"] = fmt::format("{:a}", rule_.locals[s][math::kWeightLocal]);
+      part["density"] = fmt::format("{:a}", rule_.locals[s][math::kDensityLocal]);
+    }
+    return json.dump();
+  }
+  [[nodiscard]] std::uint64_t memory(std::uint64_t rank) const override {
+    const std::uint64_t chunk = std::min(kChunk, height * width);
+    return sizeof(double) * (site_.ranks() + rank) * (height + width) +
+           (sizeof(double) + sizeof(float) * (site_.terms.size() + 2)) * (chunk + 2 * width) +
+           linalg::approximate_memory(height, width, rank, sketch());
+  }
+  [[nodiscard]] Low solve(const Plan& plan, Backend* backend, std::uint64_t expert,
+                          const linalg::Cut& cut) const override {
+    Updates updates(plan, site_, rule_of(expert), expert, backend);
+    return linalg::approximate(updates.rows(), cut, sketch());
+  }
+  [[nodiscard]] double distance(const Plan& plan, std::uint64_t expert, const Matrix& b,
+                                const Matrix& a) const override {
+    Updates updates(plan, site_, rule_of(expert), expert, nullptr);
+    return linalg::residual(updates.rows(), b, a);
+  }
+  [[nodiscard]] double allowance() const override { return 1.005; }
+
+ private:
+  // Every expert draws from a stretch of the streams of its own.
+  [[nodiscard]] math::Rule rule_of(std::uint64_t expert) const {
+    math::Rule rule = rule_;
+    for (int s = 0; s < rule.sources; ++s) rule.stream[s] += expert;
+    return rule;
+  }
+
+  Site site_;
+  math::Rule rule_;
+  std::vector<Ingredient> factors_;
+};
+
+class Between final : public Target {
+ public:
+  Between(Difference difference, std::uint64_t rows, std::uint64_t columns)
+      : difference_(difference), tensors_{difference.tuned, difference.base} {
+    height = rows;
+    width = columns;
+  }
+
+  [[nodiscard]] std::span<const Ingredient> ingredients() const override { return tensors_; }
+  [[nodiscard]] std::string describe() const override {
+    nlohmann::ordered_json json{{"kind", "difference"}, {"solver", "block Lanczos, LAPACK"}};
+    if (difference_.turned) json["transposed"] = true;
+    return json.dump();
+  }
+  [[nodiscard]] std::uint64_t memory(std::uint64_t rank) const override {
+    return 4 * kChunk * sizeof(float) + sizeof(double) * rank * (height + width) +
+           linalg::approximate_memory(height, width, rank, sketch());
+  }
+  [[nodiscard]] Low solve(const Plan& plan, Backend*, std::uint64_t,
+                          const linalg::Cut& cut) const override {
+    if (!difference_.turned) return linalg::approximate(rows(plan), cut, sketch());
+    Low low = linalg::approximate(rows(plan), cut, sketch());
+    return turned(std::move(low));
+  }
+  [[nodiscard]] double distance(const Plan& plan, std::uint64_t, const Matrix& b,
+                                const Matrix& a) const override {
+    return difference_.turned ? linalg::residual(rows(plan), a, b)
+                              : linalg::residual(rows(plan), b, a);
+  }
+  [[nodiscard]] double allowance() const override { return 1.005; }
+
+ private:
+  // As stored: (in, out) where it is transposed.
+  [[nodiscard]] linalg::Rows rows(const Plan& plan) const {
+    const std::uint64_t stored_width = difference_.turned ? height : width;
+    return {difference_.turned ? width : height, stored_width,
+            [&plan, this, stored_width](std::size_t first, std::span<float> values) {
+              const auto read = [&](const Ingredient& tensor, std::uint64_t at,
+                                    std::span<float> into) {
+                const Checkpoint& checkpoint = plan.models[tensor.model].checkpoint;
+                read_values(checkpoint, checkpoint.entries()[tensor.entry], at, into);
+              };
+              std::vector<float> base(std::min<std::uint64_t>(values.size(), kChunk));
+              for (std::uint64_t done = 0; done < values.size();) {
+                const std::uint64_t n = std::min<std::uint64_t>(values.size() - done, base.size());
+                const std::uint64_t at = first * stored_width + done;
+                read(difference_.tuned, at, values.subspan(done, n));
+                read(difference_.base, at, std::span(base).first(n));
+                for (std::uint64_t i = 0; i < n; ++i) values[done + i] -= base[i];
+                done += n;
+              }
+            }};
+  }
+
+  // The factors of the transposed matrix: what was B is A, so lengths and signs change places.
+  static Low turned(Low low) {
+    std::swap(low.a, low.b);
+    for (std::size_t k = 0; k < low.a.rows; ++k) {
+      const std::span a(low.a.row(k), low.a.cols), b(low.b.row(k), low.b.cols);
+      const double value = low.values[k];
+      if (!(value > 0)) continue;
+      const double largest = *std::max_element(
+          a.begin(), a.end(), [](double x, double y) { return std::fabs(x) < std::fabs(y); });
+      const double scale = largest < 0 ? -value : value;
+      for (double& x : a) x /= scale;
+      for (double& x : b) x *= scale;
+    }
+    return low;
+  }
+
+  Difference difference_;
+  std::vector<Ingredient> tensors_;
+};
+
+}  // namespace
+
+std::unique_ptr<Target> sum_of(Site site) { return std::make_unique<Sum>(std::move(site)); }
+
+std::unique_ptr<Target> combined(Site site, const math::Rule& rule) {
+  return std::make_unique<Combined>(std::move(site), rule);
+}
+
+std::unique_ptr<Target> difference(Difference difference, std::uint64_t height,
+                                   std::uint64_t width) {
+  return std::make_unique<Between>(difference, height, width);
+}
+
+}  // namespace ingot::adapter

@@ -1,0 +1,933 @@
+// From a recipe of adapters to the jobs of one adapter.
+#include "plan/fuse.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "adapter/solve.hpp"
+#include "adapter/stack.hpp"
+#include "base/hash.hpp"
+#include "ingot/adapter.hpp"
+#include "ingot/math/methods.hpp"
+#include "plan/folder.hpp"
+#include "plan/peft.hpp"
+#include "plan/ranks.hpp"
+#include "plan/types.hpp"
+
+namespace ingot::plan {
+namespace {
+
+using adapter::Campaign;
+using adapter::Side;
+using adapter::Site;
+using adapter::Term;
+
+// How a combination type works on the parts of a module.
+enum class Way : std::uint8_t {
+  factors,  // on all A's, then on all B's
+  stack,    // side by side
+  sum,      // decomposes the sum of updates
+  dense,    // decomposes what a method makes of the updates
+};
+
+struct Type {
+  const char* name;
+  Way way;
+  const char* method;  // of math/methods.hpp, without the vote
+  bool votes;
+  bool thins;
+};
+
+constexpr Type kTypes[] = {
+    {"linear", Way::factors, "linear", false, false},
+    {"cat", Way::stack, "", false, false},
+    {"svd", Way::sum, "", false, false},
+    {"ties", Way::factors, "adapter_ties", true, true},
+    {"ties_svd", Way::dense, "adapter_ties", true, true},
+    {"dare_linear", Way::factors, "adapter_dare_linear", false, true},
+    {"dare_linear_svd", Way::dense, "adapter_dare_linear", false, true},
+    {"dare_ties", Way::factors, "adapter_dare_ties", true, true},
+    {"dare_ties_svd", Way::dense, "adapter_dare_ties", true, true},
+    {"magnitude_prune", Way::factors, "adapter_magnitude_prune", false, true},
+    {"magnitude_prune_svd", Way::dense, "adapter_magnitude_prune", false, true},
+};
+
+constexpr const char* kSvdTwice = "svd-scaling-twice";  // PEFT 0.9 to 0.20
+constexpr const char* kPlainSum = "ia3-plain-sum";      // PEFT's, which forgets that 1 is no change
+
+bool decomposes(Way way) { return way == Way::sum || way == Way::dense; }
+
+// A module of the result and who has it.
+struct Meeting {
+  struct Part {
+    std::uint32_t adapter = 0;
+    const Adapted* module = nullptr;
+  };
+  std::vector<Part> parts;
+  [[nodiscard]] const Adapted& first() const { return *parts.front().module; }
+};
+
+class Fusion {
+ public:
+  Fusion(Disk& disk, Plan& plan, Problems& problems)
+      : disk_(disk), plan_(plan), problems_(problems), recipe_(plan.recipe) {}
+
+  void run() {
+    if (!settle_type()) return;
+    if (!open()) return;
+    check_families();
+    check_settings();
+    if (problems_.fatal()) return;
+    for (std::uint32_t a = 0; a < adapters_.size(); ++a) {
+      for (const Adapted& module : adapters_[a].modules) {
+        meetings_[name_of(module, "")].parts.push_back({a, &module});
+      }
+    }
+    check_meetings();
+    if (problems_.fatal()) return;
+    if (family_ == ingot::Family::ia3) {
+      for (const auto& [key, meeting] : meetings_) scale(meeting);
+    } else {
+      choose_ranks();
+      if (problems_.fatal()) return;
+      for (const auto& [key, meeting] : meetings_) combine(meeting);
+    }
+    carry();
+    note_partial();
+    if (plan_.jobs.empty() && !problems_.fatal()) {
+      problems_.error(Code::usage,
+                      fmt::format("{}: the output would have no tensors", recipe_.file));
+    }
+    if (problems_.fatal()) return;
+    finish();
+  }
+
+ private:
+  [[nodiscard]] std::string place(Mark mark) const {
+    return mark.line > 0 ? fmt::format("{}:{}", recipe_.file, mark.line) : recipe_.file;
+  }
+  [[nodiscard]] const std::string& shown(std::uint32_t a) const { return plan_.models[a].ref.text; }
+  [[nodiscard]] const TensorInfo& info(std::uint32_t a, std::uint32_t entry) const {
+    return plan_.models[a].checkpoint.entries()[entry].info;
+  }
+  [[nodiscard]] bool compat(const char* name) const {
+    const auto& all = recipe_.adaptation.compat;
+    return std::find(all.begin(), all.end(), name) != all.end();
+  }
+
+  bool settle_type() {
+    for (const Type& type : kTypes) {
+      if (recipe_.method == type.name) type_ = &type;
+    }
+    const Adaptation& a = recipe_.adaptation;
+    if (type_ == nullptr) {
+      std::vector<std::string> known;
+      for (const Type& type : kTypes) known.emplace_back(type.name);
+      const std::string near = nearest(recipe_.method, known);
+      problems_.error(Code::usage,
+                      fmt::format("{}: there is no adapter_method '{}'{}; there are {}",
+                                  place(recipe_.method_mark), recipe_.method,
+                                  near.empty() ? "" : fmt::format("; did you mean '{}'?", near),
+                                  fmt::join(known, ", ")));
+      return false;
+    }
+    const auto idle = [&](Mark mark, const char* what) {
+      problems_.error(Code::usage, fmt::format("{}: {} changes nothing for adapter_method '{}'; "
+                                               "remove it",
+                                               place(mark), what, recipe_.method));
+    };
+    if (!a.majority_sign.empty() && !type_->votes) idle(a.majority_sign_mark, "majority_sign");
+    if ((a.rank > 0 || a.automatic) && !decomposes(type_->way)) idle(a.rank_mark, "rank");
+    if (a.energy > 0 && !a.automatic) {
+      problems_.error(
+          Code::usage,
+          fmt::format("{}: 'energy' chooses ranks: it goes with rank: auto", place(a.energy_mark)));
+    }
+    if (a.automatic && !(a.energy > 0) && a.ranks.empty()) {
+      problems_.error(Code::usage, fmt::format("{}: rank: auto needs 'energy', for example energy: "
+                                               "0.99",
+                                               place(a.rank_mark)));
+    }
+    for (const std::string& word : a.compat) {
+      if (word == kSvdTwice || word == kPlainSum) continue;
+      problems_.error(Code::usage, fmt::format("{}: there is no compat '{}'; there are {}, {}",
+                                               place(a.compat_mark), word, kSvdTwice, kPlainSum));
+    }
+    for (const Source& source : recipe_.models) check_names(source.parameters);
+    check_names(recipe_.parameters);
+    dtype_ = wanted_dtype(recipe_, plan_.options, problems_).value_or(Dtype::f32);
+    if (recipe_.models.size() > static_cast<std::size_t>(math::kSources)) {
+      problems_.error(Code::usage,
+                      fmt::format("{}: {} adapters, at most {} can be merged at once", recipe_.file,
+                                  recipe_.models.size(), math::kSources));
+    }
+    return !problems_.fatal();
+  }
+
+  void check_names(const Parameters& parameters) {
+    for (const auto& [name, setting] : parameters) {
+      if (name != "weight" && !(name == "density" && type_->thins)) {
+        problems_.error(Code::usage,
+                        fmt::format("{}: adapter_method '{}' has no parameter '{}'; it takes {}",
+                                    place(setting.mark), recipe_.method, name,
+                                    type_->thins ? "weight, density" : "weight"));
+      }
+      for (const Condition& condition : setting.conditions) {
+        if (!condition.value.gradient) continue;
+        problems_.error(Code::usage,
+                        fmt::format("{}: '{}' is a list of values over layers, which recipes of "
+                                    "adapters do not have; give conditions with filters",
+                                    place(condition.value.mark), name));
+      }
+    }
+  }
+
+  bool open() {
+    bool all = true;
+    for (const Source& source : recipe_.models) {
+      try {
+        const ModelRef ref = settle(disk_, source.model, plan_.options.root);
+        if (!ref.adapters.empty()) {
+          fail(Code::usage,
+               fmt::format("{}: '{}' names a model with an adapter where an adapter is "
+                           "expected",
+                           place(source.model.mark), source.model.text));
+        }
+        std::string folder = resolve(disk_, ref, plan_.options.root);
+        Adapter opened = open_adapter(disk_, folder, ref.text,
+                                      {.allow_unknown = plan_.options.allow_unknown_keys});
+        for (const std::string& warning : opened.warnings) {
+          problems_.warn(Code::format, warning);
+        }
+        plan_.models.push_back({ref, std::move(folder), std::move(opened.checkpoint)});
+        adapters_.push_back(std::move(opened));
+      } catch (Error& e) {
+        e.add(
+            fmt::format("reading adapter '{}' of {}", source.model.text, place(source.model.mark)));
+        problems_.error(e.code(), e.what());
+        all = false;
+      }
+    }
+    for (std::uint32_t a = 0; all && a < adapters_.size(); ++a) {
+      for (const Idle& idle : adapters_[a].idle) {
+        plan_.unused.push_back({a, idle.entry, idle.reason});
+      }
+      for (const Entry& entry : plan_.models[a].checkpoint.entries()) {
+        plan_.bytes_in += entry.info.bytes();
+      }
+    }
+    return all && !adapters_.empty();
+  }
+
+  void check_families() {
+    family_ = ingot::Family::none;
+    for (const Adapter& a : adapters_) {
+      if (a.config.family != ingot::Family::none) family_ = a.config.family;
+    }
+    std::string dora;
+    for (std::uint32_t a = 0; a < adapters_.size(); ++a) {
+      const AdapterConfig& config = adapters_[a].config;
+      if (config.family != ingot::Family::none && config.family != family_) {
+        problems_.error(
+            Code::usage,
+            fmt::format("{} is {}, another adapter is {}: families merge only with their "
+                        "like; bake each into the base and extract one LoRA from the "
+                        "result (ingot bake, ingot extract)",
+                        shown(a), config.type, name(family_)));
+        return;
+      }
+      if (config.family != ingot::Family::lora && config.family != ingot::Family::ia3 &&
+          config.family != ingot::Family::none) {
+        problems_.error(
+            Code::usage,
+            fmt::format("{} is {}, whose factors do not add up to an adapter of its "
+                        "kind; bake it into the base and extract a LoRA from the result "
+                        "(ingot bake, ingot extract)",
+                        shown(a), config.type));
+      }
+      if (config.residual != AdapterConfig::Residual::none) {
+        problems_.error(Code::usage,
+                        fmt::format("{} changes the base when it is loaded (init_lora_weights), so "
+                                    "its update alone is not its effect: save it with "
+                                    "path_initial_model_for_weight_conversion first, or bake it",
+                                    shown(a)));
+      }
+      if (config.dora) dora = shown(a);
+      if (config.replication != adapters_.front().config.replication) {
+        problems_.error(Code::usage, fmt::format("{} and {} re-stack the layers differently "
+                                                 "(layer_replication): they adapt different models",
+                                                 shown(0), shown(a)));
+      }
+    }
+    const AdapterConfig& first = adapters_.front().config;
+    for (std::uint32_t a = 1; a < adapters_.size(); ++a) {
+      const AdapterConfig& config = adapters_[a].config;
+      if (config.base != first.base || config.revision != first.revision) {
+        problems_.warn_like(
+            "base", Code::usage,
+            fmt::format("{} was trained on '{}', {} on '{}': the sum means something "
+                        "only if these are the same model",
+                        shown(0), first.base, shown(a), config.base));
+      }
+      if (config.fan_in_fan_out != first.fan_in_fan_out) {
+        problems_.warn_like(
+            "fan", Code::format,
+            fmt::format("{} and {} differ in fan_in_fan_out; PEFT goes by the layer's "
+                        "class",
+                        shown(0), shown(a)));
+      }
+    }
+    if (!dora.empty()) {
+      const bool exact = adapters_.size() == 1 &&
+                         (type_->way == Way::stack || recipe_.method == "linear") &&
+                         std::all_of(adapters_[0].modules.begin(), adapters_[0].modules.end(),
+                                     [&](const Adapted& m) { return weight(0, m.path) == 1; });
+      if (!exact) {
+        problems_.error(
+            Code::usage,
+            fmt::format("{} is DoRA: its magnitudes divide by norms of base plus update, "
+                        "so no sum of adapters has its effect (alone, with weight 1, cat "
+                        "and linear keep it); bake the adapters into the base and extract "
+                        "one LoRA from the result (ingot bake, ingot extract)",
+                        dora));
+      }
+    }
+    plan_.architecture = fmt::format("{} adapter of {}", name(family_),
+                                     first.base.empty() ? "an unnamed base" : first.base);
+  }
+
+  // The value of a parameter for a module, the adapter's own setting first.
+  [[nodiscard]] std::optional<double> setting(std::uint32_t a, const char* name,
+                                              const std::string& path) const {
+    for (const Parameters* parameters : {&recipe_.models[a].parameters, &recipe_.parameters}) {
+      const auto at = parameters->find(name);
+      if (at == parameters->end()) continue;
+      if (const auto value = evaluate(at->second, name, path, 0, Kind::real, recipe_.file)) {
+        return value;
+      }
+    }
+    return std::nullopt;
+  }
+  [[nodiscard]] double weight(std::uint32_t a, const std::string& path) const {
+    return setting(a, "weight", path).value_or(1.0);
+  }
+
+  void check_settings() {
+    if (family_ == ingot::Family::ia3 && recipe_.method != "linear") {
+      problems_.error(Code::usage,
+                      fmt::format("{}: (IA)3 adapters are vectors and merge by weights alone: "
+                                  "adapter_method linear",
+                                  place(recipe_.method_mark)));
+    }
+    for (std::uint32_t a = 0; a < adapters_.size(); ++a) {
+      for (const Adapted& module : adapters_[a].modules) {
+        const double w = weight(a, module.path);
+        if (!(std::fabs(w) <= math::kLargest)) {
+          problems_.error_like("weight", Code::usage,
+                               fmt::format("{}: the weight of {} for {} is {}; a finite number is "
+                                           "expected",
+                                           recipe_.file, shown(a), module.path, w));
+        }
+        if (!type_->thins) continue;
+        const std::optional<double> density = setting(a, "density", module.path);
+        if (!density) {
+          problems_.error_like("density", Code::usage,
+                               fmt::format("{}: adapter_method '{}' needs 'density', the share of "
+                                           "elements to keep; {} has none for {}",
+                                           recipe_.file, recipe_.method, shown(a), module.path));
+        } else if (!(*density > 0 && *density <= 1)) {
+          problems_.error_like(
+              "density", Code::usage,
+              fmt::format("{}: the density of {} for {} is {}; above 0 and at most "
+                          "1 is expected",
+                          recipe_.file, shown(a), module.path, *density));
+        }
+      }
+    }
+  }
+
+  // The tensor of a piece, with what the families here have.
+  [[nodiscard]] static std::uint32_t entry_of(const Adapted& module, Piece piece) {
+    return module.find(piece).value();
+  }
+
+  static std::uint64_t rest(const Shape& shape) {
+    return shape.rank() == 0 || shape[0] == 0 ? 0 : shape.count() / shape[0];
+  }
+
+  void differ(const Meeting& meeting, const Meeting::Part& part, const std::string& what) {
+    problems_.error_like(
+        "shape", Code::shape,
+        fmt::format("{}: {} and {} have {}: they adapt different models", part.module->path,
+                    shown(meeting.parts.front().adapter), shown(part.adapter), what));
+  }
+
+  void check_meetings() {
+    for (const auto& [key, meeting] : meetings_) {
+      const Meeting::Part& first = meeting.parts.front();
+      for (const Meeting::Part& part : meeting.parts) {
+        const Adapted &one = *first.module, &other = *part.module;
+        if (one.embedding != other.embedding || one.parameters != other.parameters ||
+            one.experts != other.experts) {
+          differ(meeting, part, "parts of different kinds there");
+          continue;
+        }
+        if (family_ == ingot::Family::ia3) {
+          const Shape &a = info(first.adapter, entry_of(one, Piece::l)).shape,
+                      &b = info(part.adapter, entry_of(other, Piece::l)).shape;
+          if (!(a == b))
+            differ(meeting, part, fmt::format("vectors {} and {}", a.text(), b.text()));
+          continue;
+        }
+        const Shape &a = info(first.adapter, entry_of(one, Piece::a)).shape,
+                    &b = info(part.adapter, entry_of(other, Piece::a)).shape;
+        Shape as = a;
+        if (as.rank() > 0 && b.rank() > 0) as.set(0, b[0]);
+        if (!(as == b)) differ(meeting, part, fmt::format("A {} and {}", a.text(), b.text()));
+        const Shape &c = info(first.adapter, entry_of(one, Piece::b)).shape,
+                    &d = info(part.adapter, entry_of(other, Piece::b)).shape;
+        Shape cs = c;
+        if (cs.rank() > 1 && d.rank() > 1) cs.set(1, d[1]);
+        if (!(cs == d)) differ(meeting, part, fmt::format("B {} and {}", c.text(), d.text()));
+        if (type_->way == Way::factors && one.rank != other.rank) {
+          problems_.error_like(
+              "rank", Code::usage,
+              fmt::format(
+                  "{}: {} has rank {}, {} has {}; adapter_method '{}' combines factors entry "
+                  "by entry and needs equal ranks: use cat, svd or {}_svd",
+                  one.path, shown(first.adapter), one.rank, shown(part.adapter), other.rank,
+                  recipe_.method, recipe_.method == "linear" ? "ties" : recipe_.method));
+        }
+        if (type_->way != Way::factors && d.count() != d[0] * other.rank * other.experts) {
+          problems_.error_like(
+              "groups", Code::usage,
+              fmt::format("{}: a grouped convolution, whose factors have no product; "
+                          "only linear, ties, dare and magnitude_prune take it",
+                          other.path));
+        }
+      }
+    }
+  }
+
+  [[nodiscard]] Site site_of(const Meeting& meeting, bool dense) const {
+    Site site;
+    const Meeting::Part& first = meeting.parts.front();
+    site.experts = first.module->experts;
+    site.width = rest(info(first.adapter, entry_of(*first.module, Piece::a)).shape);
+    site.height = info(first.adapter, entry_of(*first.module, Piece::b)).shape[0];
+    for (const Meeting::Part& part : meeting.parts) {
+      const double s = part.module->scaling;
+      double times =
+          dense ? s : weight(part.adapter, part.module->path) * s / kept_scaling(meeting);
+      if (decomposes(type_->way) && !dense && compat(kSvdTwice)) times *= s;
+      site.terms.push_back({shown(part.adapter),
+                            {part.adapter, entry_of(*part.module, Piece::a)},
+                            {part.adapter, entry_of(*part.module, Piece::b)},
+                            part.module->rank,
+                            times});
+    }
+    return site;
+  }
+
+  // What the result's alpha over its rank is: 1, or what all inputs of the module have.
+  [[nodiscard]] double kept_scaling(const Meeting& meeting) const {
+    return recipe_.adaptation.keep_scaling ? meeting.first().scaling : 1.0;
+  }
+
+  // The rule over the present adapters, whose weights are multiplied by what `times` says of each.
+  template <class Times>
+  [[nodiscard]] math::Rule rule_of(const Meeting& meeting, const std::string& output,
+                                   std::uint64_t elements, const Times& times) const {
+    const std::string vote =
+        recipe_.adaptation.majority_sign.empty() ? "total" : recipe_.adaptation.majority_sign;
+    math::Rule rule;
+    rule.method = math::find((type_->method + (type_->votes ? "_" + vote : "")).c_str());
+    rule.sources = static_cast<std::int32_t>(meeting.parts.size());
+    rule.elements = elements;
+    rule.seed = plan_.options.seed;
+    if (math::method(rule.method).base == math::Base::zero) {
+      rule.globals[math::kLambdaGlobal] = 1;
+      rule.globals[math::kRescaleGlobal] = 1;
+    }
+    for (std::size_t s = 0; s < meeting.parts.size(); ++s) {
+      const Meeting::Part& part = meeting.parts[s];
+      rule.locals[s][math::kWeightLocal] = times(part);
+      rule.locals[s][math::kDensityLocal] =
+          type_->thins ? setting(part.adapter, "density", part.module->path).value_or(1.0) : 1.0;
+      rule.stream[s] = stream_key(output, "drop", part.adapter);
+    }
+    return rule;
+  }
+
+  [[nodiscard]] static math::Rule plain(std::uint64_t elements) {
+    math::Rule rule;
+    rule.method = math::find("passthrough");
+    rule.sources = 1;
+    rule.elements = elements;
+    rule.locals[0][math::kWeightLocal] = 1;
+    return rule;
+  }
+
+  // PEFT's name for a piece of a module.
+  [[nodiscard]] static std::string name_of(const Adapted& module, std::string_view tail) {
+    std::string path = module.path;
+    if (module.inner) {
+      const std::size_t dot = path.rfind('.');
+      path.insert(dot == std::string::npos ? 0 : dot,
+                  dot == std::string::npos ? "base_layer." : ".base_layer");
+    }
+    for (std::uint32_t i = 0; i < module.nesting; ++i) path += ".base_layer";
+    return fmt::format("base_model.model.{}.{}", path, tail);
+  }
+  [[nodiscard]] static std::string factor_name(const Adapted& module, Side side) {
+    const char* letter = side == Side::a ? "A" : "B";
+    return name_of(module, module.embedding ? fmt::format("lora_embedding_{}", letter)
+                                            : fmt::format("lora_{}.weight", letter));
+  }
+
+  void push(std::string name, const Shape& shape, math::Rule rule, std::vector<Operand> operands,
+            std::vector<Dtype> inputs, std::string reason = {}) {
+    Job job;
+    job.output = {std::move(name), dtype_, shape};
+    job.work = {rule, std::move(inputs), dtype_, plan_.options.overflow};
+    job.operands = std::move(operands);
+    job.reason = std::move(reason);
+    if (const char* wrong = math::invalid(rule)) {
+      problems_.error_like("rule", Code::usage,
+                           fmt::format("{}: {}: {}", recipe_.file, job.output.name, wrong));
+    }
+    plan_.jobs.push_back(std::move(job));
+  }
+
+  [[nodiscard]] Operand checked(std::uint32_t a, std::uint32_t entry) const {
+    return {a, entry, nullptr, adapter::finite(shown(a), {a, entry})};
+  }
+
+  // One job over stored tensors of the same shape.
+  template <class Times>
+  void elementwise(const Meeting& meeting, Piece piece, std::string output, const Times& times) {
+    const Meeting::Part& first = meeting.parts.front();
+    const Shape shape = info(first.adapter, entry_of(*first.module, piece)).shape;
+    std::vector<Operand> operands;
+    for (const Meeting::Part& part : meeting.parts) {
+      operands.push_back(checked(part.adapter, entry_of(*part.module, piece)));
+    }
+    const math::Rule rule = rule_of(meeting, output, shape.count(), times);
+    push(std::move(output), shape, rule, std::move(operands),
+         std::vector<Dtype>(meeting.parts.size(), Dtype::f32));
+  }
+
+  [[nodiscard]] Shape shape_of(const Meeting& meeting, Side side, std::uint64_t rank) const {
+    const Meeting::Part& first = meeting.parts.front();
+    Shape shape =
+        info(first.adapter, entry_of(*first.module, side == Side::a ? Piece::a : Piece::b)).shape;
+    shape.set(side == Side::a ? 0 : 1, rank * first.module->experts);
+    return shape;
+  }
+
+  // The largest rank that says anything about the module.
+  [[nodiscard]] std::uint64_t most(const Meeting& meeting) const {
+    const Site site = site_of(meeting, false);
+    const std::uint64_t side = std::min(site.height, site.width);
+    return type_->way == Way::sum ? std::min(side, site.ranks()) : side;
+  }
+
+  [[nodiscard]] std::string key_of(const Meeting& meeting) const {
+    std::string path = meeting.first().path;
+    for (std::uint32_t i = 0; i < meeting.first().nesting; ++i) path += ".base_layer";
+    return path;
+  }
+
+  [[nodiscard]] std::unique_ptr<adapter::Target> target_of(const Meeting& meeting) const {
+    if (type_->way == Way::sum) return adapter::sum_of(site_of(meeting, false));
+    Site site = site_of(meeting, true);
+    const bool twice = compat(kSvdTwice);
+    const math::Rule rule =
+        rule_of(meeting, factor_name(meeting.first(), Side::a), site.height * site.width,
+                [&](const Meeting::Part& part) {
+                  const double w = weight(part.adapter, part.module->path) / kept_scaling(meeting);
+                  return twice ? w * part.module->scaling : w;
+                });
+    return adapter::combined(std::move(site), rule);
+  }
+
+  void choose_ranks() {
+    if (recipe_.adaptation.keep_scaling) check_scalings();
+    if (!decomposes(type_->way)) return;
+    std::uint64_t wanted = recipe_.adaptation.rank;
+    if (wanted == 0) {
+      for (const auto& [key, meeting] : meetings_) {
+        for (const Meeting::Part& part : meeting.parts)
+          wanted = std::max(wanted, part.module->rank);
+      }
+    }
+    std::vector<Measured> modules;
+    for (const auto& [key, meeting] : meetings_) {
+      const Site site = site_of(meeting, false);
+      modules.push_back({key_of(meeting), most(meeting), site.experts, site.height + site.width,
+                         [this, &meeting] { return target_of(meeting); }});
+    }
+    ranks_ = ranks_of(plan_, recipe_.adaptation, wanted, bits(dtype_) / 8, modules, problems_);
+  }
+
+  void check_scalings() {
+    for (const auto& [key, meeting] : meetings_) {
+      for (const Meeting::Part& part : meeting.parts) {
+        const double one = meeting.first().scaling, other = part.module->scaling;
+        if (one == other && other != 0) continue;
+        problems_.error_like(
+            "scaling", Code::usage,
+            fmt::format("{}: keep_scaling needs one scaling to keep; {} has {}, {} "
+                        "has {}",
+                        part.module->path, shown(meeting.parts.front().adapter), one,
+                        shown(part.adapter), other));
+      }
+    }
+  }
+
+  void combine(const Meeting& meeting) {
+    const Adapted& first = meeting.first();
+    std::uint64_t rank = first.rank;
+    const auto times = [&](const Meeting::Part& part) {
+      return weight(part.adapter, part.module->path) * part.module->scaling / kept_scaling(meeting);
+    };
+    if (type_->way == Way::factors) {
+      elementwise(meeting, Piece::a, factor_name(first, Side::a), [&](const Meeting::Part& part) {
+        const double t = times(part);
+        return std::copysign(std::sqrt(std::fabs(t)), t == 0 ? 1.0 : t);
+      });
+      elementwise(meeting, Piece::b, factor_name(first, Side::b),
+                  [&](const Meeting::Part& part) { return std::sqrt(std::fabs(times(part))); });
+    } else if (type_->way == Way::stack) {
+      const Site site = site_of(meeting, false);
+      rank = site.ranks();
+      for (const Side side : {Side::a, Side::b}) {
+        const Shape shape = shape_of(meeting, side, rank);
+        const Term& term = site.terms.front();
+        const Ingredient& own = side == Side::a ? term.a : term.b;
+        push(factor_name(first, side), shape, plain(shape.count()),
+             {{own.model, own.entry, nullptr, adapter::stacked(site, side)}}, {Dtype::f32});
+      }
+    } else {
+      rank = ranks_.at(key_of(meeting));
+      if (!campaign_) campaign_ = std::make_shared<Campaign>();
+      const std::size_t index =
+          campaign_->add({target_of(meeting), rank, factor_name(first, Side::a),
+                          factor_name(first, Side::b), dtype_});
+      const Ingredient own = campaign_->module(index).target->ingredients().front();
+      for (const Side side : {Side::a, Side::b}) {
+        const Shape shape = shape_of(meeting, side, rank);
+        push(factor_name(first, side), shape, plain(shape.count()),
+             {{own.model, own.entry, nullptr, adapter::factor(campaign_, index, side)}},
+             {Dtype::f32});
+      }
+    }
+    bias_of_b(meeting, times);
+    if (const auto magnitude = first.find(Piece::magnitude)) {
+      const Shape shape = info(meeting.parts.front().adapter, *magnitude).shape;
+      push(name_of(first, "lora_magnitude_vector"), shape, plain(shape.count()),
+           {checked(meeting.parts.front().adapter, *magnitude)}, {Dtype::f32});
+      folder_.dora = true;
+    }
+    add_module(meeting, rank, kept_scaling(meeting) * static_cast<double>(rank));
+  }
+
+  // lora_B's own bias adds to the base's, scaled like the product.
+  template <class Times>
+  void bias_of_b(const Meeting& meeting, const Times& times) {
+    const bool any = std::any_of(adapters_.begin(), adapters_.end(), [](const Adapter& a) {
+      return std::any_of(a.modules.begin(), a.modules.end(),
+                         [](const Adapted& m) { return m.find(Piece::bias).has_value(); });
+    });
+    if (!any) return;
+    folder_.lora_bias = true;  // then PEFT looks for one in every module
+    const Adapted& first = meeting.first();
+    const Meeting::Part& part = meeting.parts.front();
+    Shape shape{info(part.adapter, entry_of(first, Piece::b)).shape[0]};
+    math::Rule rule = plain(shape.count());
+    std::vector<Operand> operands;
+    rule.method = math::find("linear");
+    rule.sources = 0;
+    for (const Meeting::Part& p : meeting.parts) {
+      const auto entry = p.module->find(Piece::bias);
+      if (!entry) continue;
+      rule.locals[rule.sources++][math::kWeightLocal] = times(p);
+      operands.push_back(checked(p.adapter, *entry));
+    }
+    if (operands.empty()) {
+      rule = plain(shape.count());
+      operands.push_back({part.adapter, entry_of(first, Piece::b), nullptr, adapter::constant(0)});
+    }
+    std::vector<Dtype> inputs(operands.size(), Dtype::f32);
+    push(name_of(first, "lora_B.bias"), shape, rule, std::move(operands), std::move(inputs));
+  }
+
+  // (IA)3: 1 changes nothing, so vectors add up as differences from it.
+  void scale(const Meeting& meeting) {
+    const Meeting::Part& first = meeting.parts.front();
+    const std::uint32_t entry = entry_of(*first.module, Piece::l);
+    const Shape shape = info(first.adapter, entry).shape;
+    std::string output = name_of(*first.module, "ia3_l");
+    const auto times = [&](const Meeting::Part& part) {
+      return weight(part.adapter, part.module->path);
+    };
+    if (compat(kPlainSum)) {
+      elementwise(meeting, Piece::l, std::move(output), times);
+    } else {
+      math::Rule rule = rule_of(meeting, output, shape.count(), times);
+      rule.method = math::find("task_arithmetic");
+      rule.base = true;
+      rule.globals[math::kLambdaGlobal] = 1;
+      std::vector<Operand> operands{{first.adapter, entry, nullptr, adapter::constant(1)}};
+      for (const Meeting::Part& part : meeting.parts) {
+        operands.push_back(checked(part.adapter, entry_of(*part.module, Piece::l)));
+      }
+      std::vector<Dtype> inputs(operands.size(), Dtype::f32);
+      push(std::move(output), shape, rule, std::move(operands), std::move(inputs));
+    }
+    add_module(meeting, 0, 0);
+    folder_.modules.back().feedforward = shape.rank() > 1 && shape[0] == 1 && shape[1] != 1;
+    if (shape.count() == 1) {
+      const AdapterConfig& config = adapters_[first.adapter].config;
+      folder_.modules.back().feedforward =
+          std::any_of(config.feedforward.begin(), config.feedforward.end(),
+                      [&](const std::string& word) { return first.module->path.ends_with(word); });
+    }
+  }
+
+  void add_module(const Meeting& meeting, std::uint64_t rank, double alpha) {
+    const Adapted& module = meeting.first();
+    PeftFolder::Module entry{module.path, rank, alpha, !module.inner && module.parameters.empty(),
+                             false};
+    if (!module.parameters.empty()) {
+      // PEFT matches patterns against the parameter; which it is, only the base knows if there are
+      // several.
+      if (module.parameters.size() == 1) entry.path += "." + module.parameters.front();
+      for (const PeftFolder::Module& other : folder_.modules) {
+        if (other.named || module.parameters.size() == 1) continue;
+        if (other.rank == rank && other.alpha == alpha) continue;
+        problems_.error_like(
+            "parameters", Code::usage,
+            fmt::format("{}: several parameters of a module with different ranks "
+                        "cannot be told apart without the base; give a rank that all "
+                        "can have",
+                        module.path));
+      }
+    }
+    folder_.modules.push_back(std::move(entry));
+    if (meeting.parts.size() < adapters_.size()) {
+      ++partial_;
+      if (partial_first_.empty()) partial_first_ = module.path;
+    }
+  }
+
+  // ---- what adapters bring in full -------------------------------------------------------------
+
+  struct Owner {
+    std::uint32_t adapter = 0;
+    std::uint32_t entry = 0;
+    Saved::Why why = Saved::Why::module;
+  };
+
+  void carry() {
+    std::map<std::string, std::vector<Owner>> saved;
+    for (std::uint32_t a = 0; a < adapters_.size(); ++a) {
+      for (const Saved& tensor : adapters_[a].saved) {
+        saved[tensor.name].push_back({a, tensor.entry, tensor.why});
+      }
+    }
+    std::set<std::string> adapted;
+    for (const auto& [key, meeting] : meetings_) adapted.insert(meeting.first().path);
+    for (const auto& [name, owners] : saved) {
+      const std::size_t dot = name.rfind('.');
+      const std::string module = name.substr(0, dot);
+      const bool wrapped = adapted.contains(module);
+      if (wrapped && owners.front().why == Saved::Why::module) {
+        problems_.error(
+            Code::usage,
+            fmt::format("{} is trained in full by {} and adapted by another: one folder "
+                        "cannot say both; bake the adapters one after the other",
+                        module, shown(owners.front().adapter)));
+        continue;
+      }
+      whole(fmt::format("base_model.model.{}{}{}", module, wrapped ? ".base_layer" : "",
+                        dot == std::string::npos ? "" : name.substr(dot)),
+            name, owners);
+    }
+    carry_tokens();
+    std::set<std::string> to_save;
+    for (std::uint32_t a = 0; a < adapters_.size(); ++a) {
+      const AdapterConfig& config = adapters_[a].config;
+      to_save.insert(config.modules_to_save.begin(), config.modules_to_save.end());
+      if (config.bias != "none" && folder_.bias != "none" && folder_.bias != config.bias) {
+        problems_.error(Code::usage,
+                        fmt::format("{} trained biases as '{}', another adapter as '{}': "
+                                    "one folder has one such setting",
+                                    shown(a), config.bias, folder_.bias));
+      }
+      if (config.bias != "none") folder_.bias = config.bias;
+    }
+    folder_.modules_to_save.assign(to_save.begin(), to_save.end());
+  }
+
+  // A tensor in full: its only owner's, or where asked for the mean of all.
+  void whole(std::string output, const std::string& name, const std::vector<Owner>& owners) {
+    const Shape shape = info(owners.front().adapter, owners.front().entry).shape;
+    for (const Owner& owner : owners) {
+      const Shape& other = info(owner.adapter, owner.entry).shape;
+      if (other == shape) continue;
+      problems_.error_like("saved", Code::shape,
+                           fmt::format("{}: {} has {}, {} has {}: the vocabularies differ", name,
+                                       shown(owners.front().adapter), shape.text(),
+                                       shown(owner.adapter), other.text()));
+      return;
+    }
+    math::Rule rule = plain(shape.count());
+    std::vector<Operand> operands;
+    for (const Owner& owner : owners) operands.push_back(checked(owner.adapter, owner.entry));
+    if (owners.size() == 1) {
+      if (adapters_.size() > 1) {
+        problems_.warn_like(
+            "taken", Code::usage,
+            fmt::format("{} comes from {} alone, in full: weights do not apply to it", name,
+                        shown(owners.front().adapter)));
+      }
+    } else if (recipe_.adaptation.whole_tensors == "average") {
+      rule.method = math::find("linear");
+      rule.sources = static_cast<std::int32_t>(owners.size());
+      rule.globals[math::kNormalizeGlobal] = 1;
+      for (std::size_t s = 0; s < owners.size(); ++s) {
+        rule.locals[s][math::kWeightLocal] = weight(owners[s].adapter, name);
+      }
+    } else {
+      problems_.error_like(
+          "shared", Code::usage,
+          fmt::format("{} is brought in full by {} and {}, and a sum of differences "
+                      "would need the base; whole_tensors: average takes their mean "
+                      "by weights, or bake the adapters",
+                      name, shown(owners[0].adapter), shown(owners[1].adapter)));
+      return;
+    }
+    std::vector<Dtype> inputs(operands.size(), Dtype::f32);
+    push(std::move(output), shape, rule, std::move(operands), std::move(inputs),
+         "brought in full, not as an update");
+  }
+
+  void carry_tokens() {
+    std::map<std::string, std::vector<std::pair<std::uint32_t, const Tokens*>>> all;
+    for (std::uint32_t a = 0; a < adapters_.size(); ++a) {
+      for (const Tokens& tokens : adapters_[a].tokens) all[tokens.path].emplace_back(a, &tokens);
+    }
+    for (const auto& [path, owners] : all) {
+      std::vector<Owner> same;
+      for (const auto& [a, tokens] : owners) {
+        if (tokens->rows != owners.front().second->rows) {
+          problems_.error_like(
+              "tokens", Code::usage,
+              fmt::format("{}: {} and {} trained different tokens; their rows would "
+                          "need two lists in one configuration: bake the adapters",
+                          path, shown(owners.front().first), shown(a)));
+        }
+        same.push_back({a, tokens->entry, Saved::Why::embedding});
+      }
+      const bool alone = family_ == ingot::Family::none;
+      whole(fmt::format("base_model.model.{}.{}trainable_tokens_delta", path,
+                        alone ? "" : "token_adapter."),
+            path + " (trained tokens)", same);
+      folder_.tokens = adapters_[owners.front().first].config.tokens;
+    }
+  }
+
+  // ----------------------------------------------------------------------------------------------
+
+  void note_partial() {
+    if (partial_ > 0) {
+      problems_.warn(
+          Code::usage,
+          fmt::format("{} of {} modules are in only some of the adapters, {} for one; each is "
+                      "made of those that have it, with their weights as they are",
+                      partial_, meetings_.size(), partial_first_));
+    }
+    if (type_->way == Way::factors && family_ == ingot::Family::lora && adapters_.size() > 1) {
+      problems_.warn(
+          Code::usage,
+          fmt::format("{} combines A's and B's apart, so that the result also has products of "
+                      "one adapter's A with another's B; cat and svd have the sum itself",
+                      recipe_.method));
+    }
+  }
+
+  void finish() {
+    const AdapterConfig& first = adapters_.front().config;
+    folder_.family = family_ == ingot::Family::none ? ingot::Family::lora : family_;
+    folder_.base = first.base;
+    folder_.revision = first.revision;
+    folder_.task = first.task;
+    folder_.version = first.version;
+    folder_.fan_in_fan_out = first.fan_in_fan_out;
+    folder_.replication = first.replication;
+    std::set<std::string> parameters;
+    for (const Adapter& a : adapters_) {
+      if (a.config.task != first.task) folder_.task.clear();
+      parameters.insert(a.config.parameters.begin(), a.config.parameters.end());
+    }
+    folder_.parameters.assign(parameters.begin(), parameters.end());
+    take_tokenizer();
+    write_peft(
+        plan_, folder_, "Merged adapter",
+        fmt::format("Made by ingot with `{}` from {} adapters; the scaling of every module is {}.",
+                    recipe_.method, adapters_.size(),
+                    recipe_.adaptation.keep_scaling ? "that of its sources" : "1"));
+  }
+
+  // Of the adapter that changes the vocabulary, else of the first that has one.
+  void take_tokenizer() {
+    if (!plan_.options.copy_tokenizer) return;
+    std::vector<std::uint32_t> order;
+    for (const bool wanted : {true, false}) {
+      for (std::uint32_t a = 0; a < adapters_.size(); ++a) {
+        const bool brings = !adapters_[a].saved.empty() || !adapters_[a].tokens.empty();
+        if (brings == wanted) order.push_back(a);
+      }
+    }
+    for (const std::uint32_t a : order) {
+      for (const std::string& name : disk_.list(plan_.models[a].folder)) {
+        const std::string path = plan_.models[a].folder + "/" + name;
+        if (of_tokenizer(name) && taken_over(name) && disk_.kind(path) == Disk::Kind::file) {
+          plan_.companions.push_back({name, path, {}});
+        }
+      }
+      if (!plan_.companions.empty()) return;
+    }
+  }
+
+  Disk& disk_;
+  Plan& plan_;
+  Problems& problems_;
+  const Recipe& recipe_;
+  const Type* type_ = nullptr;
+  ingot::Family family_ = ingot::Family::none;
+  Dtype dtype_ = Dtype::f32;
+  std::vector<Adapter> adapters_;  // their checkpoints are in the plan
+  // By the start of their tensors' names, in the order in which the output has them.
+  std::map<std::string, Meeting, bool (*)(std::string_view, std::string_view)> meetings_{
+      natural_less};
+  std::map<std::string, std::uint64_t> ranks_;
+  std::shared_ptr<Campaign> campaign_;  // shared by the factors of the plan
+  PeftFolder folder_;
+  std::size_t partial_ = 0;
+  std::string partial_first_;
+};
+
+}  // namespace
+
+void fuse(Disk& disk, Plan& plan, Problems& problems) { Fusion(disk, plan, problems).run(); }
+
+}  // namespace ingot::plan

@@ -1,0 +1,160 @@
+#include "plan/peft.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <set>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "plan/layout.hpp"
+
+namespace ingot::plan {
+namespace {
+
+using Json = nlohmann::json;  // sorted keys, as PEFT writes them
+
+Json number(double value) {
+  if (value == std::trunc(value) && std::fabs(value) < 0x1p53) {
+    return static_cast<std::int64_t>(value);
+  }
+  return value;
+}
+
+Json text_or_null(const std::string& text) { return text.empty() ? Json() : Json(text); }
+
+// PEFT's patterns are regular expressions that may match any tail of a path: these match one path,
+// and whatever order a later save puts them in.
+std::string anchored(const std::string& path) {
+  std::string pattern = "^";
+  for (const char c : path) {
+    if (std::string_view(R"(\.+*?()[]{}|^$)").find(c) != std::string_view::npos) pattern += '\\';
+    pattern += c;
+  }
+  return pattern;
+}
+
+template <class Value>
+Value commonest(const std::map<Value, std::size_t>& counts, Value none) {
+  const auto most =
+      std::max_element(counts.begin(), counts.end(),
+                       [](const auto& a, const auto& b) { return a.second < b.second; });
+  return most == counts.end() ? none : most->first;
+}
+
+void add_lora(Json& json, const PeftFolder& folder) {
+  std::map<std::uint64_t, std::size_t> ranks;
+  std::map<double, std::size_t> scalings;
+  for (const PeftFolder::Module& module : folder.modules) {
+    ++ranks[module.rank];
+    ++scalings[module.alpha / static_cast<double>(module.rank)];
+  }
+  const std::uint64_t rank = commonest<std::uint64_t>(ranks, 8);
+  const double alpha = commonest(scalings, 1.0) * static_cast<double>(rank);
+  json["r"] = rank;
+  json["lora_alpha"] = number(alpha);
+  json["rank_pattern"] = json["alpha_pattern"] = Json::object();
+  for (const PeftFolder::Module& module : folder.modules) {
+    if (module.rank != rank) json["rank_pattern"][anchored(module.path)] = module.rank;
+    if (module.alpha != alpha) json["alpha_pattern"][anchored(module.path)] = number(module.alpha);
+  }
+  json["bias"] = folder.bias;
+  json["init_lora_weights"] = true;
+  json["layer_replication"] = Json();
+  if (!folder.replication.empty()) json["layer_replication"] = folder.replication;
+  json["layers_pattern"] = json["layers_to_transform"] = Json();
+  json["lora_bias"] = folder.lora_bias;
+  json["lora_dropout"] = 0.0;
+  json["target_parameters"] = Json();
+  if (!folder.parameters.empty()) json["target_parameters"] = folder.parameters;
+  json["trainable_token_indices"] = Json();
+  for (const auto& [name, rows] : folder.tokens) {
+    if (name.empty()) {
+      json["trainable_token_indices"] = rows;
+    } else {
+      json["trainable_token_indices"][name] = rows;
+    }
+  }
+  json["use_dora"] = folder.dora;
+  json["use_rslora"] = false;
+}
+
+std::string cell(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '|' || c == '`') out += '\\';
+    out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
+  }
+  return out;
+}
+
+std::string card(const Plan& plan, const PeftFolder& folder, const std::string& title,
+                 const std::string& about) {
+  std::string text = "---\n";
+  // A base that was a folder on somebody's machine is no link.
+  if (std::count(folder.base.begin(), folder.base.end(), '/') == 1 && folder.base.front() != '/' &&
+      folder.base.front() != '.') {
+    text += fmt::format("base_model: {}\n", Json(folder.base).dump());
+  }
+  text +=
+      fmt::format("library_name: peft\ntags:\n- ingot\n- merge\n---\n# {}\n\n{}\n", title, about);
+  text += "\n## Sources\n\n| source | tensors |\n|---|---|\n";
+  for (const Model& model : plan.models) {
+    text += fmt::format("| {} | {} |\n", cell(model.ref.text), model.checkpoint.entries().size());
+  }
+  std::string fence = "```";
+  while (plan.recipe.text.find(fence) != std::string::npos) fence += '`';
+  text += fmt::format("\n## Recipe\n\n{}yaml\n{}{}{}\n", fence, plan.recipe.text,
+                      plan.recipe.text.ends_with('\n') ? "" : "\n", fence);
+  return text +
+         "\nThe file `ingot.json` holds, for every tensor, its rule, its sources and their hashes; "
+         "`ingot verify` checks it.\n";
+}
+
+}  // namespace
+
+std::string print(const PeftFolder& folder) {
+  Json json;
+  json["auto_mapping"] = Json();
+  json["base_model_name_or_path"] = text_or_null(folder.base);
+  json["exclude_modules"] = Json();
+  json["fan_in_fan_out"] = folder.fan_in_fan_out;
+  json["inference_mode"] = true;
+  json["modules_to_save"] = Json();
+  if (!folder.modules_to_save.empty()) json["modules_to_save"] = folder.modules_to_save;
+  json["peft_type"] = std::string(name(folder.family));
+  if (!folder.version.empty()) json["peft_version"] = folder.version;
+  json["revision"] = text_or_null(folder.revision);
+  json["task_type"] = text_or_null(folder.task);
+  std::set<std::string> targets, feedforward;
+  for (const PeftFolder::Module& module : folder.modules) {
+    if (module.named) targets.insert(module.path);
+    if (module.feedforward) feedforward.insert(module.path);
+  }
+  json["target_modules"] = targets;
+  if (folder.family == ingot::Family::ia3) {
+    json["feedforward_modules"] = feedforward;
+    json["init_ia3_weights"] = true;
+  } else {
+    add_lora(json, folder);
+  }
+  return json.dump(2) + "\n";
+}
+
+void write_peft(Plan& plan, const PeftFolder& folder, const std::string& title,
+                const std::string& about) {
+  plan.shards = lay_out(plan.jobs, std::numeric_limits<std::uint64_t>::max());
+  plan.shards.front().file = "adapter_model.safetensors";
+  for (const Shard& shard : plan.shards) plan.bytes_out += shard.header.size() + shard.data_bytes;
+  plan.companions.push_back({"adapter_config.json", {}, print(folder)});
+  if (plan.options.model_card) {
+    plan.companions.push_back({"README.md", {}, card(plan, folder, title, about)});
+  }
+  plan.companions.push_back({"recipe.yml", {}, plan.recipe.text});
+  std::sort(plan.companions.begin(), plan.companions.end(),
+            [](const Companion& a, const Companion& b) { return a.name < b.name; });
+}
+
+}  // namespace ingot::plan

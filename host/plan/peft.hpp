@@ -1,0 +1,43 @@
+// The folder of an adapter that is written: its configuration and its card.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "ingot/adapter.hpp"
+#include "ingot/plan.hpp"
+#include "plan/problems.hpp"
+
+namespace ingot::plan {
+
+// What adapter_config.json says. Targets are listed one by one, without filters.
+struct PeftFolder {
+  struct Module {
+    std::string path;        // of the module, or of the module and its parameter
+    std::uint64_t rank = 0;  // 0 for families without one
+    double alpha = 0;
+    bool named = true;  // false: something else targets it (a parameter, an outer module)
+    bool feedforward = false;
+  };
+  ingot::Family family = ingot::Family::lora;
+  std::string base, revision, task, version;
+  bool fan_in_fan_out = false;
+  bool dora = false;
+  bool lora_bias = false;
+  std::string bias = "none";
+  std::vector<Module> modules;
+  std::vector<std::string> parameters;
+  std::vector<std::string> modules_to_save;
+  std::vector<std::pair<std::string, std::vector<std::uint64_t>>> tokens;
+  std::vector<std::pair<std::int64_t, std::int64_t>> replication;
+};
+
+[[nodiscard]] std::string print(const PeftFolder& folder);
+
+// Lays out the one weight file and adds adapter_config.json, recipe.yml and, where asked for, the
+// card, to the companions that are there.
+void write_peft(Plan& plan, const PeftFolder& folder, const std::string& title,
+                const std::string& about);
+
+}  // namespace ingot::plan

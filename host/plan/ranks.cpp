@@ -1,0 +1,127 @@
+#include "plan/ranks.hpp"
+
+#include <algorithm>
+#include <queue>
+
+#include <fmt/format.h>
+#include <tbb/parallel_for.h>
+
+namespace ingot::plan {
+namespace {
+
+// The rank at which the search for an energy starts, and the most that a budget looks at: what a
+// module's values beyond it could add is less than others' first ones in any model worth a LoRA.
+constexpr std::uint64_t kStart = 32;
+constexpr std::uint64_t kDeepest = 256;
+
+// The smallest rank that keeps the energy of every expert. A rank that falls short is doubled.
+std::uint64_t by_energy(const Plan& plan, const Measured& module, double energy) {
+  const std::unique_ptr<adapter::Target> target = module.target();
+  std::uint64_t rank = 1;
+  for (std::uint64_t e = 0; e < module.experts; ++e) {
+    for (std::uint64_t most = std::min(kStart, module.most);;
+         most = std::min(2 * most, module.most)) {
+      const linalg::Low low = target->solve(plan, nullptr, e, {most, energy});
+      double kept = 0;
+      for (std::size_t j = 0; j < low.a.rows; ++j) kept += low.values[j] * low.values[j];
+      if (kept < energy * low.norm * low.norm && most < module.most) continue;
+      rank = std::max<std::uint64_t>(rank, low.a.rows);
+      break;
+    }
+  }
+  return rank;
+}
+
+// Takes the singular value with the most energy per byte, again and again, while there is room.
+std::vector<std::uint64_t> by_bytes(const Plan& plan, std::uint64_t bytes,
+                                    std::uint64_t element_bytes,
+                                    const std::vector<Measured>& modules) {
+  std::vector<std::vector<double>> gains(modules.size());  // by rank, per byte
+  tbb::parallel_for(std::size_t{0}, modules.size(), [&](std::size_t i) {
+    const Measured& module = modules[i];
+    const std::unique_ptr<adapter::Target> target = module.target();
+    const std::uint64_t most = std::min(kDeepest, module.most);
+    std::vector<double>& gain = gains[i];
+    gain.resize(most);
+    for (std::uint64_t e = 0; e < module.experts; ++e) {
+      const linalg::Low low = target->solve(plan, nullptr, e, {most, 1});
+      for (std::size_t j = 0; j < most && j < low.values.size(); ++j) {
+        gain[j] += low.values[j] * low.values[j] /
+                   static_cast<double>(module.experts * module.length * element_bytes);
+      }
+    }
+  });
+  std::vector<std::uint64_t> ranks(modules.size(), 1);  // each module has to have one
+  std::priority_queue<std::pair<double, std::size_t>> best;
+  const auto price = [&](std::size_t i) {
+    return modules[i].experts * modules[i].length * element_bytes;
+  };
+  std::uint64_t spent = 0;
+  for (std::size_t i = 0; i < modules.size(); ++i) {
+    spent += price(i);
+    if (gains[i].size() > 1) best.emplace(gains[i][1], i);
+  }
+  while (!best.empty()) {
+    const std::size_t i = best.top().second;
+    best.pop();
+    if (spent + price(i) > bytes) continue;
+    spent += price(i);
+    ++ranks[i];
+    if (ranks[i] < gains[i].size()) best.emplace(gains[i][ranks[i]], i);
+  }
+  return ranks;
+}
+
+}  // namespace
+
+std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wishes,
+                                              std::uint64_t fixed, std::uint64_t element_bytes,
+                                              const std::vector<Measured>& modules,
+                                              Problems& problems) {
+  std::map<std::string, std::uint64_t> ranks;
+  if (!wishes.automatic && wishes.bytes == 0) {
+    for (const Measured& module : modules) ranks[module.name] = std::min(fixed, module.most);
+    return ranks;
+  }
+  if (!wishes.ranks.empty()) {
+    for (const Measured& module : modules) {
+      const auto at = wishes.ranks.find(module.name);
+      if (at == wishes.ranks.end()) {
+        problems.error_like("ranks", Code::usage,
+                            fmt::format("{}: 'ranks' has none for {}; remove 'ranks' to have them "
+                                        "measured",
+                                        plan.recipe.file, module.name));
+        continue;
+      }
+      ranks[module.name] = std::clamp<std::uint64_t>(at->second, 1, module.most);
+    }
+    return ranks;
+  }
+  std::uint64_t least = 0;
+  for (const Measured& module : modules) least += module.experts * module.length * element_bytes;
+  if (wishes.bytes > 0 && wishes.bytes < least) {
+    problems.error(Code::usage,
+                   fmt::format("{}: {} bytes do not hold {} modules of rank 1, which take "
+                               "{}",
+                               plan.recipe.file, wishes.bytes, modules.size(), least));
+    return ranks;
+  }
+  std::vector<std::uint64_t> found(modules.size());
+  if (wishes.bytes > 0) {
+    found = by_bytes(plan, wishes.bytes, element_bytes, modules);
+  } else {
+    tbb::parallel_for(std::size_t{0}, modules.size(), [&](std::size_t i) {
+      found[i] = by_energy(plan, modules[i], wishes.energy);
+    });
+  }
+  std::string& text = plan.recipe.text;
+  if (!text.ends_with('\n')) text += '\n';
+  text += "ranks:\n";
+  for (std::size_t i = 0; i < modules.size(); ++i) {
+    ranks[modules[i].name] = plan.recipe.adaptation.ranks[modules[i].name] = found[i];
+    text += fmt::format("  \"{}\": {}\n", modules[i].name, found[i]);
+  }
+  return ranks;
+}
+
+}  // namespace ingot::plan

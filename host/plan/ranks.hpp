@@ -1,0 +1,36 @@
+// Ranks that follow from the numbers: by energy, or by a budget of bytes.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "adapter/solve.hpp"
+#include "ingot/plan.hpp"
+#include "plan/problems.hpp"
+
+namespace ingot::plan {
+
+// A module whose rank is to be chosen.
+struct Measured {
+  std::string name;
+  std::uint64_t most = 0;  // its largest rank
+  std::uint64_t experts = 1;
+  std::uint64_t length = 0;  // elements that one more rank takes, of one expert
+  std::function<std::unique_ptr<adapter::Target>()> target;
+};
+
+// The rank of every module: `fixed` at most its largest, or those of Adaptation::ranks, or, where
+// these are to be found, what reading and decomposing the modules says. In the last case the recipe
+// of the plan, its text included, has them afterwards, so that the same folder can be planned from
+// headers.
+[[nodiscard]] std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wishes,
+                                                            std::uint64_t fixed,
+                                                            std::uint64_t element_bytes,
+                                                            const std::vector<Measured>& modules,
+                                                            Problems& problems);
+
+}  // namespace ingot::plan
