@@ -193,8 +193,8 @@ class InspectCommand final : public Command {
                 "Show what a model or adapters hold, or statistics of one tensor") {
     app()
         .add_option("PATH", paths_,
-                    "A model's folder, weight file, or name in the local Hub cache; or folders of "
-                    "adapters, which are compared")
+                    "A model, its folder, file or name in the Hub cache; or folders of adapters to "
+                    "compare")
         ->required()
         ->type_name("PATH");
     app()
