@@ -52,7 +52,11 @@ std::string Help::make_help(const CLI::App* app, std::string, CLI::AppFormatMode
     return text + describe(table.options) + "\n" + table.footer + "\n";
   }
   const Entry entry = tabulate_command(*app);
-  text = fmt::format("{}.\n\nusage: ingot {} [options]", entry.summary, entry.name);
+  std::string words = entry.name;
+  for (const CLI::App* p = app->get_parent(); p->get_parent() != nullptr; p = p->get_parent()) {
+    words = p->get_name() + " " + words;
+  }
+  text = fmt::format("{}.\n\nusage: ingot {} [options]", entry.summary, words);
   for (const Option& argument : entry.arguments) {
     const std::string& name = argument.names.front();
     text += argument.required ? fmt::format(" {}", name) : fmt::format(" [{}]", name);
