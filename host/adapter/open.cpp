@@ -64,7 +64,10 @@ class Account {
         config_(out.config),
         shown_(shown),
         warnings_(warnings),
-        of_config_(fmt::format("adapter_config.json of {}", shown)) {}
+        of_config_(fmt::format("adapter_config.json of {}", shown)),
+        targets_(config_.targets,
+                 config_.target_pattern == "all-linear" ? std::string() : config_.target_pattern,
+                 of_config_ + ": target_modules") {}
 
   void run() {
     sort_keys();
@@ -577,12 +580,16 @@ class Account {
 
   // The names that target_parameters has for a module, in the order in which modules define them as
   // far as it is known.
-  std::vector<std::string> parameters_of(std::string_view path) const {
+  std::vector<std::string> parameters_of(std::string_view path) {
     std::vector<std::string> names;
     for (const std::string& target : config_.parameters) {
       const std::size_t dot = target.rfind('.');
-      if (dot == std::string::npos || !ends(path, target.substr(0, dot))) continue;
-      std::string own = target.substr(dot + 1);
+      // Without its module's name a parameter may be of any that is not adapted as a module.
+      const bool owner = dot != std::string::npos ? ends(path, target.substr(0, dot))
+                         : targets_.empty()       ? ends(path, "experts")
+                                                  : !targets_.fits(path, effort_);
+      if (!owner) continue;
+      std::string own = target.substr(dot == std::string::npos ? 0 : dot + 1);
       if (std::find(names.begin(), names.end(), own) == names.end())
         names.push_back(std::move(own));
     }
@@ -701,18 +708,14 @@ class Account {
 
   // Tensors of modules that the configuration does not target are ignored by PEFT without a word.
   void check_targets() {
-    const Choice targets(
-        config_.targets,
-        config_.target_pattern == "all-linear" ? std::string() : config_.target_pattern,
-        of_config_ + ": target_modules");
     const Choice excluded(config_.excluded, config_.excluded_pattern,
                           of_config_ + ": exclude_modules");
-    if (targets.empty()) return;
+    if (targets_.empty()) return;
     std::vector<std::string> strangers;
     std::size_t count = 0;
     for (const Adapted& module : out_.modules) {
       if (!module.parameters.empty() || module.inner) continue;
-      const bool hit = targets.fits(module.path, effort_) && !excluded.fits(module.path, effort_);
+      const bool hit = targets_.fits(module.path, effort_) && !excluded.fits(module.path, effort_);
       if (hit) continue;
       // The other end of a tied pair, which the configuration need not name.
       if (config_.tying && vocabulary_name(module.path)) continue;
@@ -733,6 +736,7 @@ class Account {
   const std::string& shown_;
   std::vector<std::string>& warnings_;
   const std::string of_config_;
+  const Choice targets_;
   Effort effort_;
   std::unordered_map<std::string, std::size_t> index_;  // path, nesting, inner to module
   std::unordered_map<std::string, std::uint32_t> saved_names_;

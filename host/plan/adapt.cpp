@@ -20,7 +20,8 @@
 namespace ingot::plan {
 namespace {
 
-constexpr std::size_t kItems = 300'000;  // as many as an output may have
+constexpr std::size_t kItems = 300'000;     // as many as an output may have
+constexpr std::uint64_t kLayers = 100'000;  // a larger number in a name is no layer's
 constexpr std::size_t kShown = 3;
 
 // Old names of the linear layers that newer models fuse into parameters of all experts.
@@ -57,6 +58,15 @@ std::optional<Expert> expert_of(std::string_view path) {
 // Experts of these keep their parameters as (experts, in, out).
 bool transposed_experts(std::string_view architecture) {
   return architecture.starts_with("GptOss") || architecture.starts_with("Llama4");
+}
+
+// True for classes with a head over the vocabulary, which may be the embedding again.
+bool speaks(std::string_view architecture) {
+  for (const char* part : {"ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration",
+                           "ForPreTraining", "DoubleHeadsModel"}) {
+    if (architecture.find(part) != std::string_view::npos) return true;
+  }
+  return false;
 }
 
 // Orders "0.9.1" and "0.19.0" as versions.
@@ -137,7 +147,7 @@ class Overlay {
       Layered out{std::string(before), std::string(name.substr(end)), 0};
       const char* stop = name.data() + end;
       const auto [at, error] = std::from_chars(name.data() + dot + 1, stop, out.number);
-      if (error == std::errc() && at == stop) return out;
+      if (error == std::errc() && at == stop && out.number < kLayers) return out;
     }
     return std::nullopt;
   }
@@ -684,6 +694,7 @@ class Overlay {
   void find_vocabulary() {
     for (Index i = 0; i < view_.items.size(); ++i) {
       const TensorInfo& info = view_.items[i].info;
+      if (layered(info.name)) continue;
       const Role played = role(info.name, info.shape, family_);
       const bool best =
           family_ != nullptr && (info.name == family_->embedding || info.name == family_->head ||
@@ -691,7 +702,9 @@ class Overlay {
       if (played == Role::embedding && (!embedding_ || best)) embedding_ = i;
       if (played == Role::head && info.shape.rank() == 2 && (!head_ || best)) head_ = i;
     }
-    tied_ = embedding_ && config_.tied().value_or(!head_);
+    tied_ = embedding_ &&
+            (speaks(architecture_) ? config_.tied().value_or(!head_)
+                                   : architecture_.empty() && config_.tied().value_or(false));
   }
 
   struct Waiting {

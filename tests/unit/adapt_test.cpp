@@ -365,6 +365,15 @@ TEST_F(AdaptTest, TiedEmbeddingAdaptedAloneIsUntied) {
   expect_says(p, "were one tied tensor");
 }
 
+TEST_F(AdaptTest, ModelsThatNeverHadAHeadGetNone) {
+  base(headless(), R"({"architectures": ["LlamaModel"], "num_hidden_layers": 1})");
+  adapter("a", lora_config(), embedding_pair());
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "model.embed_tokens.weight"), "base:model.embed_tokens.weight a embedding");
+  EXPECT_EQ(find(p, "lm_head.weight"), nullptr);
+}
+
 TEST_F(AdaptTest, TiedHeadAdaptedAloneIsUntied) {
   base(headless(), tied_config());
   adapter("a", lora_config(), lora_pair("lm_head", 2, 4, 10));
@@ -489,6 +498,8 @@ TEST_F(AdaptTest, ReplicatedLayersBecomeTensorsOfTheirOwn) {
   expect_refused(plan("base+a+b"), "stack the layers differently");
   adapter("deep", lora_config(R"("layer_replication": [[0, 9]])"), kPair);
   expect_refused(plan("base+deep"), "names layer 3, while base has 3");
+  base(Tensors{{"model.layers.99999999999.x.weight", Dtype::f32, {2, 2}}}, "");
+  expect_refused(plan("base+a"), "has no layers that layer_replication could stack");
 }
 
 // --- experts

@@ -334,6 +334,16 @@ TEST(Adapter, ExpertParametersAreToldApartByTheirRanks) {
   EXPECT_EQ(a.modules[1].rank, 4U);
   EXPECT_EQ(a.modules[1].scaling, 1.5);
   EXPECT_TRUE(a.warnings.empty());
+  // As transformers 5 makes PEFT write it: parameters without the name of their module.
+  const Adapter bare =
+      read_adapter_of(lora_config(R"("target_modules": ["q_proj"], "target_parameters":
+                                     ["down_proj", "gate_up_proj"],
+                                     "rank_pattern": {".*\\.gate_up_proj": 4})"),
+                      lora_pair("layers.0.q_proj") + pair("", 6) + pair(".base_layer", 12));
+  ASSERT_EQ(bare.modules.size(), 3U);
+  EXPECT_EQ(bare.modules[0].parameters.front(), "down_proj");
+  EXPECT_EQ(bare.modules[1].parameters.front(), "gate_up_proj");
+  EXPECT_TRUE(bare.modules[2].parameters.empty());
   expect_refused(lora_config(R"("target_parameters": ["experts.down_proj"])"),
                  pair("", 6) + pair(".base_layer", 6), "2 adapted parameters");
   expect_refused(lora_config(), pair(".base_layer", 2), "target_parameters");
