@@ -192,7 +192,8 @@ class Verifier {
 
     std::vector<Json> ordered;
     for (const Json& tensor : tensors) ordered.push_back(tensor);
-    const bool whole_copy = plan.models.size() == 1 && plan.recipe.method == "passthrough";
+    const bool whole_copy = plan.models.size() == 1 && (plan.recipe.method == "passthrough" ||
+                                                        plan.recipe.kind != Recipe::Kind::models);
     const int same = whole_copy || options_.allow_unchanged || told.allow_unchanged
                          ? -1
                          : unchanged(plan, ordered);
