@@ -73,7 +73,9 @@ Matrix update(const std::map<std::string, Values>& found, const std::string& mod
 std::vector<std::string> findings(const std::string& out) {
   const auto disk = system_disk();
   std::vector<std::string> texts;
-  for (const Finding& f : verify(*disk, out, {.all = true}).findings) texts.push_back(f.text);
+  VerifyOptions options;
+  options.all = true;
+  for (const Finding& f : verify(*disk, out, options).findings) texts.push_back(f.text);
   return texts;
 }
 
