@@ -36,7 +36,8 @@ std::vector<ingot::TensorInfo> tensors_of(std::string_view text) {
     for (std::uint64_t extent = 0; words >> extent;) {
       if (!info.shape.push(std::min(extent, kLargest))) break;
     }
-    if (info.name.empty() || info.shape.count() * 4 > kBytes - bytes) continue;
+    if (info.name.empty() || info.name == "__metadata__") continue;  // no file has such a tensor
+    if (info.shape.count() * 4 > kBytes - bytes) continue;
     if (tensors.emplace(info.name, info).second) bytes += info.bytes();
   }
   std::vector<ingot::TensorInfo> list;
