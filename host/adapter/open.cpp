@@ -62,7 +62,6 @@ class Account {
   Account(Adapter& out, const std::string& shown, std::vector<std::string>& warnings)
       : out_(out),
         config_(out.config),
-        shown_(shown),
         warnings_(warnings),
         of_config_(fmt::format("adapter_config.json of {}", shown)),
         targets_(config_.targets,
@@ -733,7 +732,6 @@ class Account {
 
   Adapter& out_;
   const AdapterConfig& config_;
-  const std::string& shown_;
   std::vector<std::string>& warnings_;
   const std::string of_config_;
   const Choice targets_;

@@ -572,7 +572,7 @@ class Fusion {
     for (const auto& [key, meeting] : meetings_) {
       const Site site = site_of(meeting, false);
       modules.push_back({key_of(meeting), most(meeting), site.experts, site.height + site.width,
-                         [this, &meeting] { return target_of(meeting); }});
+                         [this, &each = meeting] { return target_of(each); }});
     }
     ranks_ = ranks_of(plan_, recipe_.adaptation, wanted, bits(dtype_) / 8, modules, problems_);
   }
