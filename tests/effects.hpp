@@ -2,6 +2,8 @@
 // it.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <map>
@@ -12,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include "adapter/change.hpp"
 #include "ingot/math/codec.hpp"
 #include "ingot/plan.hpp"
@@ -20,6 +24,18 @@
 namespace ingot::test {
 
 using Values = std::vector<float>;
+
+// The weight and the factors of the known answers: 2 x 3, rank 2.
+inline const Values kW{1, 2, 3, 4, 5, 6};
+inline const Values kA{1, -1, 2, 0.5F, 0, 1};
+inline const Values kB{1, 2, -1, 0.5F};
+
+inline void expect_near(const Values& found, const Values& expected, float most = 1e-6F) {
+  ASSERT_EQ(found.size(), expected.size());
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    EXPECT_NEAR(found[i], expected[i], most * std::max(1.0F, std::fabs(expected[i]))) << i;
+  }
+}
 
 // Values from -1 to 1, the same on every machine.
 inline Values random_values(std::uint64_t seed, std::uint64_t count) {

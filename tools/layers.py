@@ -50,7 +50,6 @@ LIBRARIES = [
     (r"xxhash\.h", lambda layer, file: layer == "host/base"),
     (r"liburing", lambda layer, file: layer == "host/store"),
     (r"pcre2", lambda layer, file: layer == "host/adapter"),
-    (r"tbb/|oneapi/", lambda layer, file: layer.startswith("host/")),
     (r"cblas|lapack", lambda layer, file: layer == "host/linalg"),
     (r"cuda|cublas|cusolver|cub/|thrust/|nvtx", lambda layer, file: layer == "kernels"),
     (r"gtest/|gmock/|benchmark/|sanitizer/", lambda layer, file: False),

@@ -29,22 +29,6 @@ using Solution = Campaign::Solution;
 // for.
 constexpr std::size_t kAhead = 4;
 
-// Largest relative error of one rounding to a type.
-double rounding(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::bf16:
-      return 0x1p-9;
-    case Dtype::f16:
-      return 0x1p-11;
-    case Dtype::f8_e4m3:
-      return 0x1p-4;
-    case Dtype::f8_e5m2:
-      return 0x1p-3;
-    default:
-      return 0x1p-24;
-  }
-}
-
 Solution solve(const Plan& plan, Backend* backend, const Campaign::Module& module) {
   const Target& target = *module.target;
   const std::uint64_t rank = module.rank, experts = target.experts;
@@ -144,7 +128,7 @@ class Factor final : public Derived {
     norm = std::sqrt(norm);
     // B's rounding turns the product by as much of its norm, A's by up to the root of the rank
     // more.
-    const double slack = rounding(m.stored) * (2 + std::sqrt(static_cast<double>(m.rank))) * norm;
+    const double slack = roundoff(m.stored) * (2 + std::sqrt(static_cast<double>(m.rank))) * norm;
     if (found <= target.allowance() * best + slack) return std::string();
     return fmt::format(
         "{} and {} leave {:.6g} of the update, whose norm is {:.6g}; the best factors of "

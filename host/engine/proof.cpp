@@ -12,6 +12,7 @@
 #include "engine/supply.hpp"
 #include "ingot/math/codec.hpp"
 #include "ingot/math/methods.hpp"
+#include "store/values.hpp"
 
 namespace ingot {
 namespace {
@@ -41,7 +42,7 @@ class Inputs {
         stored_.resize(count * bits(dtype) / 8);
         supply(plan_, operand, true, first, stored_);
         values.resize(count);
-        decode(dtype, stored_, values);
+        to_floats(dtype, stored_, values);
       }
       if (!operand.derived) continue;
       rows_[i].resize(count);
@@ -225,7 +226,7 @@ Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, b
     stored.resize(count * width / 8);
     read_exact(file, place + first * width / 8, stored);
     values.resize(count);
-    decode(dtype, stored, values);
+    to_floats(dtype, stored, values);
     for (std::uint64_t i = 0; i < count; ++i) {
       inputs.gather(i, x.data());
       const float base = inputs.base(i);

@@ -240,7 +240,10 @@ Json parse_receipt(const std::string& text, const std::string& path) {
 }
 
 int unchanged(const Plan& plan, const std::vector<Json>& entries) {
-  if (entries.empty()) return -1;
+  const bool alone = plan.models.size() == 1;
+  const bool meant =
+      plan.recipe.method == "passthrough" || plan.recipe.kind != Recipe::Kind::models;
+  if (entries.empty() || (alone && meant)) return -1;
   for (std::size_t m = 0; m < plan.models.size(); ++m) {
     const std::string& ref = plan.models[m].ref.text;
     bool all = plan.models[m].checkpoint.entries().size() == entries.size();

@@ -50,7 +50,7 @@ struct Outcome {
 [[nodiscard]] Json parse_receipt(const std::string& text, const std::string& path);
 
 // Index into plan.models of a model whose every tensor came out bit for bit, or -1. One whole model
-// passed through on purpose does not count.
+// passed through on purpose, or one adapter alone, does not count.
 [[nodiscard]] int unchanged(const Plan& plan, const std::vector<Json>& entries);
 
 }  // namespace ingot

@@ -649,9 +649,7 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
       throw error.add(fmt::format("--resume continues from {}", output.partial()));
     }
   }
-  const bool whole_copy = plan.models.size() == 1 && (plan.recipe.method == "passthrough" ||
-                                                      plan.recipe.kind != Recipe::Kind::models);
-  if (const int same = options.hash && !whole_copy ? unchanged(plan, entries) : -1; same >= 0) {
+  if (const int same = options.hash ? unchanged(plan, entries) : -1; same >= 0) {
     report.warnings.push_back(
         fmt::format("the merge changed nothing: every tensor equals {}'s bit for bit",
                     plan.models[static_cast<std::size_t>(same)].ref.text));

@@ -48,8 +48,4 @@ class Digests {
   std::uint64_t bytes_ = 0;
 };
 
-// Decodes `values.size()` stored elements to f32: exactly, f64 with one rounding. Throws
-// Error{dtype} for types without a codec.
-void decode(Dtype dtype, std::span<const std::byte> stored, std::span<float> values);
-
 }  // namespace ingot

@@ -206,15 +206,6 @@ class Extraction {
     ranks_ = ranks_of(plan_, wishes, wishes.rank, bits(dtype_) / 8, measured, problems_);
   }
 
-  [[nodiscard]] static math::Rule plain(std::uint64_t elements) {
-    math::Rule rule;
-    rule.method = math::find("passthrough");
-    rule.sources = 1;
-    rule.elements = elements;
-    rule.locals[0][math::kWeightLocal] = 1;
-    return rule;
-  }
-
   void factorise(const Module& module) {
     const std::uint64_t rank = ranks_.at(module.path);
     Shape a = module.shape, b = module.shape;

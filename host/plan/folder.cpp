@@ -47,16 +47,6 @@ std::string yaml_string(std::string_view text) {
   return out + "\"";
 }
 
-// A table cell: what would end it is escaped.
-std::string cell(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '|' || c == '`') out += '\\';
-    out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
-  }
-  return out;
-}
-
 // Puts the chat template that the recipe asks for where readers look for it.
 void set_template(Disk& disk, Draft& draft, std::vector<Companion>& files) {
   if (draft.recipe().chat_template.empty()) return;
@@ -146,6 +136,26 @@ std::vector<Companion> donated(Disk& disk, Draft& draft, const std::string& toke
   return files;
 }
 
+std::string cell(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '|' || c == '`') out += '\\';
+    out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
+  }
+  return out;
+}
+
+std::string card_end(const Plan& plan) {
+  // A fence longer than any in the recipe keeps the block whole.
+  std::string fence = "```";
+  while (plan.recipe.text.find(fence) != std::string::npos) fence += '`';
+  return fmt::format(
+      "\n## Recipe\n\n{}yaml\n{}{}{}\n"
+      "\nThe file `ingot.json` holds, for every tensor, its rule, its sources and their hashes; "
+      "`ingot verify` checks it.\n",
+      fence, plan.recipe.text, plan.recipe.text.ends_with('\n') ? "" : "\n", fence);
+}
+
 std::string card(const Plan& plan, const math::Method& method) {
   std::string text = "---\n";
   std::string bases;
@@ -164,15 +174,7 @@ std::string card(const Plan& plan, const math::Method& method) {
                         : model.ref.text == base ? "base"
                                                  : "merged");
   }
-  text += "\n## Recipe\n\n";
-  // A fence longer than any in the recipe keeps the block whole.
-  std::string fence = "```";
-  while (plan.recipe.text.find(fence) != std::string::npos) fence += '`';
-  text += fmt::format("{}yaml\n{}{}{}\n", fence, plan.recipe.text,
-                      plan.recipe.text.ends_with('\n') ? "" : "\n", fence);
-  return text +
-         "\nThe file `ingot.json` holds, for every tensor, its rule, its sources and their hashes; "
-         "`ingot verify` checks it.\n";
+  return text + card_end(plan);
 }
 
 }  // namespace ingot::plan

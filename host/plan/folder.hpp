@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "ingot/math/methods.hpp"
@@ -25,6 +26,12 @@ namespace ingot::plan {
 // the chat template that the recipe asks for. Sorted by name.
 [[nodiscard]] std::vector<Companion> donated(Disk& disk, Draft& draft,
                                              const std::string& tokenizer);
+
+// Text as a cell of a card's table: what would end the cell is escaped.
+[[nodiscard]] std::string cell(std::string_view text);
+
+// How every card ends: the recipe, and where the receipt is.
+[[nodiscard]] std::string card_end(const Plan& plan);
 
 // README.md: model card with the recipe.
 [[nodiscard]] std::string card(const Plan& plan, const math::Method& method);

@@ -466,15 +466,6 @@ class Fusion {
     return rule;
   }
 
-  [[nodiscard]] static math::Rule plain(std::uint64_t elements) {
-    math::Rule rule;
-    rule.method = math::find("passthrough");
-    rule.sources = 1;
-    rule.elements = elements;
-    rule.locals[0][math::kWeightLocal] = 1;
-    return rule;
-  }
-
   // PEFT's name for a piece of a module.
   [[nodiscard]] static std::string name_of(const Adapted& module, std::string_view tail) {
     std::string path = module.path;

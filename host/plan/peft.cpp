@@ -9,6 +9,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "ingot/math/methods.hpp"
+#include "plan/folder.hpp"
 #include "plan/layout.hpp"
 
 namespace ingot::plan {
@@ -81,15 +83,6 @@ void add_lora(Json& json, const PeftFolder& folder) {
   json["use_rslora"] = false;
 }
 
-std::string cell(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '|' || c == '`') out += '\\';
-    out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
-  }
-  return out;
-}
-
 std::string card(const Plan& plan, const PeftFolder& folder, const std::string& title,
                  const std::string& about) {
   std::string text = "---\n";
@@ -104,13 +97,7 @@ std::string card(const Plan& plan, const PeftFolder& folder, const std::string& 
   for (const Model& model : plan.models) {
     text += fmt::format("| {} | {} |\n", cell(model.ref.text), model.checkpoint.entries().size());
   }
-  std::string fence = "```";
-  while (plan.recipe.text.find(fence) != std::string::npos) fence += '`';
-  text += fmt::format("\n## Recipe\n\n{}yaml\n{}{}{}\n", fence, plan.recipe.text,
-                      plan.recipe.text.ends_with('\n') ? "" : "\n", fence);
-  return text +
-         "\nThe file `ingot.json` holds, for every tensor, its rule, its sources and their hashes; "
-         "`ingot verify` checks it.\n";
+  return text + card_end(plan);
 }
 
 }  // namespace
@@ -141,6 +128,15 @@ std::string print(const PeftFolder& folder) {
     add_lora(json, folder);
   }
   return json.dump(2) + "\n";
+}
+
+math::Rule plain(std::uint64_t elements) {
+  math::Rule rule;
+  rule.method = math::find("passthrough");
+  rule.sources = 1;
+  rule.elements = elements;
+  rule.locals[0][math::kWeightLocal] = 1;
+  return rule;
 }
 
 void write_peft(Plan& plan, const PeftFolder& folder, const std::string& title,

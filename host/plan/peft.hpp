@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ingot/adapter.hpp"
+#include "ingot/math/rule.hpp"
 #include "ingot/plan.hpp"
 #include "plan/problems.hpp"
 
@@ -34,6 +35,9 @@ struct PeftFolder {
 };
 
 [[nodiscard]] std::string print(const PeftFolder& folder);
+
+// The rule of a tensor that is written as it was computed.
+[[nodiscard]] math::Rule plain(std::uint64_t elements);
 
 // Lays out the one weight file and adds adapter_config.json, recipe.yml and, where asked for, the
 // card, to the companions that are there.

@@ -1,10 +1,12 @@
 #include "plan/ranks.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <future>
 #include <queue>
+#include <thread>
 
 #include <fmt/format.h>
-#include <tbb/parallel_for.h>
 
 namespace ingot::plan {
 namespace {
@@ -13,6 +15,20 @@ namespace {
 // module's values beyond it could add is less than others' first ones in any model worth a LoRA.
 constexpr std::uint64_t kStart = 32;
 constexpr std::uint64_t kDeepest = 256;
+
+// Calls work(i) for every i below `count`, on all cores; rethrows an exception of it.
+template <class Work>
+void for_each(std::size_t count, const Work& work) {
+  std::atomic<std::size_t> next = 0;
+  std::vector<std::future<void>> threads(
+      std::clamp<std::size_t>(std::thread::hardware_concurrency(), 1, std::max<std::size_t>(count, 1)));
+  for (std::future<void>& thread : threads) {
+    thread = std::async(std::launch::async, [&] {
+      for (std::size_t i; (i = next++) < count;) work(i);
+    });
+  }
+  for (std::future<void>& thread : threads) thread.get();
+}
 
 // The smallest rank that keeps the energy of every expert. A rank that falls short is doubled.
 std::uint64_t by_energy(const Plan& plan, const Measured& module, double energy) {
@@ -37,7 +53,7 @@ std::vector<std::uint64_t> by_bytes(const Plan& plan, std::uint64_t bytes,
                                     std::uint64_t element_bytes,
                                     const std::vector<Measured>& modules) {
   std::vector<std::vector<double>> gains(modules.size());  // by rank, per byte
-  tbb::parallel_for(std::size_t{0}, modules.size(), [&](std::size_t i) {
+  for_each(modules.size(), [&](std::size_t i) {
     const Measured& module = modules[i];
     const std::unique_ptr<adapter::Target> target = module.target();
     const std::uint64_t most = std::min(kDeepest, module.most);
@@ -110,7 +126,7 @@ std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wish
   if (wishes.bytes > 0) {
     found = by_bytes(plan, wishes.bytes, element_bytes, modules);
   } else {
-    tbb::parallel_for(std::size_t{0}, modules.size(), [&](std::size_t i) {
+    for_each(modules.size(), [&](std::size_t i) {
       found[i] = by_energy(plan, modules[i], wishes.energy);
     });
   }

@@ -29,12 +29,17 @@ void decode_as(std::span<const std::byte> stored, std::span<float> values) {
 // Where elements [first, first + count) of a strided view lie, in elements from its first.
 std::vector<std::uint64_t> places(const Entry& entry, std::uint64_t first, std::uint64_t count) {
   const Shape& shape = entry.info.shape;
+  std::vector<std::uint64_t> at(static_cast<std::size_t>(shape.rank()));
+  for (int axis = shape.rank() - 1; axis >= 0; --axis) {
+    at[static_cast<std::size_t>(axis)] = first % shape[axis];
+    first /= shape[axis];
+  }
   std::vector<std::uint64_t> places(count);
-  for (std::uint64_t i = 0; i < count; ++i) {
-    std::uint64_t rest = first + i;
+  for (std::uint64_t& place : places) {
+    for (std::size_t axis = 0; axis < at.size(); ++axis) place += at[axis] * entry.strides[axis];
     for (int axis = shape.rank() - 1; axis >= 0; --axis) {
-      places[i] += rest % shape[axis] * entry.strides[static_cast<std::size_t>(axis)];
-      rest /= shape[axis];
+      if (++at[static_cast<std::size_t>(axis)] < shape[axis]) break;
+      at[static_cast<std::size_t>(axis)] = 0;
     }
   }
   return places;

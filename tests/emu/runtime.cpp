@@ -60,8 +60,10 @@ thread_local cudaError_t last_error = cudaSuccess;
 class Runtime {
  public:
   Runtime() {
-    if (const char* text = std::getenv("EMU_SEED")) setup_.seed = std::strtoull(text, nullptr, 10);
-    if (const char* text = std::getenv("EMU_DEVICES")) setup_.devices = std::atoi(text);
+    Setup setup;
+    if (const char* text = std::getenv("EMU_SEED")) setup.seed = std::strtoull(text, nullptr, 10);
+    if (const char* text = std::getenv("EMU_DEVICES")) setup.devices = std::atoi(text);
+    plug(setup);
     worker_ = std::thread([this] { work(); });
   }
   ~Runtime() {

@@ -2,7 +2,7 @@
 // run begins and ends.
 #include "ingot/math/product.hpp"
 #include "arithmetic.hpp"
-#include "engine/supply.hpp"
+#include "store/values.hpp"
 
 namespace ingot::test {
 namespace {
@@ -45,7 +45,7 @@ TEST_P(Products, equal_the_formula_for_every_dtype_rank_and_run) {
       Random random(7);
       for (std::byte& x : own) x = static_cast<std::byte>(random.next() & 0x3b);  // all finite
       std::vector<float> expected(kCount);
-      decode(dtype, own, expected);
+      to_floats(dtype, own, expected);
       first.add_to(expected);
       second.add_to(expected);
       const auto one = backend_->stage(first.product), two = backend_->stage(second.product);

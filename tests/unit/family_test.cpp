@@ -11,19 +11,13 @@ namespace ingot {
 namespace {
 
 using test::Bench;
+using test::expect_near;
+using test::kA;
+using test::kB;
+using test::kW;
 using test::Values;
 
-const Values kW{1, 2, 3, 4, 5, 6};
 const Values kWide{1, 2, 3, 4, 5, 6, 7, 8};
-const Values kA{1, -1, 2, 0.5F, 0, 1};
-const Values kB{1, 2, -1, 0.5F};
-
-void expect_near(const Values& found, const Values& expected, float most = 1e-6F) {
-  ASSERT_EQ(found.size(), expected.size());
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    EXPECT_NEAR(found[i], expected[i], most * std::max(1.0F, std::fabs(expected[i]))) << i;
-  }
-}
 
 TEST(AdaLora, KnownAnswer) {
   Bench bench;

@@ -604,6 +604,28 @@ TEST(Fuse, SameBytesForAnyThreadsAndInstructionSet) {
   }
 }
 
+// What is left of an update of rank 4 is the rounding of its factors alone: verify allows it.
+TEST(Fuse, VerifyAllowsTheRoundingOfFactors) {
+  for (const char* dtype : {"float32", "float16", "bfloat16"}) {
+    const Folder folder;
+    test::Random random(1);
+    const auto values = [&](std::uint64_t count) {
+      std::vector<float> out(count);
+      for (float& x : out) x = static_cast<float>(2 * random.uniform() - 1);
+      return out;
+    };
+    for (const char* name : {"a", "b"}) {
+      test::write_adapter(folder / name, linear_factors(values(2 * 96), values(80 * 2)),
+                          R"("r": 2, "lora_alpha": 4)");
+    }
+    test::Settings settings;
+    settings.plan.root = folder.path();
+    settings.plan.dtype = dtype;
+    (void)test::run_merge(recipe_of("svd", 1, 1, "rank: 4\n"), folder / "out", settings);
+    EXPECT_EQ(findings(folder), std::vector<std::string>()) << dtype;
+  }
+}
+
 TEST(Fuse, VerifyFindsFactorsThatAreNotTheBest) {
   const Folder folder;
   write_pair(folder);
