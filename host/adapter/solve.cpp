@@ -50,10 +50,11 @@ Solution solve(const Plan& plan, Backend* backend, const Campaign::Module& modul
   }
   norm = std::sqrt(norm);
   error = std::sqrt(error);
-  solution.found =
-      nlohmann::ordered_json{
-          {"norm", norm}, {"error", error}, {"relative_error", norm > 0 ? error / norm : 0.0}}
-          .dump();
+  solution.found = nlohmann::ordered_json{{"module", module.name},
+                                          {"norm", norm},
+                                          {"error", error},
+                                          {"relative_error", norm > 0 ? error / norm : 0.0}}
+                       .dump();
   return solution;
 }
 

@@ -58,12 +58,13 @@ class Campaign {
   ~Campaign();
 
   // Adds a module: in the order in which their jobs will come. `a` and `b` are the names of its
-  // tensors in the output, `stored` their type.
+  // tensors in the output, `stored` their type, `name` the module's in reports.
   struct Module {
     std::unique_ptr<Target> target;
     std::uint64_t rank = 0;
     std::string a, b;
     Dtype stored = Dtype::f32;
+    std::string name;
   };
   std::size_t add(Module module);
 

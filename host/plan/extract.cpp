@@ -221,7 +221,7 @@ class Extraction {
     if (!campaign_) campaign_ = std::make_shared<Campaign>();
     const std::size_t index =
         campaign_->add({adapter::difference(module.difference, module.height, module.width), rank,
-                        prefix + ".lora_A.weight", prefix + ".lora_B.weight", dtype_});
+                        prefix + ".lora_A.weight", prefix + ".lora_B.weight", dtype_, module.path});
     for (const Side side : {Side::a, Side::b}) {
       Job job;
       job.output = {prefix + (side == Side::a ? ".lora_A.weight" : ".lora_B.weight"), dtype_,

@@ -611,7 +611,7 @@ class Fusion {
       if (!campaign_) campaign_ = std::make_shared<Campaign>();
       const std::size_t index =
           campaign_->add({target_of(meeting), rank, factor_name(first, Side::a),
-                          factor_name(first, Side::b), dtype_});
+                          factor_name(first, Side::b), dtype_, key_of(meeting)});
       const Ingredient own = campaign_->module(index).target->ingredients().front();
       for (const Side side : {Side::a, Side::b}) {
         const Shape shape = shape_of(meeting, side, rank);

@@ -7,6 +7,7 @@
 #include "changes.hpp"
 #include "command.hpp"
 #include "console.hpp"
+#include "fits.hpp"
 #include "interrupt.hpp"
 #include "json.hpp"
 #include "probe.hpp"
@@ -166,14 +167,18 @@ int merge_by(Request& request) {
                                    [&](const Problem& problem) { return problem.text == warning; });
     if (!known) console.warning(warning);  // the plan's were shown before the work began
   }
-  const std::vector<Changes> changes = changes_of(*disk, done.receipt);
+  // Adapters that are made tell of their decompositions, models of what adapters did to them.
+  const bool model = plan.recipe.kind == Recipe::Kind::models;
+  const auto changes = model ? changes_of(*disk, done.receipt) : std::vector<Changes>();
+  const auto fits = model ? std::vector<Fit>() : fits_of(*disk, done.receipt);
   warn_lost(console, changes);
   if (request.json()) {
     Json json = describe(done, backend->activity());
     if (!changes.empty()) json["changes"] = describe(changes);
+    if (!fits.empty()) json["decompositions"] = describe(fits);
     print_json(json);
   } else if (!console.quiet()) {
-    print(narrate(changes) + narrate(done, backend->activity()));
+    print(narrate(changes) + narrate(fits) + narrate(done, backend->activity()));
   }
   return 0;
 }

@@ -17,10 +17,29 @@
 namespace ingot::tool {
 namespace {
 
-// "ties", or "copied: all inputs agree".
-std::string rule(const Job& job) {
-  if (job.action == Action::merge) return math::method(job.work.rule.method).name;
-  return job.reason.empty() ? "copied" : "copied: " + job.reason;
+// The recipe's word for what it does.
+std::string method(const Plan& plan) {
+  return plan.recipe.kind == Recipe::Kind::extraction ? "extract" : plan.recipe.method;
+}
+
+// Where the whole of a tensor is computed and the rule only passes it on: what it is, "factor of a
+// difference" or "factors as rows".
+std::string made(const Job& job) {
+  const bool passed = job.operands.size() == 1 && job.operands[0].derived &&
+                      !job.operands[0].derived->own() &&
+                      job.work.rule.method == math::find("passthrough");
+  if (!passed) return {};
+  const Json json = Json::parse(job.operands[0].derived->describe());
+  const std::string kind = json.value("kind", "");
+  return json.contains("factor") ? "factor of a " + kind : kind;
+}
+
+// "ties", "svd: factor of a low-rank sum", or "copied: all inputs agree".
+std::string rule(const Plan& plan, const Job& job) {
+  if (job.action == Action::copy) return job.reason.empty() ? "copied" : "copied: " + job.reason;
+  const std::string kind = made(job);
+  if (kind.empty()) return math::method(job.work.rule.method).name;
+  return fmt::format("{}: {}", method(plan), kind);
 }
 
 // The parameters of a job by name: globals as numbers, those of the sources as lists.
@@ -71,7 +90,7 @@ Forecast forecast(Disk& disk, const Plan& plan, const std::string& out, bool pro
 
 std::map<std::string, std::uint64_t> rules(const Plan& plan) {
   std::map<std::string, std::uint64_t> counts;
-  for (const Job& job : plan.jobs) ++counts[rule(job)];
+  for (const Job& job : plan.jobs) ++counts[rule(plan, job)];
   return counts;
 }
 
@@ -118,7 +137,7 @@ std::uint64_t weight_bytes(const Model& model) {
 Json describe(const Plan& plan, const Forecast& cost, const Request& request, bool tensors) {
   Json json;
   json["recipe"] = request.recipe();
-  json["method"] = plan.recipe.method;
+  json["method"] = method(plan);
   json["architecture"] = plan.architecture;
   json["models"] = Json::array();
   for (const Model& model : plan.models) {
@@ -165,7 +184,7 @@ Json describe(const Plan& plan, const Forecast& cost, const Request& request, bo
   for (const Job& job : plan.jobs) {
     Json entry{{"name", job.output.name}, {"dtype", word(job.output.dtype)},
                {"shape", Json::array()},  {"shard", plan.shards[job.shard].file},
-               {"rule", rule(job)},       {"parameters", parameters(job)},
+               {"rule", rule(plan, job)}, {"parameters", parameters(job)},
                {"sources", Json::array()}};
     for (int i = 0; i < job.output.shape.rank(); ++i) entry["shape"].push_back(job.output.shape[i]);
     for (const Operand& operand : job.operands) entry["sources"].push_back(source(plan, operand));
@@ -179,7 +198,7 @@ std::string narrate(const Plan& plan, const Forecast& cost, const Request& reque
   const auto line = [&](std::string_view label, const std::string& value) {
     text += fmt::format("{:<14}{}\n", label, printable(value));
   };
-  line("recipe", fmt::format("{} ({})", request.recipe(), plan.recipe.method));
+  line("recipe", fmt::format("{} ({})", request.recipe(), method(plan)));
   line("architecture", plan.architecture);
   for (const Model& model : plan.models) {
     line(model.adapter ? "adapter" : "model",
@@ -225,9 +244,10 @@ std::string narrate(const Plan& plan, const Forecast& cost, const Request& reque
         sources += (sources.empty() ? "" : ", ") + source(plan, operand);
       }
       const Json values = parameters(job);
-      text += printable(fmt::format("{}  {} {}  {}{}  from {}", job.output.name,
-                                    word(job.output.dtype), job.output.shape.text(), rule(job),
-                                    values.empty() ? "" : " " + values.dump(), sources));
+      text +=
+          printable(fmt::format("{}  {} {}  {}{}  from {}", job.output.name, word(job.output.dtype),
+                                job.output.shape.text(), rule(plan, job),
+                                values.empty() ? "" : " " + values.dump(), sources));
       text += '\n';
     }
   }

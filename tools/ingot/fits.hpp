@@ -1,0 +1,27 @@
+// What the factors of decompositions leave of the matrices they stand for, as the receipt tells.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ingot/store.hpp"
+#include "json.hpp"
+
+namespace ingot::tool {
+
+// One module of an adapter that was written.
+struct Fit {
+  std::string module;
+  double norm = 0;   // of the matrix
+  double error = 0;  // norm of what B A leaves of it
+};
+
+// In the receipt's order; empty where nothing was decomposed.
+[[nodiscard]] std::vector<Fit> fits_of(Disk& disk, const std::string& receipt);
+
+// By kind of module ("model.layers.*.mlp.up_proj").
+[[nodiscard]] std::string narrate(const std::vector<Fit>& fits);
+// Every module, the kinds, and all together.
+[[nodiscard]] Json describe(const std::vector<Fit>& fits);
+
+}  // namespace ingot::tool
