@@ -22,8 +22,8 @@ std::string method(const Plan& plan) {
   return plan.recipe.kind == Recipe::Kind::extraction ? "extract" : plan.recipe.method;
 }
 
-// Where the whole of a tensor is computed and the rule only passes it on: what it is, "factor of a
-// difference" or "factors as rows".
+// Where the whole of a tensor is computed and the rule only passes it on: what it is, "factor of the
+// difference" or "rows".
 std::string made(const Job& job) {
   const bool passed = job.operands.size() == 1 && job.operands[0].derived &&
                       !job.operands[0].derived->own() &&
@@ -31,10 +31,10 @@ std::string made(const Job& job) {
   if (!passed) return {};
   const Json json = Json::parse(job.operands[0].derived->describe());
   const std::string kind = json.value("kind", "");
-  return json.contains("factor") ? "factor of a " + kind : kind;
+  return json.contains("factor") ? "factor of the " + kind : kind;
 }
 
-// "ties", "svd: factor of a low-rank sum", or "copied: all inputs agree".
+// "ties", "svd: factor of the low-rank sum", or "copied: all inputs agree".
 std::string rule(const Plan& plan, const Job& job) {
   if (job.action == Action::copy) return job.reason.empty() ? "copied" : "copied: " + job.reason;
   const std::string kind = made(job);
