@@ -231,6 +231,7 @@ class Extraction {
                               adapter::factor(campaign_, index, side)});
       plan_.jobs.push_back(std::move(job));
     }
+    if (module.turned) folder_.fan_in_fan_out = true;  // PEFT warns of Conv1D without it
     folder_.modules.push_back({module.path, rank, static_cast<double>(rank), true, false});
     paths_.insert(module.path);
   }

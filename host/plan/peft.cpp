@@ -47,13 +47,14 @@ Value commonest(const std::map<Value, std::size_t>& counts, Value none) {
 }
 
 void add_lora(Json& json, const PeftFolder& folder) {
-  std::map<std::uint64_t, std::size_t> ranks;
+  std::set<std::uint64_t> ranks;
   std::map<double, std::size_t> scalings;
   for (const PeftFolder::Module& module : folder.modules) {
-    ++ranks[module.rank];
+    ranks.insert(module.rank);
     ++scalings[module.alpha / static_cast<double>(module.rank)];
   }
-  const std::uint64_t rank = commonest<std::uint64_t>(ranks, 8);
+  // The largest: servers make room for `r` ranks.
+  const std::uint64_t rank = ranks.empty() ? 8 : *ranks.rbegin();
   const double alpha = commonest(scalings, 1.0) * static_cast<double>(rank);
   json["r"] = rank;
   json["lora_alpha"] = number(alpha);

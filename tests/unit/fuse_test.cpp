@@ -396,7 +396,8 @@ TEST(Fuse, TakesModulesThatOnlySomeHave) {
             (std::vector<float>{5, 6, 7, 8}));
   const auto config = nlohmann::json::parse(test::read_file(folder / "out/adapter_config.json"));
   EXPECT_EQ(config["target_modules"], nlohmann::json::array({"fc", "gate"}));
-  // fc has rank 4, gate 2: one is the rule, the other an exception that matches nothing else.
+  // fc has rank 4, gate 2: the larger is the rule, the other an exception that matches nothing else.
+  EXPECT_EQ(config["r"], 4);
   EXPECT_EQ(config["rank_pattern"].size(), 1U);
   EXPECT_EQ(config["rank_pattern"], config["alpha_pattern"]);
   EXPECT_EQ(config["rank_pattern"].begin().key().front(), '^');
