@@ -14,7 +14,6 @@ import shutil
 import sys
 
 import oracle
-import truth
 
 FOLDER = oracle.ROOT / "tests" / "golden" / "families"
 LIMIT = 1_000_000  # bytes of committed goldens
@@ -90,6 +89,9 @@ def cases():
         "oft-conv": [oft("conv2")],
         "oft-embedding": [oft("embed")],
         "boft": [peft.BOFTConfig(boft_block_size=4, target_modules=["lin"])],
+        # Of blocks that later stages mix: 2, then 4 blocks.
+        "boft-stages": [peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=3, target_modules=["lin"]),
+                        peft.BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=2, target_modules=["up"])],
         "boft-conv": [peft.BOFTConfig(boft_block_size=4, target_modules=["conv2"])],
         "hra": [peft.HRAConfig(r=4, target_modules=["lin"])],
         "hra-orthonormal": [peft.HRAConfig(r=4, apply_GS=True, target_modules=["lin"])],
@@ -164,6 +166,15 @@ def fill(name, tuned):
         parameter.data = values.to(parameter.dtype)
 
 
+class Blocks:
+    """Stands for PEFT's CUDA extension, without which it knows only one stage: blocks on a diagonal."""
+
+    @staticmethod
+    def forward(blocks):
+        import torch
+        return [torch.stack([torch.block_diag(*stage) for stage in blocks])]
+
+
 def record(name, configs, folder):
     import peft
     import torch
@@ -208,11 +219,14 @@ def prune(tuned, config):
 
 def main():
     oracle.enter()
+    import peft.tuners.boft.layer
     import safetensors.torch
     import torch
+    import truth
 
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
+    peft.tuners.boft.layer.get_fbd_cuda = lambda: Blocks
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     base = FOLDER / "base"

@@ -62,18 +62,22 @@ Blocks boft_blocks(const Located& base, const Effect& effect) {
   const Located &r = part(base, effect, Piece::r), &s = part(base, effect, Piece::s);
   const Shape& shape = r.info.shape;
   const Matrix m = matrix(base.info.shape);
-  if (shape.rank() == 4 && shape[0] != 1) {
-    fail(Code::usage,
-         fmt::format("{}: {} has {} butterfly stages, whose order is not in the file; bake this "
-                     "adapter with PEFT and extract a LoRA",
-                     effect.adapter, r.info.name, shape[0]));
-  }
-  if (shape.rank() != 4 || shape[2] != shape[3] || shape[1] * shape[2] != m.width ||
-      shape[2] > kBlock) {
+  if (shape.rank() != 4 || shape[2] != shape[3] || shape[2] == 0 || shape[2] > kBlock ||
+      shape[1] != m.width / shape[2] || m.width % shape[2] != 0) {
     misfit(base, effect, r, fmt::format("square blocks for rows of {} elements", m.width));
   }
   if (s.info.count() != m.height) misfit(base, effect, s, fmt::format("{} elements", m.height));
-  return {shape[1], shape[2]};
+  const std::uint64_t stages = shape[0];
+  Blocks blocks{shape[1], shape[2]};
+  for (std::uint64_t stage = 1; stage < stages; ++stage) {
+    if (blocks.count % 2 != 0 || shape[2] % 2 != 0 || 2 * blocks.size > kBlock) {
+      misfit(base, effect, r,
+             fmt::format("stages that pair even blocks up to {} elements", kBlock));
+    }
+    blocks = {blocks.count / 2, 2 * blocks.size};
+  }
+  if (stages == 0) misfit(base, effect, r, "at least one stage");
+  return blocks;
 }
 
 void check_oft(const Located& base, const Effect& effect) {
@@ -182,19 +186,56 @@ std::unique_ptr<Step> make_oft(const Scene& scene, const Effect& effect) {
                                     std::vector<float>());
 }
 
+// Stage `stage` of a butterfly turns blocks of `b` made of half blocks 2^stage apart. Where it
+// takes element `i` of a span of whole groups from: the place in the blocks as stored.
+std::uint64_t gathered(std::uint64_t i, std::uint64_t b, std::uint64_t stage) {
+  const std::uint64_t half = b / 2, pairs = std::uint64_t{1} << stage, group = b * pairs;
+  if (stage == 0) return i;
+  const std::uint64_t part = i % group / half;
+  return i / group * group + (part < pairs ? 2 * part : 2 * (part - pairs) + 1) * half + i % half;
+}
+
+// The stages multiplied out: each group that they mix is a block of its own.
 std::unique_ptr<Step> make_boft(const Scene& scene, const Effect& effect) {
   const Blocks blocks = boft_blocks(*scene.base, effect);
-  const std::vector<float> values = load(*scene.plan, effect, part(*scene.base, effect, Piece::r));
-  const std::uint64_t b = blocks.size;
-  std::vector<double> matrices(blocks.count * b * b), q(b * b), room(2 * b * b);
+  const Located& stored = part(*scene.base, effect, Piece::r);
+  const std::vector<float> values = load(*scene.plan, effect, stored);
+  const std::uint64_t stages = stored.info.shape[0], b = stored.info.shape[2], g = blocks.size;
+  std::vector<double> matrices(blocks.count * g * g), q(b * b), room(2 * b * b), turn(b * g),
+      rotation(b * b);
+  std::vector<std::uint64_t> places(b);
   for (std::uint64_t block = 0; block < blocks.count; ++block) {
-    const float* r = values.data() + block * b * b;
-    for (std::uint64_t i = 0; i < b; ++i) {
-      for (std::uint64_t j = 0; j < b; ++j) {
-        q[i * b + j] = (static_cast<double>(r[i * b + j]) - static_cast<double>(r[j * b + i])) / 2;
+    double* const product = matrices.data() + block * g * g;
+    for (std::uint64_t i = 0; i < g; ++i) product[i * (g + 1)] = 1;
+    for (std::uint64_t stage = 0; stage < stages; ++stage) {
+      for (std::uint64_t part = 0; part < g / b; ++part) {
+        const float* r = values.data() + ((stage * blocks.count + block) * (g / b) + part) * b * b;
+        for (std::uint64_t i = 0; i < b; ++i) {
+          for (std::uint64_t j = 0; j < b; ++j) {
+            q[i * b + j] =
+                (static_cast<double>(r[i * b + j]) - static_cast<double>(r[j * b + i])) / 2;
+          }
+        }
+        math::cayley(q.data(), rotation.data(), static_cast<int>(b), room.data());
+        for (std::uint64_t i = 0; i < g; ++i) {
+          const std::uint64_t at = gathered(i, b, stage);
+          if (at / b == part) places[at % b] = i;
+        }
+        // Rows `places` of the product so far become the rotation times themselves.
+        for (std::uint64_t i = 0; i < b; ++i) {
+          for (std::uint64_t c = 0; c < g; ++c) {
+            double sum = 0;
+            for (std::uint64_t j = 0; j < b; ++j) {
+              sum += rotation[i * b + j] * product[places[j] * g + c];
+            }
+            turn[i * g + c] = sum;
+          }
+        }
+        for (std::uint64_t i = 0; i < b; ++i) {
+          std::copy_n(turn.data() + i * g, g, product + places[i] * g);
+        }
       }
     }
-    math::cayley(q.data(), matrices.data() + block * b * b, static_cast<int>(b), room.data());
   }
   return std::make_unique<Rotation>(scene, effect, blocks, std::move(matrices),
                                     load(*scene.plan, effect, part(*scene.base, effect, Piece::s)));

@@ -235,15 +235,49 @@ TEST(Oft, ASharedBlockRepeats) {
             bench.apply("w", {bench.effect(Family::oft, 1, {{Piece::r, "two"}})}));
 }
 
-TEST(Boft, KnownAnswerAndStagesRefused) {
+TEST(Boft, KnownAnswer) {
   Bench bench;
   bench.add("w", {2, 4}, kWide).add("r", {1, 2, 2, 2}, {0, 1, 0, 0, 0, -0.5F, 0.5F, 0});
-  bench.add("two", {2, 2, 2, 2}, Values(16)).add("s", {2, 1}, {1, 2}).open();
+  bench.add("s", {2, 1}, {1, 2}).open();
   expect_near(bench.apply("w", {bench.effect(Family::boft, 1, {{Piece::r, "r"}, {Piece::s, "s"}})}),
               {-1, 2, 5, 0, -3.6F, 15.2F, 21.2F, -1.6F});
-  EXPECT_THROW(
-      bench.apply("w", {bench.effect(Family::boft, 1, {{Piece::r, "two"}, {Piece::s, "s"}})}),
-      Error);
+}
+
+// A turn by 90 degrees of every pair: in the first stage neighbours, in the second every other one.
+TEST(Boft, LaterStagesTurnWhatLiesFurtherApart) {
+  const Values still(8), turn{0, 1, -1, 0, 0, 1, -1, 0};
+  const auto stages = [](Values first, const Values& second) {
+    first.insert(first.end(), second.begin(), second.end());
+    return first;
+  };
+  // S = (R - R^T) / 2 = [[0, 1], [-1, 0]], so (I - S) (I + S)^-1 takes (x, y) to (-y, x).
+  Bench bench;
+  bench.add("w", {1, 4}, {1, 2, 3, 4}).add("s", {1, 1}, {1});
+  bench.add("near", {2, 2, 2, 2}, stages(turn, still));
+  bench.add("far", {2, 2, 2, 2}, stages(still, turn));
+  bench.add("both", {2, 2, 2, 2}, stages(turn, turn)).open();
+  const auto after = [&](const char* r) {
+    return bench.apply("w", {bench.effect(Family::boft, 1, {{Piece::r, r}, {Piece::s, "s"}})});
+  };
+  expect_near(after("near"), {-2, 1, -4, 3});
+  expect_near(after("far"), {-3, -4, 1, 2});
+  expect_near(after("both"), {4, -3, -2, 1});
+}
+
+TEST(Boft, StagesThatDoNotFitAreRefused) {
+  Bench bench;
+  bench.add("w", {2, 4}, kWide).add("wide", {2, 6}, Values(12)).add("s", {2, 1}, {1, 2});
+  bench.add("none", {0, 2, 2, 2}, {}).add("three", {3, 2, 2, 2}, Values(24));
+  bench.add("odd", {2, 3, 2, 2}, Values(24)).open();
+  const auto refused = [&](const char* weight, const char* r) {
+    EXPECT_THROW(
+        bench.apply(weight, {bench.effect(Family::boft, 1, {{Piece::r, r}, {Piece::s, "s"}})}),
+        Error)
+        << r;
+  };
+  refused("w", "none");
+  refused("w", "three");
+  refused("wide", "odd");
 }
 
 TEST(Hra, KnownAnswersAndNoDirection) {
