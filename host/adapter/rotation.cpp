@@ -19,9 +19,10 @@ void check_rows(const Located& base, const Effect& effect) {
                                   effect.adapter, base.info.name, base.info.shape.text()));
   }
   if (effect.layout == Layout::transposed) {
-    fail(Code::usage, fmt::format("{}: {} changes of {}, which is stored by inputs, are not "
-                                  "supported; bake this adapter with PEFT and extract a LoRA",
-                                  effect.adapter, name(effect.family), base.info.name));
+    fail(Code::usage,
+         fmt::format("{}: {} is stored by inputs, a layer for which PEFT has no {}: the adapter is "
+                     "of another model",
+                     effect.adapter, base.info.name, name(effect.family)));
   }
 }
 
