@@ -42,14 +42,14 @@ class Target {
 // sources are the site's terms, whose own `times` belong to their updates.
 [[nodiscard]] std::unique_ptr<Target> combined(Site site, const math::Rule& rule);
 
-// What `tuned` has over `base`: the first height * width elements of two tensors, or of their block
-// `expert`; transposed where the base keeps (in, out).
+// What `tuned` has over `base`, two tensors of experts * height * width elements; transposed where
+// these are kept as (in, out).
 struct Difference {
   Ingredient base, tuned;
+  std::uint64_t height = 0, width = 0, experts = 1;
   bool turned = false;
 };
-[[nodiscard]] std::unique_ptr<Target> difference(Difference difference, std::uint64_t height,
-                                                 std::uint64_t width);
+[[nodiscard]] std::unique_ptr<Target> difference(const Difference& difference);
 
 // The modules of one plan. Every job's Derived shares it, as does nobody else.
 class Campaign {

@@ -292,41 +292,43 @@ class Combined final : public Target {
 
 class Between final : public Target {
  public:
-  Between(Difference difference, std::uint64_t rows, std::uint64_t columns)
+  explicit Between(const Difference& difference)
       : difference_(difference), tensors_{difference.tuned, difference.base} {
-    height = rows;
-    width = columns;
+    height = difference.height;
+    width = difference.width;
+    experts = difference.experts;
   }
 
   [[nodiscard]] std::span<const Ingredient> ingredients() const override { return tensors_; }
   [[nodiscard]] std::string describe() const override {
     nlohmann::ordered_json json{{"kind", "difference"}, {"solver", "block Lanczos, LAPACK"}};
     if (difference_.turned) json["transposed"] = true;
+    if (experts > 1) json["experts"] = experts;
     return json.dump();
   }
   [[nodiscard]] std::uint64_t memory(std::uint64_t rank) const override {
     return 4 * kChunk * sizeof(float) + sizeof(double) * rank * (height + width) +
            linalg::approximate_memory(height, width, rank, sketch());
   }
-  [[nodiscard]] Low solve(const Plan& plan, Backend*, std::uint64_t,
+  [[nodiscard]] Low solve(const Plan& plan, Backend*, std::uint64_t expert,
                           const linalg::Cut& cut) const override {
-    if (!difference_.turned) return linalg::approximate(rows(plan), cut, sketch());
-    Low low = linalg::approximate(rows(plan), cut, sketch());
-    return turned(std::move(low));
+    Low low = linalg::approximate(rows(plan, expert), cut, sketch());
+    return difference_.turned ? turned(std::move(low)) : low;
   }
-  [[nodiscard]] double distance(const Plan& plan, std::uint64_t, const Matrix& b,
+  [[nodiscard]] double distance(const Plan& plan, std::uint64_t expert, const Matrix& b,
                                 const Matrix& a) const override {
-    return difference_.turned ? linalg::residual(rows(plan), a, b)
-                              : linalg::residual(rows(plan), b, a);
+    return difference_.turned ? linalg::residual(rows(plan, expert), a, b)
+                              : linalg::residual(rows(plan, expert), b, a);
   }
   [[nodiscard]] double allowance() const override { return 1.005; }
 
  private:
   // As stored: (in, out) where it is transposed.
-  [[nodiscard]] linalg::Rows rows(const Plan& plan) const {
+  [[nodiscard]] linalg::Rows rows(const Plan& plan, std::uint64_t expert) const {
     const std::uint64_t stored_width = difference_.turned ? height : width;
+    const std::uint64_t start = expert * height * width;
     return {difference_.turned ? width : height, stored_width,
-            [&plan, this, stored_width](std::size_t first, std::span<float> values) {
+            [&plan, this, stored_width, start](std::size_t first, std::span<float> values) {
               const auto read = [&](const Ingredient& tensor, std::uint64_t at,
                                     std::span<float> into) {
                 const Checkpoint& checkpoint = plan.models[tensor.model].checkpoint;
@@ -335,7 +337,7 @@ class Between final : public Target {
               std::vector<float> base(std::min<std::uint64_t>(values.size(), kChunk));
               for (std::uint64_t done = 0; done < values.size();) {
                 const std::uint64_t n = std::min<std::uint64_t>(values.size() - done, base.size());
-                const std::uint64_t at = first * stored_width + done;
+                const std::uint64_t at = start + first * stored_width + done;
                 read(difference_.tuned, at, values.subspan(done, n));
                 read(difference_.base, at, std::span(base).first(n));
                 for (std::uint64_t i = 0; i < n; ++i) values[done + i] -= base[i];
@@ -372,9 +374,8 @@ std::unique_ptr<Target> combined(Site site, const math::Rule& rule) {
   return std::make_unique<Combined>(std::move(site), rule);
 }
 
-std::unique_ptr<Target> difference(Difference difference, std::uint64_t height,
-                                   std::uint64_t width) {
-  return std::make_unique<Between>(difference, height, width);
+std::unique_ptr<Target> difference(const Difference& difference) {
+  return std::make_unique<Between>(difference);
 }
 
 }  // namespace ingot::adapter

@@ -455,7 +455,7 @@ class Overlay {
     if (linear != transposed || rank == 2) return linear ? Layout::linear : Layout::transposed;
     // Square: what PEFT took for inputs changed from release to release.
     const std::string& version = adapter_->config.version;
-    const bool turned = transposed_experts(architecture_);
+    const bool turned = transposed_parameters(architecture_);
     bool across = turned;
     if (older(version, "0.19.0")) {
       across = true;
@@ -859,6 +859,10 @@ class Overlay {
 };
 
 }  // namespace
+
+bool transposed_parameters(std::string_view architecture) {
+  return architecture.starts_with("GptOss") || architecture.starts_with("Aria");
+}
 
 bool transposed_layer(std::string_view architecture, std::string_view path) {
   const bool gpt2 = architecture.starts_with("GPT2") || architecture.starts_with("OpenAIGPT") ||

@@ -28,4 +28,8 @@ struct Applied {
 // True for a layer that its class stores as (in, out), as GPT-2's do.
 [[nodiscard]] bool transposed_layer(std::string_view architecture, std::string_view path);
 
+// True where PEFT 0.19.1 and later take parameters of all experts as (experts, in, out): the class
+// says `is_transposed`. Others with that order (Llama 4) are taken as they lie.
+[[nodiscard]] bool transposed_parameters(std::string_view architecture);
+
 }  // namespace ingot::plan

@@ -19,6 +19,7 @@
 #include "plan/fuse.hpp"
 #include "plan/peft.hpp"
 #include "plan/ranks.hpp"
+#include "plan/roles.hpp"
 #include "plan/types.hpp"
 #include "store/values.hpp"
 
@@ -27,6 +28,23 @@ namespace {
 
 using adapter::Campaign;
 using adapter::Side;
+
+// Parameters that hold a matrix of every expert, in the order in which modules define them: PEFT
+// wraps the first one innermost.
+constexpr std::string_view kExperts[] = {"gate_up_proj", "gate_proj", "w1", "up_proj",
+                                         "w3",           "down_proj", "w2"};
+
+std::ptrdiff_t place_of(std::string_view parameter) {
+  return std::find(std::begin(kExperts), std::end(kExperts), parameter) - std::begin(kExperts);
+}
+
+// Tensors of (experts, ...): parameters of fused experts, and weights of JetMoE's like.
+bool of_experts(std::string_view name, const Shape& shape) {
+  if (shape.rank() != 3) return false;
+  if (place_of(last_component(name)) < std::ssize(kExperts)) return true;
+  const std::string_view module = last_component(parent(name));
+  return name.ends_with(".weight") && (module == "input_linear" || module == "output_linear");
+}
 
 class Extraction {
  public:
@@ -62,13 +80,16 @@ class Extraction {
   }
 
  private:
-  // A layer whose difference becomes a product.
+  // A layer, or a parameter of all experts, whose difference becomes a product.
   struct Module {
     std::string path;
-    Shape shape;  // of the base's tensor
+    std::string parameter;  // for target_parameters; empty: the weight of a module like any other
+    Shape shape;            // of the base's tensor
     adapter::Difference difference;
-    std::uint64_t height = 0, width = 0;
-    bool turned = false;
+
+    [[nodiscard]] std::string name() const {
+      return parameter.empty() ? path : path + "." + parameter;
+    }
   };
   // A tensor that only a copy can bring.
   struct Whole {
@@ -112,6 +133,10 @@ class Extraction {
   void pair_up() {
     const auto base = named(base_), tuned = named(tuned_);
     for (const auto& [name, found] : base) {
+      const Shape& shape = found.first->info.shape;
+      if (of_experts(name, shape)) experts_.emplace(parent(parent(name)), shape[0]);
+    }
+    for (const auto& [name, found] : base) {
       if (tuned.contains(name) || found.second == Role::buffer) continue;
       // A head that is tied in one of the two is the embedding there.
       problems_.warn_like("gone", Code::missing,
@@ -133,8 +158,37 @@ class Extraction {
       sort(name, *at->second.first, *item, role);
     }
     // As the output will have them: the campaign solves ahead in this order.
-    std::sort(modules_.begin(), modules_.end(),
-              [](const Module& a, const Module& b) { return natural_less(a.path, b.path); });
+    std::sort(modules_.begin(), modules_.end(), [](const Module& a, const Module& b) {
+      if (a.path != b.path) return natural_less(a.path, b.path);
+      return place_of(a.parameter) < place_of(b.parameter);
+    });
+  }
+
+  // Whether PEFT has to be told of the parameter and not of its module. Beside fused experts
+  // (transformers 5) routers are no linear layers, and layers with the names that experts had
+  // before would be taken for experts.
+  [[nodiscard]] bool by_parameter(const std::string& path, const Shape& shape) const {
+    if (experts_.empty() || shape.rank() != 2) return false;
+    const std::string_view leaf = last_component(path);
+    const auto beside = experts_.find(parent(path));
+    return (beside != experts_.end() && beside->second == shape[0]) ||
+           place_of(leaf) < std::ssize(kExperts) || leaf == "gate" || leaf == "router";
+  }
+
+  void add(Module module) {
+    const Shape& shape = module.shape;
+    adapter::Difference& d = module.difference;
+    const bool experts = shape.rank() == 3 && !module.parameter.empty();
+    d.experts = experts ? shape[0] : 1;
+    d.turned = experts ? transposed_parameters(plan_.architecture)
+                       : shape.rank() == 2 && transposed_layer(plan_.architecture, module.path);
+    const std::uint64_t rows = shape[experts ? 1 : 0];
+    if (shape.count() == 0) return;
+    const std::uint64_t rest = shape.count() / d.experts / rows;
+    d.height = d.turned ? rest : rows;
+    d.width = d.turned ? rows : rest;
+    if (!module.parameter.empty()) parameters_[module.path].insert(place_of(module.parameter));
+    modules_.push_back(std::move(module));
   }
 
   void sort(const std::string& name, const Item& base, const Item& tuned, Role role) {
@@ -143,16 +197,11 @@ class Extraction {
     const Shape& shape = base.info.shape;
     const bool table = vocabulary(role) || name.find("embed") != std::string::npos ||
                        name.ends_with("wpe.weight") || name.ends_with("wte.weight");
-    if (weight && !table && shape.rank() >= 2 && shape == tuned.info.shape) {
-      Module module;
-      module.path = name.substr(0, name.size() - 7);
-      module.shape = shape;
-      module.turned = shape.rank() == 2 && transposed_layer(plan_.architecture, module.path);
-      const std::uint64_t rest = shape[0] == 0 ? 0 : shape.count() / shape[0];
-      module.height = module.turned ? rest : shape[0];
-      module.width = module.turned ? shape[0] : rest;
-      module.difference = {from, to, module.turned};
-      if (shape.count() > 0) modules_.push_back(std::move(module));
+    const bool experts = of_experts(name, shape);
+    if ((weight || experts) && !table && shape.rank() >= 2 && shape == tuned.info.shape) {
+      Module module{std::string(parent(name)), {}, shape, {from, to}};
+      if (experts || by_parameter(module.path, shape)) module.parameter = last_component(name);
+      add(std::move(module));
       return;
     }
     if (!vocabulary(role) && !(shape == tuned.info.shape)) {
@@ -197,42 +246,58 @@ class Extraction {
     const Adaptation& wishes = plan_.recipe.adaptation;
     std::vector<Measured> measured;
     for (const Module& module : modules_) {
-      const std::uint64_t most = std::min(module.height, module.width);
-      measured.push_back({module.path, most, 1, module.height + module.width, [&module] {
-                            return adapter::difference(module.difference, module.height,
-                                                       module.width);
-                          }});
+      const adapter::Difference& d = module.difference;
+      measured.push_back({module.name(), std::min(d.height, d.width), d.experts, d.height + d.width,
+                          [&d] { return adapter::difference(d); }});
     }
     ranks_ = ranks_of(plan_, wishes, wishes.rank, bits(dtype_) / 8, measured, problems_);
+    if (wishes.rank == 0) return;
+    // PEFT warns of rank patterns for parameters that it would ignore them: they all have one rank,
+    // zeros included.
+    for (const Module& module : modules_) {
+      if (!module.parameter.empty()) ranks_[module.name()] = wishes.rank;
+    }
+  }
+
+  // How many of its module's parameters are wrapped around this one.
+  [[nodiscard]] std::ptrdiff_t nesting(const Module& module) const {
+    if (module.parameter.empty()) return 0;
+    const std::set<std::ptrdiff_t>& all = parameters_.at(module.path);
+    return std::distance(all.upper_bound(place_of(module.parameter)), all.end());
   }
 
   void factorise(const Module& module) {
-    const std::uint64_t rank = ranks_.at(module.path);
+    const adapter::Difference& d = module.difference;
+    const std::uint64_t rank = ranks_.at(module.name());
     Shape a = module.shape, b = module.shape;
-    if (module.turned) {
-      a = {rank, module.width};
-      b = {module.height, rank};
+    if (d.turned || !module.parameter.empty()) {
+      a = {rank * d.experts, d.width};
+      b = {d.height, rank * d.experts};
     } else {
       a.set(0, rank);
       b.set(1, rank);
       for (int axis = 2; axis < b.rank(); ++axis) b.set(axis, 1);
     }
-    const std::string prefix = "base_model.model." + module.path;
+    std::string prefix = "base_model.model." + module.path;
+    for (std::ptrdiff_t level = nesting(module); level > 0; --level) prefix += ".base_layer";
     if (!campaign_) campaign_ = std::make_shared<Campaign>();
     const std::size_t index =
-        campaign_->add({adapter::difference(module.difference, module.height, module.width), rank,
-                        prefix + ".lora_A.weight", prefix + ".lora_B.weight", dtype_, module.path});
+        campaign_->add({adapter::difference(d), rank, prefix + ".lora_A.weight",
+                        prefix + ".lora_B.weight", dtype_, module.name()});
     for (const Side side : {Side::a, Side::b}) {
       Job job;
       job.output = {prefix + (side == Side::a ? ".lora_A.weight" : ".lora_B.weight"), dtype_,
                     side == Side::a ? a : b};
       job.work = {plain(job.output.count()), {Dtype::f32}, dtype_, plan_.options.overflow};
-      job.operands.push_back({module.difference.tuned.model, module.difference.tuned.entry, nullptr,
-                              adapter::factor(campaign_, index, side)});
+      job.operands.push_back(
+          {d.tuned.model, d.tuned.entry, nullptr, adapter::factor(campaign_, index, side)});
       plan_.jobs.push_back(std::move(job));
     }
-    if (module.turned) folder_.fan_in_fan_out = true;  // PEFT warns of Conv1D without it
-    folder_.modules.push_back({module.path, rank, static_cast<double>(rank), true, false});
+    // PEFT warns of Conv1D without it.
+    if (d.turned && module.parameter.empty()) folder_.fan_in_fan_out = true;
+    folder_.modules.push_back(
+        {module.name(), rank, static_cast<double>(rank), module.parameter.empty(), false});
+    if (!module.parameter.empty()) folder_.parameters.push_back(module.name());
     paths_.insert(module.path);
   }
 
@@ -316,6 +381,8 @@ class Extraction {
     folder_.base = plan_.recipe.base_model->path;
     folder_.revision = plan_.recipe.base_model->revision;
     if (plan_.architecture.ends_with("ForCausalLM")) folder_.task = "CAUSAL_LM";
+    // Readers go by it where the shapes of experts do not tell inputs from outputs.
+    if (!folder_.parameters.empty()) folder_.version = "0.21.2";
     folder_.modules_to_save.assign(saved_.begin(), saved_.end());
     if (plan_.options.copy_tokenizer) {
       const std::string folder = draft_.folder(tuned_);
@@ -340,6 +407,8 @@ class Extraction {
   std::vector<Module> modules_;
   std::vector<Whole> whole_;
   std::map<std::string, std::uint64_t> ranks_;
+  std::map<std::string, std::uint64_t, std::less<>> experts_;   // how many, by what holds them
+  std::map<std::string, std::set<std::ptrdiff_t>> parameters_;  // places of them, by module
   std::set<std::string> paths_, saved_;
   std::shared_ptr<Campaign> campaign_;  // shared by the factors of the plan
   PeftFolder folder_;
