@@ -1,8 +1,10 @@
 // From two models to the adapter that leads from one to the other.
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -44,6 +46,16 @@ bool of_experts(std::string_view name, const Shape& shape) {
   if (place_of(last_component(name)) < std::ssize(kExperts)) return true;
   const std::string_view module = last_component(parent(name));
   return name.ends_with(".weight") && (module == "input_linear" || module == "output_linear");
+}
+
+// Of "layers.3.mlp.experts.7.w1": 7. Nothing for what is no layer of a single expert.
+std::optional<std::uint64_t> expert_of(std::string_view path) {
+  const std::string_view owner = parent(path), digits = last_component(owner);
+  if (last_component(parent(owner)) != "experts") return std::nullopt;
+  std::uint32_t number = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+  if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
+  return number;
 }
 
 class Extraction {
@@ -134,7 +146,12 @@ class Extraction {
     const auto base = named(base_), tuned = named(tuned_);
     for (const auto& [name, found] : base) {
       const Shape& shape = found.first->info.shape;
-      if (of_experts(name, shape)) experts_.emplace(parent(parent(name)), shape[0]);
+      const std::string_view path = parent(name);
+      if (of_experts(name, shape)) experts_.emplace(parent(path), shape[0]);
+      if (const auto number = expert_of(path)) {
+        std::uint64_t& count = experts_[std::string(parent(parent(parent(path))))];
+        count = std::max(count, *number + 1);
+      }
     }
     for (const auto& [name, found] : base) {
       if (tuned.contains(name) || found.second == Role::buffer) continue;
@@ -164,11 +181,11 @@ class Extraction {
     });
   }
 
-  // Whether PEFT has to be told of the parameter and not of its module. Beside fused experts
-  // (transformers 5) routers are no linear layers, and layers with the names that experts had
+  // Whether PEFT has to be told of the parameter and not of its module. Under transformers 5, which
+  // fuses experts, routers are no linear layers, and other layers with the names that experts had
   // before would be taken for experts.
   [[nodiscard]] bool by_parameter(const std::string& path, const Shape& shape) const {
-    if (experts_.empty() || shape.rank() != 2) return false;
+    if (experts_.empty() || shape.rank() != 2 || expert_of(path)) return false;
     const std::string_view leaf = last_component(path);
     const auto beside = experts_.find(parent(path));
     return (beside != experts_.end() && beside->second == shape[0]) ||
@@ -251,12 +268,21 @@ class Extraction {
                           [&d] { return adapter::difference(d); }});
     }
     ranks_ = ranks_of(plan_, wishes, wishes.rank, bits(dtype_) / 8, measured, problems_);
-    if (wishes.rank == 0) return;
-    // PEFT warns of rank patterns for parameters that it would ignore them: they all have one rank,
-    // zeros included.
+    std::set<std::uint64_t> ranks;  // of experts with tensors of their own
     for (const Module& module : modules_) {
-      if (!module.parameter.empty()) ranks_[module.name()] = wishes.rank;
+      const auto at = ranks_.find(module.name());
+      if (at == ranks_.end()) continue;  // refused
+      const bool expert = expert_of(module.path).has_value();
+      // PEFT fuses experts of one rank alone, and says of patterns for parameters that it ignores
+      // them: these all have one rank, with zeros where a side is shorter.
+      if (wishes.rank > 0 && (expert || !module.parameter.empty())) at->second = wishes.rank;
+      if (expert) ranks.insert(at->second);
     }
+    if (ranks.size() < 2) return;
+    problems_.warn(
+        Code::usage,
+        "experts get different ranks, and PEFT with transformers 5, which fuses experts, "
+        "loads them with equal ranks alone: --rank N gives that");
   }
 
   // How many of its module's parameters are wrapped around this one.

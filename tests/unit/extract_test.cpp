@@ -169,6 +169,120 @@ TEST(Extract, BringsChangedTensorsInFullOrSkipsThem) {
   }
 }
 
+// Models with one layer of three experts, a router, and a layer with an expert's old name.
+struct Mixture {
+  static constexpr std::uint64_t kExperts = 3, kWidth = 6, kInner = 5, kRank = 2;
+  bool transposed = false;
+
+  [[nodiscard]] Shape shape(bool down) const {
+    const std::uint64_t out = down ? kWidth : 2 * kInner, in = down ? kInner : kWidth;
+    return transposed ? Shape{kExperts, in, out} : Shape{kExperts, out, in};
+  }
+  [[nodiscard]] std::map<std::string, Shape> shapes() const {
+    return {{"model.layers.0.mlp.experts.gate_up_proj", shape(false)},
+            {"model.layers.0.mlp.experts.down_proj", shape(true)},
+            {"model.layers.0.mlp.gate.weight", {kExperts, kWidth}},
+            {"model.layers.1.mlp.up_proj.weight", {kInner, kWidth}},
+            {"model.layers.1.self_attn.q_proj.weight", {kWidth, kWidth}}};
+  }
+  // Every matrix of the tuned model differs by a product of rank kRank.
+  void write(const std::string& folder, bool tuned) const {
+    std::vector<TensorInfo> infos;
+    std::vector<float> values;
+    test::Random random(7), change(8);
+    const auto next = [](test::Random& from) {
+      return static_cast<float>(from.below(2001)) / 1000 - 1;
+    };
+    for (const auto& [name, shape] : shapes()) {
+      infos.push_back({name, Dtype::f32, shape});
+      const bool blocks = shape.rank() == 3;
+      const std::uint64_t height = shape[blocks ? 1 : 0], width = shape[blocks ? 2 : 1];
+      for (std::uint64_t block = 0; block < (blocks ? shape[0] : 1); ++block) {
+        std::vector<float> b(height * kRank), a(kRank * width);
+        for (float& x : b) x = next(change);
+        for (float& x : a) x = next(change);
+        for (std::uint64_t i = 0; i < height * width; ++i) {
+          float value = next(random);
+          for (std::uint64_t k = 0; tuned && k < kRank; ++k) {
+            value += b[i / width * kRank + k] * a[k * width + i % width];
+          }
+          values.push_back(value);
+        }
+      }
+    }
+    std::string bytes = print_header(infos, {{"format", "pt"}});
+    bytes.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+    test::write_file(folder + "/model.safetensors", bytes);
+    test::write_file(
+        folder + "/config.json",
+        fmt::format(R"({{"architectures": ["{}ForCausalLM"], "num_hidden_layers": 2}})",
+                    transposed ? "GptOss" : "Qwen3Moe"));
+  }
+};
+
+class FusedExperts : public testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(BothLayouts, FusedExperts, testing::Bool());
+
+TEST_P(FusedExperts, BecomeAnAdapterOfParametersThatBakesBack) {
+  const Folder folder;
+  const Mixture mixture{GetParam()};
+  mixture.write(folder / "base", false);
+  mixture.write(folder / "tuned", true);
+  (void)test::run_merge(fmt::format("extract: lora\nbase_model: {}\nmodel: {}\nrank: 2\n",
+                                    folder / "base", folder / "tuned"),
+                        folder / "out");
+  const auto found = test::read_adapter_values(folder / "out");
+  const std::string owner = "base_model.model.model.layers.0.mlp.experts";
+  // PEFT wraps the parameter that the class defines first innermost.
+  EXPECT_EQ(found.at(owner + ".base_layer.lora_A.weight").shape, (Shape{6, Mixture::kWidth}));
+  EXPECT_EQ(found.at(owner + ".base_layer.lora_B.weight").shape, (Shape{2 * Mixture::kInner, 6}));
+  EXPECT_EQ(found.at(owner + ".lora_A.weight").shape, (Shape{6, Mixture::kInner}));
+  EXPECT_EQ(found.at(owner + ".lora_B.weight").shape, (Shape{Mixture::kWidth, 6}));
+  const auto config = nlohmann::json::parse(test::read_file(folder / "out/adapter_config.json"));
+  EXPECT_EQ(config["target_modules"], nlohmann::json({"model.layers.1.self_attn.q_proj"}));
+  EXPECT_EQ(config["target_parameters"],
+            nlohmann::json(
+                {"model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj",
+                 "model.layers.0.mlp.gate.weight", "model.layers.1.mlp.up_proj.weight"}));
+  EXPECT_EQ(config["rank_pattern"], nlohmann::json::object());
+  EXPECT_EQ(findings(folder / "out"), std::vector<std::string>());
+  // Rows of A lie expert by expert, columns of B rank by rank.
+  const Values &a = found.at(owner + ".lora_A.weight"), &b = found.at(owner + ".lora_B.weight");
+  const auto disk = system_disk();
+  const auto values = [&](const std::string& model, const std::string& name) {
+    const Checkpoint checkpoint = Checkpoint::open(*disk, folder / model, model);
+    const Entry& entry = *checkpoint.find(name);
+    std::vector<float> all(entry.info.count());
+    read_values(checkpoint, entry, 0, all);
+    return all;
+  };
+  const std::string down = "model.layers.0.mlp.experts.down_proj";
+  const std::vector<float> base = values("base", down), tuned = values("tuned", down);
+  for (std::uint64_t e = 0; e < 3; ++e) {
+    for (std::uint64_t o = 0; o < Mixture::kWidth; ++o) {
+      for (std::uint64_t i = 0; i < Mixture::kInner; ++i) {
+        float sum = 0;
+        for (std::uint64_t k = 0; k < 2; ++k) {
+          sum += b.values[o * 6 + k * 3 + e] * a.values[(e * 2 + k) * Mixture::kInner + i];
+        }
+        const std::uint64_t at = e * Mixture::kWidth * Mixture::kInner +
+                                 (GetParam() ? i * Mixture::kWidth + o : o * Mixture::kInner + i);
+        EXPECT_NEAR(sum, tuned[at] - base[at], 1e-5);
+      }
+    }
+  }
+  test::Settings settings;
+  settings.plan.dtype = "float32";
+  (void)test::run_merge(
+      fmt::format("merge_method: passthrough\nmodels: [{{model: {{path: {}, adapters: [{}]}}}}]\n",
+                  folder / "base", folder / "out"),
+      folder / "back", settings);
+  for (const auto& [name, shape] : mixture.shapes()) {
+    const std::vector<float> back = values("back", name), wanted = values("tuned", name);
+    for (std::size_t i = 0; i < back.size(); ++i) EXPECT_NEAR(back[i], wanted[i], 1e-5) << name;
+  }
+}
+
 TEST(Extract, RefusesWithTheReason) {
   const auto disk = system_disk();
   const auto refusal = [&](const std::string& tuned, const std::string& more) {
