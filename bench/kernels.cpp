@@ -264,6 +264,27 @@ void nth_element(benchmark::State& state) {
                          benchmark::Counter::kIsRate);
 }
 
+// A bf16 matrix of 4096 columns with a product of that rank on top, chunk by chunk.
+void amend(benchmark::State& state, const std::string& isa, std::uint32_t rank) {
+  constexpr std::uint64_t kWidth = 4096, kHeight = 2048;
+  const auto backend = cpu_backend(isa);
+  std::vector<float> a(rank * kWidth), b(kHeight * rank), values(kChunk);
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] = normal(i, 0.02F);
+  for (std::size_t i = 0; i < b.size(); ++i) b[i] = normal(i, 0.02F);
+  const auto factors = backend->stage({a, b, rank, kWidth, 0.5F});
+  const Factors* const products[] = {factors.get()};
+  const auto* own = reinterpret_cast<const std::byte*>(model<math::Format::bf16>(0).data());
+  for (auto _ : state) {
+    for (std::uint64_t first = 0; first < kWidth * kHeight; first += kChunk) {
+      backend->amend(Dtype::bf16, own + 2 * first, products, first, values);
+      benchmark::DoNotOptimize(values.data());
+    }
+  }
+  const double count = static_cast<double>(state.iterations()) * static_cast<double>(kWidth * kHeight);
+  state.counters["elements"] = benchmark::Counter(count, benchmark::Counter::kIsRate);
+  state.counters["multiply-adds"] = benchmark::Counter(count * rank, benchmark::Counter::kIsRate);
+}
+
 template <class Function>
 auto* enlist(const std::string& name, Function function) {
   return benchmark::RegisterBenchmark(name.c_str(), function)->Unit(benchmark::kMillisecond);
@@ -331,6 +352,10 @@ void enlist_all() {
     enlist(isa + "/select/bf16/2", [=](auto& state) {
       select<Format::bf16>(state, isa, 2);
     })->UseRealTime();
+    for (const std::uint32_t rank : {8u, 32u, 128u}) {
+      enlist(isa + "/amend/bf16/rank " + std::to_string(rank),
+             [=](auto& state) { amend(state, isa, rank); });
+    }
     const std::string folding = isa + "/fold/";
     enlist(folding + "slerp/2/bf16",
            [=](auto& state) { fold<Format::bf16>(state, isa, "slerp", 2); });

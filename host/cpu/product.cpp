@@ -13,10 +13,21 @@ typedef std::uint32_t Word32 __attribute__((may_alias));
 typedef std::uint16_t Word16 __attribute__((may_alias));
 typedef std::uint8_t Word8 __attribute__((may_alias));
 
-// Columns of A that are gone over for all rows at a time: 32 ranks of them fill half an L1 cache.
-constexpr std::uint64_t kColumns = 128;
-// Ranks per visit of a sum: between them it stays in a register.
-constexpr std::uint32_t kRanks = 8;
+// A band of rows times a strip of columns is summed in registers: each load of A counts for all
+// rows of the band. 12 registers of sums: additions to one do not wait for each other, and g++ 12
+// keeps them in registers only where a strip has more than 16 columns (half the rate with 16).
+#if defined(__AVX512F__)
+constexpr std::uint64_t kStrip = 48;
+#else
+constexpr std::uint64_t kStrip = 24;
+#endif
+constexpr std::uint64_t kBand = 4;
+// Rows that are decoded and changed by all products before the next ones: they stay in the L2
+// cache.
+constexpr std::uint64_t kGroup = 32;
+// Most ranks of a strip that are packed: rows of A lie a power of two apart and would take each
+// other's place in the L1 cache.
+constexpr std::uint32_t kPacked = 256;
 
 template <Format f, class Word>
 void decode(const std::byte* data, std::uint64_t n, float* __restrict out) {
@@ -24,77 +35,99 @@ void decode(const std::byte* data, std::uint64_t n, float* __restrict out) {
   for (std::uint64_t i = 0; i < n; ++i) out[i] = math::Codec<f>::decode(in[i]);
 }
 
-void decode(const Input& own, std::uint64_t n, float* out) {
+// Elements [first, first + n) of `own`; zeros if there are none.
+void decode(const Input& own, std::uint64_t first, std::uint64_t n, float* out) {
   if (own.data == nullptr) {
     for (std::uint64_t i = 0; i < n; ++i) out[i] = 0.0F;
     return;
   }
   switch (own.format) {
     case Format::f32:
-      return decode<Format::f32, Word32>(own.data, n, out);
+      return decode<Format::f32, Word32>(own.data + 4 * first, n, out);
     case Format::f16:
-      return decode<Format::f16, Word16>(own.data, n, out);
+      return decode<Format::f16, Word16>(own.data + 2 * first, n, out);
     case Format::bf16:
-      return decode<Format::bf16, Word16>(own.data, n, out);
+      return decode<Format::bf16, Word16>(own.data + 2 * first, n, out);
     case Format::e4m3:
-      return decode<Format::e4m3, Word8>(own.data, n, out);
+      return decode<Format::e4m3, Word8>(own.data + first, n, out);
     case Format::e5m2:
-      return decode<Format::e5m2, Word8>(own.data, n, out);
+      return decode<Format::e5m2, Word8>(own.data + first, n, out);
   }
 }
 
-// sums[i] over ranks [k, k + kRanks), rising; `a` is A's row k at the first of n columns.
-void eight(const float* b, const float* a, std::uint64_t width, std::uint64_t n,
-           float* __restrict sums) {
-  const float b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
-  const float b4 = b[4], b5 = b[5], b6 = b[6], b7 = b[7];
-  for (std::uint64_t i = 0; i < n; ++i) {
-    float sum = sums[i];
-    sum = math::extend(sum, b0, a[i]);
-    sum = math::extend(sum, b1, a[i + width]);
-    sum = math::extend(sum, b2, a[i + 2 * width]);
-    sum = math::extend(sum, b3, a[i + 3 * width]);
-    sum = math::extend(sum, b4, a[i + 4 * width]);
-    sum = math::extend(sum, b5, a[i + 5 * width]);
-    sum = math::extend(sum, b6, a[i + 6 * width]);
-    sum = math::extend(sum, b7, a[i + 7 * width]);
-    sums[i] = sum;
+// Adds kRows rows by n columns of a product, n at most kStrip. `a` is row 0 of A at the first
+// column, its rows are `pace` apart; values' are `width` apart.
+template <std::uint64_t kRows>
+void add(const LowRank& p, const float* b, const float* a, std::uint64_t pace, std::uint64_t n,
+         float* values) {
+  float sums[kRows][kStrip] = {};
+  if (n == kStrip) {
+    for (std::uint32_t k = 0; k < p.rank; ++k) {
+      for (std::uint64_t r = 0; r < kRows; ++r) {
+        for (std::uint64_t i = 0; i < kStrip; ++i) {
+          sums[r][i] = math::extend(sums[r][i], b[r * p.rank + k], a[k * pace + i]);
+        }
+      }
+    }
+  } else {
+    for (std::uint32_t k = 0; k < p.rank; ++k) {
+      for (std::uint64_t r = 0; r < kRows; ++r) {
+        for (std::uint64_t i = 0; i < n; ++i) {
+          sums[r][i] = math::extend(sums[r][i], b[r * p.rank + k], a[k * pace + i]);
+        }
+      }
+    }
+  }
+  for (std::uint64_t r = 0; r < kRows; ++r) {
+    for (std::uint64_t i = 0; i < n; ++i) {
+      values[r * p.width + i] = math::amend(values[r * p.width + i], p.scale, sums[r][i]);
+    }
   }
 }
 
-void one(float b, const float* a, std::uint64_t n, float* __restrict sums) {
-  for (std::uint64_t i = 0; i < n; ++i) sums[i] = math::extend(sums[i], b, a[i]);
-}
-
-// Adds columns [column, column + n) of one row of the product, n at most kColumns.
-void add(const LowRank& p, std::uint64_t row, std::uint64_t column, std::uint64_t n,
-         float* __restrict values) {
-  float sums[kColumns] = {};
+// Adds columns [begin, end) of `rows` rows from `row` on; `values` is the first of them.
+void add(const LowRank& p, std::uint64_t row, std::uint64_t rows, std::uint64_t begin,
+         std::uint64_t end, float* values) {
   const float* b = p.b + row * p.rank;
-  const float* a = p.a + column;
-  std::uint32_t k = 0;
-  for (; k + kRanks <= p.rank; k += kRanks) eight(b + k, a + k * p.width, p.width, n, sums);
-  for (; k < p.rank; ++k) one(b[k], a + k * p.width, n, sums);
-  for (std::uint64_t i = 0; i < n; ++i) values[i] = math::amend(values[i], p.scale, sums[i]);
+  float packed[kPacked * kStrip];
+  for (std::uint64_t column = begin; column < end; column += kStrip) {
+    const std::uint64_t n = end - column < kStrip ? end - column : kStrip;
+    const float* a = p.a + column;
+    std::uint64_t pace = p.width;
+    if (rows >= kBand && n == kStrip && p.rank <= kPacked) {
+      for (std::uint32_t k = 0; k < p.rank; ++k) {
+        for (std::uint64_t i = 0; i < kStrip; ++i) packed[k * kStrip + i] = a[k * p.width + i];
+      }
+      a = packed;
+      pace = kStrip;
+    }
+    float* at = values + (column - begin);
+    std::uint64_t r = 0;
+    for (; r + kBand <= rows; r += kBand)
+      add<kBand>(p, b + r * p.rank, a, pace, n, at + r * p.width);
+    for (; r < rows; ++r) add<1>(p, b + r * p.rank, a, pace, n, at + r * p.width);
+  }
 }
 
 void amend_all(const Input& own, const LowRank* products, std::size_t number, std::uint64_t first,
                std::uint64_t count, float* values) {
-  decode(own, count, values);
-  for (std::size_t p = 0; p < number; ++p) {
-    const std::uint64_t width = products[p].width;
-    const std::uint64_t top = first / width, bottom = (first + count - 1) / width;
-    for (std::uint64_t left = 0; left < width; left += kColumns) {
-      const std::uint64_t right = left + kColumns < width ? left + kColumns : width;
-      for (std::uint64_t row = top; row <= bottom; ++row) {
-        // The part of the run in this row and these columns.
-        std::uint64_t begin = row * width + left, end = row * width + right;
-        begin = begin < first ? first : begin;
-        end = end > first + count ? first + count : end;
-        if (begin >= end) continue;
-        add(products[p], row, begin - row * width, end - begin, values + (begin - first));
-      }
+  if (number == 0) return decode(own, 0, count, values);
+  const std::uint64_t width = products[0].width;
+  for (std::uint64_t done = 0; done < count;) {
+    // The rest of a row that the run begins within, whole rows, or the part of a row that it ends
+    // with.
+    const std::uint64_t row = (first + done) / width, column = (first + done) % width;
+    const std::uint64_t left = count - done;
+    std::uint64_t rows = 1, here = width - column < left ? width - column : left;
+    if (here == width) {
+      rows = left / width < kGroup ? left / width : kGroup;
+      here = rows * width;
     }
+    decode(own, done, here, values + done);
+    for (std::size_t p = 0; p < number; ++p) {
+      add(products[p], row, rows, column, rows > 1 ? width : column + here, values + done);
+    }
+    done += here;
   }
 }
 
