@@ -265,13 +265,13 @@ void nth_element(benchmark::State& state) {
 }
 
 // A bf16 matrix of 4096 columns with a product of that rank on top, chunk by chunk.
-void amend(benchmark::State& state, const std::string& isa, std::uint32_t rank) {
+void amend(benchmark::State& state, const std::string& isa, std::uint32_t rank, bool fast) {
   constexpr std::uint64_t kWidth = 4096, kHeight = 2048;
   const auto backend = cpu_backend(isa);
   std::vector<float> a(rank * kWidth), b(kHeight * rank), values(kChunk);
   for (std::size_t i = 0; i < a.size(); ++i) a[i] = normal(i, 0.02F);
   for (std::size_t i = 0; i < b.size(); ++i) b[i] = normal(i, 0.02F);
-  const auto factors = backend->stage({a, b, rank, kWidth, 0.5F});
+  const auto factors = backend->stage({a, b, rank, kWidth, 0.5F, fast});
   const Factors* const products[] = {factors.get()};
   const auto* own = reinterpret_cast<const std::byte*>(model<math::Format::bf16>(0).data());
   for (auto _ : state) {
@@ -353,8 +353,9 @@ void enlist_all() {
       select<Format::bf16>(state, isa, 2);
     })->UseRealTime();
     for (const std::uint32_t rank : {8u, 32u, 128u}) {
-      enlist(isa + "/amend/bf16/rank " + std::to_string(rank),
-             [=](auto& state) { amend(state, isa, rank); });
+      const std::string name = isa + "/amend/bf16/rank " + std::to_string(rank);
+      enlist(name, [=](auto& state) { amend(state, isa, rank, false); });
+      if (isa == "v4") enlist(name + " by BLAS", [=](auto& state) { amend(state, isa, rank, true); });
     }
     const std::string folding = isa + "/fold/";
     enlist(folding + "slerp/2/bf16",

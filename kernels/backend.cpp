@@ -16,6 +16,8 @@
 #include <cstring>
 
 #include "apply.hpp"
+#include "base/block.hpp"
+#include "blas.hpp"
 #include "check.hpp"
 #include "ingot/error.hpp"
 #include "ingot/math/methods.hpp"
@@ -146,6 +148,17 @@ class Lane {
     return a;
   }
 
+  // Opens cuBLAS for products that may be fast.
+  void add_blas(const std::string& folder) {
+    use();
+    workspace_ = std::make_unique<Device>(Blas::kWorkspace);
+    blas_ = std::make_unique<Blas>(folder, workspace_->data());
+  }
+  [[nodiscard]] Blas& blas() {
+    if (blas_ == nullptr) fail(Code::internal, "a fast product came to a device without cuBLAS");
+    return *blas_;
+  }
+
   std::atomic<int> calls{0};  // under way
   // Held while a call enqueues, so that its copies and kernels lie together in their streams.
   std::mutex turn;
@@ -189,6 +202,8 @@ class Lane {
   Device block_;
   std::uint64_t bytes_;
   Pinned windows_;
+  std::unique_ptr<Device> workspace_;
+  std::unique_ptr<Blas> blas_;
 
  public:
   const Stream in, compute, out;
@@ -477,12 +492,14 @@ T* as(std::byte* memory) {
 class Cuda final : public Backend {
  public:
   explicit Cuda(const DeviceOptions& options) {
-    const std::uint64_t memory = options.memory / kAlign * kAlign;
+    std::uint64_t memory = options.memory / kAlign * kAlign;
+    if (options.fast_product) memory -= std::min(memory, Blas::kWorkspace);
     if (memory < kMiB)
       fail(Code::usage,
            "--device-memory " + std::to_string(options.memory) + ": at least 1 MiB is needed");
     for (const Card& card : probe(options.device)) {
       lanes_.push_back(std::make_unique<Lane>(card, memory));
+      if (options.fast_product) lanes_.back()->add_blas(options.libraries);
       test_arithmetic(*lanes_.back());
     }
   }
@@ -720,7 +737,8 @@ class Cuda final : public Backend {
       call.copy_in(memory + stored, own, count * width);
     }
     sent->products = as<LowRank>(memory + header + sizeof(Amendment));
-    sent->number = static_cast<unsigned>(products.size());
+    const bool fast = leading != nullptr && leading->product().fast;
+    sent->number = fast ? 0 : static_cast<unsigned>(products.size());
     sent->width = columns;
     sent->first = first;
     sent->count = count;
@@ -741,6 +759,15 @@ class Cuda final : public Backend {
     call.copy_in(memory + header, call.sent(),
                  sizeof(Amendment) + products.size() * sizeof(LowRank));
     gpu::amend(as<Amendment>(memory + header), first, count, columns, shape_, call.kernels());
+    if (fast) {
+      each_block(first, count, columns, [&](const Block& block) {
+        for (const LowRank& p : std::span(list, products.size())) {
+          lane.blas().add(block.rows, block.columns, p.rank, p.scale,
+                          p.b + (block.row - p.top) * p.rank, p.a + block.column,
+                          as<float>(memory + result) + block.at, columns, call.kernels());
+        }
+      });
+    }
     call.copy_out(values.data(), memory + result, values.size_bytes());
     call.wait();
     call.done();

@@ -60,8 +60,10 @@ void* Library::find(const char* name) const {
   return found;
 }
 
+Library open_blas(const std::string& folder) { return Library(kBlas, folder); }
+
 Libraries open_libraries(const std::string& folder) {
-  return {Library(kBlas, folder), Library(kSolver, folder)};
+  return {open_blas(folder), Library(kSolver, folder)};
 }
 
 }  // namespace gpu

@@ -43,7 +43,8 @@ struct Libraries {
   Library blas, solver;
 };
 
-// Throws as Library does.
+// Both throw as Library does.
+[[nodiscard]] Library open_blas(const std::string& folder);
 [[nodiscard]] Libraries open_libraries(const std::string& folder);
 
 }  // namespace ingot::gpu

@@ -199,6 +199,7 @@ std::vector<Low> Low::load(const Scene& scene, const Effect& effect, double scal
     };
     low.rank_ = static_cast<std::uint32_t>(rank);
     low.scale_ = static_cast<float>(scale);
+    low.fast_ = scene.plan->options.fast_product;
     low.width_ = f.block.width;
     low.top_ = block * f.block.height;
     if (transposed) {
@@ -225,8 +226,8 @@ std::vector<Low> Low::load(const Scene& scene, const Effect& effect, double scal
     }
     if (scene.backend != nullptr) {
       low.backend_ = scene.backend;
-      low.factors_ =
-          scene.backend->stage({low.right_, low.left_, low.rank_, low.width_, low.scale_});
+      low.factors_ = scene.backend->stage(
+          {low.right_, low.left_, low.rank_, low.width_, low.scale_, low.fast_});
     }
   }
   return lows;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <type_traits>
 #include <vector>
@@ -35,6 +36,7 @@ class Low {
   std::uint64_t top_ = 0, height_ = 0, width_ = 0;
   std::uint32_t rank_ = 0;
   float scale_ = 1;
+  bool fast_ = false;
   std::vector<float> left_, right_;
   std::unique_ptr<Factors> factors_;  // refers to left_ and right_, whose memory moves with them
 };
@@ -65,6 +67,16 @@ void Low::add(std::uint64_t first, std::span<T> values) const {
       const T b(left_[y * rank_ + k]);
       const float* a = right_.data() + k * width_ + x;
       for (std::uint64_t i = 0; i < count; ++i) sums[i] = math::extend(sums[i], b, T(a[i]));
+    }
+    if constexpr (!std::is_same_v<T, float>) {
+      for (std::uint64_t i = 0; fast_ && i < count; ++i) {
+        double mass = 0;
+        for (std::uint32_t k = 0; k < rank_; ++k) {
+          mass += std::fabs(static_cast<double>(left_[y * rank_ + k]) *
+                            static_cast<double>(right_[k * width_ + x + i]));
+        }
+        sums[i] = T::any_order(sums[i].value, mass, rank_);
+      }
     }
     for (std::uint64_t i = 0; i < count; ++i) {
       T& value = panel.values[done + i];

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 #include "ingot/math/adapter.hpp"
@@ -47,6 +48,15 @@ struct Tracked {
     const double r = std::sqrt(a.value), least = a.value - a.slack;
     if (least <= 0) return {r, std::sqrt(a.value + a.slack)};
     return {r, a.slack / (r + std::sqrt(least))};
+  }
+  // A sum of `terms` products, taken by the engine in any order, fused or not, a common factor
+  // multiplied into any part; `mass` is the sum of their magnitudes. The bound of Higham 4.2, n u
+  // mass, with four more roundings.
+  static Tracked any_order(double sum, double mass, std::uint64_t terms) {
+    Tracked t(sum);
+    const auto n = static_cast<double>(terms + 4);
+    t.slack = n * mass / static_cast<double>(std::int64_t{1} << P) * (1 + 0x1p-10) + n * 0x1p-149;
+    return t;
   }
   friend bool operator==(Tracked a, Tracked b) { return a.value == b.value; }
 

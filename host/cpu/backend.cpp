@@ -11,8 +11,10 @@
 #include <cstring>
 #include <memory>
 
+#include "base/block.hpp"
 #include "cpu/isa.hpp"
 #include "ingot/error.hpp"
+#include "ingot/linalg.hpp"
 #include "ingot/math/methods.hpp"
 
 namespace ingot {
@@ -78,8 +80,10 @@ class View {
 
 class Staged final : public Factors {
  public:
-  explicit Staged(const Product& p) : product{p.a.data(), p.b.data(), p.rank, p.width, p.scale} {}
+  explicit Staged(const Product& p)
+      : product{p.a.data(), p.b.data(), p.rank, p.width, p.scale}, fast(p.fast) {}
   LowRank product;
+  bool fast;
 };
 
 class Cpu final : public Backend {
@@ -216,8 +220,16 @@ class Cpu final : public Backend {
     for (const Factors* factors : products) {
       staged.push_back(static_cast<const Staged*>(factors)->product);
     }
-    (*isa_.amend)({own, format_of(dtype)}, staged.data(), staged.size(), first, values.size(),
-                  values.data());
+    const bool fast = !products.empty() && static_cast<const Staged*>(products[0])->fast;
+    (*isa_.amend)({own, format_of(dtype)}, staged.data(), fast ? 0 : staged.size(), first,
+                  values.size(), values.data());
+    if (!fast) return;
+    for (const LowRank& p : staged) {
+      each_block(first, values.size(), p.width, [&](const Block& block) {
+        linalg::add_product(block.rows, block.columns, p.rank, p.scale, p.b + block.row * p.rank,
+                            p.a + block.column, values.data() + block.at, p.width);
+      });
+    }
   }
 
  private:

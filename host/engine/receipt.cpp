@@ -136,6 +136,7 @@ Json describe_options(const PlanOptions& o) {
   json["shard_bytes"] = o.shard_bytes;
   json["dtype"] = o.dtype;
   json["fp8_overflow"] = o.overflow == math::Overflow::saturate ? "saturate" : "propagate";
+  if (o.fast_product) json["fast_product"] = true;
   json["copy_tokenizer"] = o.copy_tokenizer;
   json["model_card"] = o.model_card;
   Json waivers = Json::array();
@@ -154,6 +155,7 @@ PlanOptions parse_options(const Json& json) {
   o.dtype = json.at("dtype").get<std::string>();
   o.overflow =
       json.at("fp8_overflow") == "saturate" ? math::Overflow::saturate : math::Overflow::propagate;
+  o.fast_product = json.value("fast_product", false);
   o.copy_tokenizer = json.at("copy_tokenizer").get<bool>();
   o.model_card = json.at("model_card").get<bool>();
   for (const auto& w : json.at("waivers")) {

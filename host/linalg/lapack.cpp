@@ -63,6 +63,13 @@ Matrix multiply(const Matrix& a, As a_as, const Matrix& b, As b_as) {
   return c;
 }
 
+void add_product(std::size_t rows, std::size_t columns, std::size_t rank, float scale,
+                 const float* b, const float* a, float* values, std::size_t width) {
+  if (rows == 0 || columns == 0) return;
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, narrow(rows), narrow(columns),
+              narrow(rank), scale, b, narrow(rank), a, narrow(width), 1.0F, values, narrow(width));
+}
+
 double norm(const Matrix& a) {
   // In parts, so that few roundings pile up; scaling against overflow is not needed for f32 values.
   double sum = 0;

@@ -43,6 +43,8 @@ struct Product {
   std::uint32_t rank = 0;
   std::uint64_t width = 0;
   float scale = 1.0F;
+  // Sums may be taken in any order and rounded in between (BLAS, cuBLAS): bounded class.
+  bool fast = false;
 };
 
 // A backend's own form of a product's factors; see Backend::stage.
@@ -157,7 +159,7 @@ class Backend {
   // Takes a product's factors; their memory must outlive what is returned.
   [[nodiscard]] virtual std::unique_ptr<Factors> stage(const Product& product) = 0;
   // values = elements [first, first + values.size()) of a tensor, decoded from `own` (null: zeros), plus
-  // each product in turn. All products have the tensor's width.
+  // each product in turn. All products have the tensor's width and agree in `fast`.
   virtual void amend(Dtype dtype, const std::byte* own, std::span<const Factors* const> products,
                      std::uint64_t first, std::span<float> values) = 0;
 
@@ -183,6 +185,8 @@ class Backend {
 struct DeviceOptions {
   std::string device = "cuda";                        // "cuda", "cuda:1", "cuda:0,1"
   std::uint64_t memory = std::uint64_t{2} << 30;      // ceiling on each device's memory, bytes
+  bool fast_product = false;                          // products with `fast` will come: opens cuBLAS
+  std::string libraries = {};                              // folder of cuBLAS; empty: the search path
 };
 
 // The CUDA backend over one or several devices. Throws Error{device} with one sentence where it cannot

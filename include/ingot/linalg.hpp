@@ -32,6 +32,11 @@ enum class As : std::uint8_t { is, turned };
 // a times b.
 [[nodiscard]] Matrix multiply(const Matrix& a, As a_as, const Matrix& b, As b_as);
 
+// values (rows x columns) += scale * b (rows x rank) * a (rank x columns) in f32, summed in BLAS's order.
+// Rows of `a` and of `values` are `width` elements apart.
+void add_product(std::size_t rows, std::size_t columns, std::size_t rank, float scale, const float* b,
+                 const float* a, float* values, std::size_t width);
+
 // The square root of the sum of squares.
 [[nodiscard]] double norm(const Matrix& a);
 

@@ -22,6 +22,8 @@ struct PlanOptions {
   std::string dtype;  // overrides the recipe's out_dtype; empty: as the recipe says
   math::Overflow overflow = math::Overflow::saturate;
   bool truncate_embeddings = false;  // --unsafe-truncate-embeddings
+  // --fast-product: low-rank products by BLAS or cuBLAS, whose sums depend on library and machine.
+  bool fast_product = false;
   bool allow_unknown_keys = false;
   bool allow_mixed = false;      // --allow-crimes: architectures that differ
   bool allow_unchanged = false;  // output equal to an input is no failure

@@ -62,6 +62,18 @@ class Bake(Case):
                   env={"INGOT_ISA": "v2"})
         self.assertEqual(bytes_of(self.folder / "a"), bytes_of(self.folder / "b"))
 
+    def test_fast_products_stand_in_the_receipt_and_verify(self):
+        self.bake(ADAPTERS / "c-lora", ADAPTERS / "python-dora", "--fast-product", "--dtype", "float32")
+        receipt = json.loads((self.folder / "out" / "ingot.json").read_text())
+        self.assertIs(receipt["options"]["fast_product"], True)
+        self.run_ok("verify", self.folder / "out", "--all")
+        self.bake(ADAPTERS / "c-lora", out="exact")
+        self.assertNotIn("fast_product", (self.folder / "exact" / "ingot.json").read_text())
+        recipe = EXAMPLES / "recipes" / "ties.yml"
+        done = ingot("merge", recipe, self.folder / "ties", "--root", EXAMPLES, "--fast-product")
+        self.assertEqual(done.returncode, USAGE, done.stderr)
+        self.assertIn("--fast-product is for passthrough", done.stderr)
+
     def test_tokenizer_and_vocabulary_follow_the_adapter(self):
         self.bake(ADAPTERS / "chat-lora")
         out = self.folder / "out"

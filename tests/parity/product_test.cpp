@@ -76,6 +76,33 @@ TEST_P(Products, stand_alone_where_there_is_no_tensor_under_them) {
   EXPECT_EQ(std::memcmp(found.data(), expected.data(), sizeof(float) * 390), 0);
 }
 
+TEST_P(Products, may_be_fast_within_the_bound_of_any_order) {
+  constexpr std::uint64_t kHeight = 71, kWidth = 301, kCount = kHeight * kWidth;
+  constexpr std::uint32_t kRank = 40;
+  Matrices only(kHeight, kWidth, kRank, 2.0F, 3);
+  only.product.fast = true;
+  const auto staged = backend_->stage(only.product);
+  const Factors* const list[] = {staged.get()};
+  std::vector<float> own(kCount, 0.25F);
+  for (const auto& [from, count] :
+       {std::pair<std::uint64_t, std::uint64_t>{0, kCount}, {1, 1}, {299, 4}, {150, 20000}}) {
+    std::vector<float> found(count);
+    backend_->amend(Dtype::f32, std::as_bytes(std::span(own)).data() + from * sizeof(float), list,
+                    from, found);
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const std::uint64_t row = (from + i) / kWidth, column = (from + i) % kWidth;
+      double value = 0.25, mass = 0.25;
+      for (std::uint32_t k = 0; k < kRank; ++k) {
+        const double term = 2.0 * static_cast<double>(only.b[row * kRank + k]) *
+                            static_cast<double>(only.a[k * kWidth + column]);
+        value += term;
+        mass += std::fabs(term);
+      }
+      ASSERT_NEAR(found[i], value, (kRank + 4) * 0x1p-24 * mass) << from << " + " << i;
+    }
+  }
+}
+
 INGOT_EVERY_ISA(Products);
 
 }  // namespace

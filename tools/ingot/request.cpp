@@ -94,6 +94,13 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
   command.add_option("--device-memory", device_memory_, "Ceiling on memory of a CUDA device")
       ->type_name("SIZE")
       ->capture_default_str();
+  if (form == Form::bake || form == Form::merge || form == Form::plan) {
+    command.add_flag("--fast-product", planning_.fast_product,
+                     "Adapters by BLAS or cuBLAS: other last digits on other machines");
+    command
+        .add_option("--cuda-libraries", libraries_, "Folder of cuBLAS for --fast-product on CUDA")
+        ->type_name("DIR");
+  }
   command.add_option("--storage", storage_, "How files are read and written")
       ->type_name("auto|mapped|direct|buffered")
       ->check(CLI::IsMember({"auto", "mapped", "direct", "buffered"}))
@@ -196,9 +203,12 @@ void Request::settle(const Console& console) {
 
 std::unique_ptr<Backend> Request::backend(const Console& console) const {
   if (device_ == "cpu") return cpu_backend(options_.isa);
-  if (device_ != "auto") return cuda_backend({device_, device_memory_bytes_});
+  const auto cuda = [this](const std::string& device) {
+    return cuda_backend({device, device_memory_bytes_, planning_.fast_product, libraries_});
+  };
+  if (device_ != "auto") return cuda(device_);
   try {
-    return cuda_backend({"cuda", device_memory_bytes_});
+    return cuda("cuda");
   } catch (const Error& error) {
     if (error.code() != Code::device) throw;
     console.note(fmt::format("--device auto: the CPU does the arithmetic ({})", error.message()));

@@ -69,7 +69,7 @@ class Request {
   std::string memory_ = "1GiB", shard_size_ = "5GB", out_shard_size_;
   std::string device_memory_ = "2GiB";
   std::uint64_t device_memory_bytes_ = 0;
-  std::string device_ = "cpu", storage_ = "auto";
+  std::string device_ = "cpu", storage_ = "auto", libraries_;
   bool quiet_ = false, json_ = false, no_sync_ = false, no_hash_ = false;
   // mergekit's.
   bool cuda_ = false, gpu_rich_ = false, safe_ = true, copy_tokenizer_ = true, card_ = true;
