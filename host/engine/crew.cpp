@@ -1,9 +1,23 @@
 #include "engine/crew.hpp"
 
+#include <time.h>
+
 #include <algorithm>
 #include <utility>
 
 namespace ingot {
+
+namespace {
+
+// Nanoseconds that the calling thread has been on a core.
+std::uint64_t spent() {
+  timespec time{};
+  (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<std::uint64_t>(time.tv_sec) * 1'000'000'000 +
+         static_cast<std::uint64_t>(time.tv_nsec);
+}
+
+}  // namespace
 
 Crew::Crew(int threads) {
   threads_.reserve(static_cast<std::size_t>(threads));
@@ -58,11 +72,13 @@ void Crew::loop(int worker) {
       work = std::move(queue_.back().work);
       queue_.pop_back();
     }
+    const std::uint64_t begin = spent();
     try {
       work(worker);
     } catch (...) {
       fail(std::current_exception());
     }
+    nanoseconds_.fetch_add(spent() - begin, std::memory_order_relaxed);
   }
 }
 

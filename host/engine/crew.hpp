@@ -35,6 +35,10 @@ class Crew {
   // Called by the first fail(), from its thread. Set before any work is posted.
   void on_failure(std::function<void()> listener) { listener_ = std::move(listener); }
   [[nodiscard]] bool failed() const noexcept { return failed_.load(std::memory_order_acquire); }
+  // CPU seconds that finished work took, over all threads.
+  [[nodiscard]] double seconds() const noexcept {
+    return static_cast<double>(nanoseconds_.load(std::memory_order_relaxed)) * 1e-9;
+  }
   // Rethrows the first error, if any.
   void check();
 
@@ -54,6 +58,7 @@ class Crew {
   std::uint64_t order_ = 0;
   bool closing_ = false;
   std::atomic<bool> failed_ = false;
+  std::atomic<std::uint64_t> nanoseconds_ = 0;
   std::exception_ptr error_;
   std::function<void()> listener_;
   std::vector<std::thread> threads_;

@@ -72,6 +72,7 @@ class Run {
 
   // Runs every job that a former run did not finish; entries by job.
   std::vector<Json> go() {
+    const auto begin = Clock::now();
     for (const auto& [job, entry] : output_.finished()) {
       entries_[job] = entry;
       ++finished_;
@@ -97,6 +98,9 @@ class Run {
     changed_.wait(lock, [this] { return crew_.failed() || finished_ == plan_.jobs.size(); });
     lock.unlock();
     crew_.check();
+    const double all = std::chrono::duration<double>(Clock::now() - begin).count() * threads_;
+    report_.threads = threads_;
+    report_.busy = all > 0 ? std::min(crew_.seconds() / all, 1.0) : 0;
     const std::lock_guard watching(watching_);
     note_memory();
     return std::move(entries_);

@@ -32,6 +32,9 @@ struct Report {
   double seconds = 0;
   double storage_rate = 0;       // bytes/s the storage was measured at; 0: not measured
   std::uint64_t peak_memory = 0; // anonymous resident bytes
+  int threads = 0;               // that compute and hash
+  double busy = 0;               // share of those threads' time that they spent on a core: near 1, the
+                                 // arithmetic bounds the run, not the storage
   std::vector<std::string> warnings;
   std::string receipt;           // path of ingot.json
 };

@@ -30,6 +30,7 @@ class Merge(Case):
         self.assertGreater(report["bytes_read"], 0)
         self.assertGreater(report["seconds"], 0)
         self.assertGreater(report["peak_memory"], 0)
+        self.assertTrue(0 < report["busy"] <= 1 and report["threads"] > 0, report)
         self.assertTrue(os.path.isfile(report["receipt"]))
 
     def test_quiet_is_silent(self):

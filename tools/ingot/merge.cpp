@@ -33,6 +33,8 @@ Json describe(const Report& report, const std::vector<Activity>& devices) {
             {"seconds", report.seconds},
             {"storage_rate", report.storage_rate},
             {"peak_memory", report.peak_memory},
+            {"threads", report.threads},
+            {"busy", report.busy},
             {"warnings", report.warnings},
             {"devices", Json::array()}};
   for (const Activity& device : devices) {
@@ -51,6 +53,9 @@ Json describe(const Report& report, const std::vector<Activity>& devices) {
   }
   return json;
 }
+
+// Threads that compute for so much of the time wait for no disk.
+constexpr double kBound = 0.9;
 
 // The last line of a run: seconds, rate, share of what the storage can do, peak memory.
 std::string cost(const Report& report, const std::vector<Activity>& devices) {
@@ -104,6 +109,11 @@ std::string narrate(const Report& report, const std::vector<Activity>& devices) 
   text += fmt::format("receipt {}\n{}{}{}\n", report.receipt, report.backend,
                       report.storage.empty() ? "" : ", ", report.storage);
   for (const Activity& device : devices) text += busy(device, report.seconds);
+  if (report.busy >= kBound) {
+    text += fmt::format("compute-bound: {} busy {:.0f} % of the time\n",
+                        show_count(static_cast<std::uint64_t>(report.threads), "thread"),
+                        100 * report.busy);
+  }
   return text + cost(report, devices);
 }
 
