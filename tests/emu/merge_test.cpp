@@ -55,7 +55,7 @@ TEST_P(Merges, HaveTheFolderOfTheCpu) {
       EXPECT_GT(copied, 0U) << "the device did nothing";
     }
 #if defined(INGOT_EMULATED)
-    // Operands that adapters change are computed on the host, in memory that is not pinned.
+    // Factors of adapters, and what DoRA measures of a weight, lie in memory that is not pinned.
     const bool computed = GetParam() == "adapters" || GetParam() == "bake";
     EXPECT_EQ(emu::traffic().unpinned > 0, computed);
     EXPECT_EQ(emu::traffic().live, 0U);
