@@ -14,8 +14,8 @@ SHOWN = re.compile(r"\| mask of `(\S+)`, source (\d+), seed (\d+), density ([\d.
 
 
 def python():
-    """An interpreter with NumPy: this one, or the oracle's."""
-    for candidate in (sys.executable, ROOT / ".venv" / "bin" / "python"):
+    """An interpreter with NumPy: this one, the system's (tools/setup gives it NumPy), or the oracle's."""
+    for candidate in (sys.executable, "/usr/bin/python3", ROOT / ".venv" / "bin" / "python"):
         try:
             if subprocess.run([candidate, "-c", "import numpy"], capture_output=True, check=False).returncode == 0:
                 return candidate
