@@ -320,11 +320,15 @@ class Fusion {
   }
 
   void check_settings() {
-    if (family_ == ingot::Family::ia3 && recipe_.method != "linear") {
-      problems_.error(Code::usage,
-                      fmt::format("{}: (IA)3 adapters are vectors and merge by weights alone: "
-                                  "adapter_method linear",
-                                  place(recipe_.method_mark)));
+    if (family_ == ingot::Family::ia3) {
+      // `cat`, the default, stands for the sum itself, and so it does for vectors.
+      if (recipe_.method != "linear" && recipe_.method != "cat") {
+        problems_.error(Code::usage,
+                        fmt::format("{}: (IA)3 adapters are vectors and merge by weights alone: "
+                                    "adapter_method linear",
+                                    place(recipe_.method_mark)));
+      }
+      type_ = std::begin(kTypes);  // linear
     }
     for (std::uint32_t a = 0; a < adapters_.size(); ++a) {
       for (const Adapted& module : adapters_[a].modules) {

@@ -120,7 +120,7 @@ def cases():
     cat = {"combination_type": "cat"}
     both = trained(llama, lora(QV), lora(QV))
     found |= {
-        "ia3": Case(examples("c-ia3", "python-ia3"), (0.5, 1.5), ["--type", "linear"]),
+        "ia3": Case(examples("c-ia3", "python-ia3"), (0.5, 1.5)),
         "ia3-plain-sum": Case(trained(llama, ia3("k_proj", "down_proj"), ia3("k_proj", "down_proj")),
                               (0.7, 0.6), ["--type", "linear", "--compat", "ia3-plain-sum"], {}),
         "ia3-apart": Case(trained(llama, ia3("k_proj", "down_proj"), ia3("k_proj", "o_proj")), (0.7, 0.6),

@@ -396,7 +396,7 @@ TEST(Fuse, TakesModulesThatOnlySomeHave) {
             (std::vector<float>{5, 6, 7, 8}));
   const auto config = nlohmann::json::parse(test::read_file(folder / "out/adapter_config.json"));
   EXPECT_EQ(config["target_modules"], nlohmann::json::array({"fc", "gate"}));
-  // fc has rank 4, gate 2: the larger is the rule, the other an exception that matches nothing else.
+  // fc has rank 4, gate 2: the larger is the rule, the other an exception for its path alone.
   EXPECT_EQ(config["r"], 4);
   EXPECT_EQ(config["rank_pattern"].size(), 1U);
   EXPECT_EQ(config["rank_pattern"], config["alpha_pattern"]);
@@ -481,6 +481,11 @@ TEST(Fuse, MergesVectorsAsDifferencesFromOne) {
       merged(folder, recipe_of("linear", 0.5, 2, "compat: [ia3-plain-sum]\n"), "plain");
   EXPECT_EQ(plain.at("base_model.model.k.ia3_l").values, (std::vector<float>{-1, 8.25}));
   EXPECT_EQ(plain.at("base_model.model.v.ia3_l").values, (std::vector<float>{1, 0.25}));
+  for (const char* extra : {"", "compat: [ia3-plain-sum]\n"}) {
+    const auto other = merged(folder, recipe_of("cat", 0.5, 2, extra), *extra == 0 ? "c" : "d");
+    EXPECT_EQ(other.at("base_model.model.k.ia3_l").values,
+              (*extra == 0 ? found : plain).at("base_model.model.k.ia3_l").values);
+  }
   EXPECT_EQ(findings(folder), std::vector<std::string>());
   const auto json = nlohmann::json::parse(test::read_file(folder / "out/adapter_config.json"));
   EXPECT_EQ(json["peft_type"], "IA3");

@@ -13,7 +13,7 @@ class AdapterCommand final : public Command {
     app().require_subcommand(1);
     merge_.footer(
         "Types: linear cat svd ties ties_svd dare_linear dare_linear_svd dare_ties dare_ties_svd\n"
-        "magnitude_prune magnitude_prune_svd; (IA)3 adapters merge by weights (linear).\n"
+        "magnitude_prune magnitude_prune_svd; (IA)3 adapters merge by weights.\n"
         "The same as a recipe: recipe.yml of OUT has it.\n"
         "\n"
         "Examples:\n"
