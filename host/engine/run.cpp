@@ -34,6 +34,8 @@ constexpr std::chrono::seconds kJournal{5};
 // Most tensors that are worked on from the page cache at once, and their bytes.
 constexpr std::size_t kMapped = 12;
 constexpr std::uint64_t kMappedBytes = std::uint64_t{2} << 30;
+// Memory that is worth keeping for outputs on their way to the disk: it takes 64 MiB in 20 ms.
+constexpr std::uint64_t kOutputs = std::uint64_t{64} << 20;
 // What the process needs beside staging: code, headers, plan, receipts, stacks.
 constexpr std::uint64_t kOverhead = std::uint64_t{48} << 20;
 // Storage is probed only where the run is long enough to be worth a hundredth of a second.
@@ -63,7 +65,9 @@ class Run {
                      : std::max(1, static_cast<int>(std::thread::hardware_concurrency()))),
         scratch_(static_cast<std::size_t>(threads_)),
         digests_(plan),
-        arena_(backend, arena_bytes()),
+        staging_(divide()),
+        arena_(backend, staging_.inputs),
+        outs_(backend, staging_.outputs),
         ring_(make_ring(kDepth, true)),
         writer_(true, [this](std::exception_ptr error) { crew_.fail(std::move(error)); }),
         crew_(threads_) {
@@ -122,9 +126,17 @@ class Run {
     std::size_t missing = 0;
   };
 
-  [[nodiscard]] std::uint64_t arena_bytes() const {
+  // How the memory is shared.
+  struct Staging {
+    std::uint64_t inputs = 0;   // inputs, and outputs of what passes chunk by chunk
+    std::uint64_t outputs = 0;  // outputs of tensors whose inputs are all there before the first is done
+  };
+
+  [[nodiscard]] Staging divide() const {
     std::uint64_t least = 0;   // the largest single chunk any job stages
     std::uint64_t useful = 0;  // more than everything is never needed
+    std::uint64_t slot = 0;    // the largest chunk of output
+    std::uint64_t written = 0;
     for (const Job& job : plan_.jobs) {
       std::uint64_t chunk = 0, all = 0;
       const std::uint64_t n =
@@ -144,18 +156,23 @@ class Run {
       }
       const std::uint64_t width = job.action == Action::merge ? bits(job.output.dtype) / 8 : 1;
       least = std::max(least, chunk + slot_bytes(part * width));
+      slot = std::max(slot, slot_bytes(part * width));
+      written += n * width + 2 * kPage * (n / kChunk + 1);
       useful += all + n * width + 2 * kPage * (2 * job.operands.size() + 1) * (n / kChunk + 1);
     }
     // Workers that write through the page cache hold one piece of output each.
     const std::uint64_t aside =
         kOverhead + static_cast<std::uint64_t>(threads_) * (std::uint64_t{4} << 20);
-    if (options_.memory < aside + least) {
+    if (options_.memory < aside + least + slot) {
       fail(Code::usage,
            fmt::format("--memory {} MiB is too small for this merge: its tensors need at "
                        "least {} MiB",
-                       options_.memory >> 20, (aside + least) / (1 << 20) + 1));
+                       options_.memory >> 20, (aside + least + slot) / (1 << 20) + 1));
     }
-    return std::min(options_.memory - aside, std::max(useful, least));
+    const std::uint64_t free = options_.memory - aside;
+    const std::uint64_t most = std::max(slot, std::min(written, kOutputs));
+    const std::uint64_t outputs = std::clamp((free - least) / 8, slot, most);
+    return {std::min(free - outputs, std::max(useful, least)), outputs};
   }
 
   [[nodiscard]] static std::uint64_t slot_bytes(std::uint64_t bytes) {
@@ -217,9 +234,8 @@ class Run {
                    ? job.work.rule.elements * bits(staged_dtype(plan_, o)) / 8
                    : job.output.bytes();
     }
-    // Output goes beside the inputs, and every chunk of either takes up to two pages more.
-    bytes += job.output.bytes();
-    bytes += 2 * kPage * (2 * job.operands.size() + 1) * (job.work.rule.elements / kChunk + 1);
+    // Every chunk takes up to two pages more.
+    bytes += 2 * kPage * 2 * job.operands.size() * (job.work.rule.elements / kChunk + 1);
     hot = options_.storage == Storage::mapped || options_.storage == Storage::buffered ||
           (options_.storage == Storage::automatic && cached(job) > 0.95);
     if (!computed && mappable && hot && options_.storage != Storage::buffered)
@@ -245,8 +261,7 @@ class Run {
     // Also what was read from the page cache is written past it: pages taken from a virtual
     // machine's host for the first time cost more than the disk (bench/README.md, "store").
     flight->past_cache = options_.storage != MergeOptions::Storage::buffered &&
-                         output_.shard(job.shard).direct() >= 0 &&
-                         (lodging != Lodging::mapped || output_room(*flight) <= arena_.size() / 2);
+                         output_.shard(job.shard).direct() >= 0;
     std::uint64_t working = 0;
     for (const Operand& o : job.operands) working += o.derived ? o.derived->memory() : 0;
     if (working > 0) flight->working = take(working);
@@ -291,49 +306,31 @@ class Run {
                [this, flight, chunk](int worker) { visit(flight, chunk, worker); });
   }
 
-  // Bytes of the arena that a tensor's whole output takes.
-  [[nodiscard]] static std::uint64_t output_room(const Flight& flight) {
-    std::uint64_t sum = 0;
-    for (std::uint32_t c = 0; c < flight.chunk_count(); ++c)
-      sum += slot_bytes(flight.output_bytes(c));
-    return sum;
-  }
-
-  // Posts a mapped tensor, with room for its output if that goes past the page cache.
+  // Posts a mapped tensor. One that is written in its first pass waits here for room, so that no
+  // worker does.
   void launch(const std::shared_ptr<Flight>& flight) {
-    if (!flight->past_cache) {
+    if (!flight->past_cache || !flight->applying()) {
       post(flight);
-    } else if (flight->applying()) {
-      const auto chunks = flight->chunks();
-      for (const std::uint32_t c : chunks) {
-        flight->out[c] = take(slot_bytes(flight->output_bytes(c)));
-        if (crew_.failed()) return;
-        post(flight, c);
-      }
-    } else {
-      Extent all = take(output_room(*flight));
+      return;
+    }
+    const auto chunks = flight->chunks();
+    for (const std::uint32_t c : chunks) {
+      flight->out[c] = take(slot_bytes(flight->output_bytes(c)));
       if (crew_.failed()) return;
-      for (std::uint32_t c = 0; c < flight->chunk_count(); ++c) {
-        flight->out[c] = all.split(slot_bytes(flight->output_bytes(c)));
-      }
-      post(flight);
+      post(flight, c);
     }
   }
 
-  // One extent for the whole tensor, so that it is met as soon as others are gone, given back in
-  // parts.
+  // One extent for all inputs of the tensor, so that it is met as soon as others are gone, given back
+  // in parts.
   void hold(const std::shared_ptr<Flight>& flight, bool hot) {
     std::uint64_t sum = 0;
-    for (std::uint32_t c = 0; c < flight->chunk_count(); ++c) {
-      sum += chunk_bytes(*flight, c);
-      if (flight->past_cache) sum += slot_bytes(flight->output_bytes(c));
-    }
+    for (std::uint32_t c = 0; c < flight->chunk_count(); ++c) sum += chunk_bytes(*flight, c);
     Extent all = take(sum);
     const auto chunks = flight->chunks();
     for (const std::uint32_t c : chunks) {
       if (crew_.failed()) return;
       flight->in[c] = all.split(chunk_bytes(*flight, c));
-      if (flight->past_cache) flight->out[c] = all.split(slot_bytes(flight->output_bytes(c)));
       load(flight, c, hot);
     }
   }
@@ -471,8 +468,12 @@ class Run {
       if (!applying) {
         flight->visit(chunk, inputs.data(), values.data(), nullptr, {});
       } else if (flight->past_cache) {
+        // Room that the writer gives back: a worker waits for nothing but the disk here.
+        Extent& room = flight->out[chunk];
+        if (room.data() == nullptr) room = outs_.take(slot_bytes(flight->output_bytes(chunk)));
+        if (room.data() == nullptr) return;  // the run has failed
         const std::uint64_t begin = place + flight->output_offset(chunk);
-        std::byte* target = flight->out[chunk].data() + begin % kPage;
+        std::byte* target = room.data() + begin % kPage;
         flight->visit(chunk, inputs.data(), values.data(), target, {});
         writer_.push({&shard, begin, {target, flight->output_bytes(chunk)}, [this, flight, chunk] {
                         flight->out[chunk] = {};
@@ -530,6 +531,7 @@ class Run {
   // First error: everybody who waits must wake.
   void stop() {
     arena_.stop();
+    outs_.stop();
     const std::lock_guard lock(mutex_);
     if (awaited_) awaited_->signal();
     changed_.notify_all();
@@ -580,7 +582,8 @@ class Run {
   std::vector<std::vector<std::byte>> scratch_;  // by worker: one piece of output
   Digests digests_;
   // In the order in which they may go: threads first, reads under way before the memory they fill.
-  Arena arena_;
+  const Staging staging_;
+  Arena arena_, outs_;
   std::map<std::uint64_t, Load> loads_;
   std::unique_ptr<Ring> ring_;
   Writer writer_;
