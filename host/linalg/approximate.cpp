@@ -4,8 +4,6 @@
 // decomposition", 2015).
 //
 // The matrix is only ever multiplied by a thin block, in f32; everything thin is in double.
-#include <cblas.h>
-
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -13,6 +11,7 @@
 #include "ingot/error.hpp"
 #include "ingot/linalg.hpp"
 #include "ingot/math/philox.hpp"
+#include "linalg/gemm.hpp"
 #include "linalg/sign.hpp"
 
 namespace ingot::linalg {
@@ -34,10 +33,6 @@ bool whole(std::size_t height, std::size_t width, std::size_t rank) {
 std::size_t block_of(std::size_t rank) { return std::max<std::size_t>(16, rank * 5 / 8); }
 
 std::size_t rows_at_once(std::size_t width) { return std::max<std::size_t>(1, kPiece / width); }
-
-int narrow(std::size_t n) {
-  return static_cast<int>(n);
-}  // a piece is small, and widths are checked
 
 // The matrix by pieces of rows, kept in memory where that is allowed.
 class Pieces {
@@ -84,9 +79,8 @@ Matrix forward(Pieces& pieces, const Rows& rows, const Matrix& v) {
   std::vector<float> part;
   pieces.each([&](std::size_t first, std::size_t count, const float* values) {
     part.resize(v.rows * count);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, narrow(v.rows), narrow(count),
-                narrow(rows.width), 1.0F, factor.data(), narrow(rows.width), values,
-                narrow(rows.width), 0.0F, part.data(), narrow(count));
+    gemm(v.rows, count, rows.width, 1.0F, {factor.data(), rows.width},
+         {values, rows.width, As::turned}, 0.0F, part.data(), count);
     for (std::size_t r = 0; r < v.rows; ++r) {
       std::copy_n(part.data() + r * count, count, result.row(r) + first);
     }
@@ -100,9 +94,8 @@ Matrix backward(Pieces& pieces, const Rows& rows, const Matrix& u) {
   Matrix result(u.rows, rows.width);
   std::vector<float> part(u.rows * rows.width);
   pieces.each([&](std::size_t first, std::size_t count, const float* values) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, narrow(u.rows), narrow(rows.width),
-                narrow(count), 1.0F, factor.data() + first, narrow(rows.height), values,
-                narrow(rows.width), 0.0F, part.data(), narrow(rows.width));
+    gemm(u.rows, rows.width, count, 1.0F, {factor.data() + first, rows.height},
+         {values, rows.width}, 0.0F, part.data(), rows.width);
     for (std::size_t i = 0; i < part.size(); ++i) result.data[i] += static_cast<double>(part[i]);
   });
   return result;
@@ -170,9 +163,8 @@ double residual(Pieces& pieces, const Rows& rows, const Matrix& b, const Matrix&
   pieces.each([&](std::size_t first, std::size_t count, const float* values) {
     rest.assign(values, values + count * rows.width);
     if (b.rows > 0) {
-      cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, narrow(count), narrow(rows.width),
-                  narrow(b.rows), -1.0F, left.data() + first, narrow(rows.height), right.data(),
-                  narrow(rows.width), 1.0F, rest.data(), narrow(rows.width));
+      gemm(count, rows.width, b.rows, -1.0F, {left.data() + first, rows.height, As::turned},
+           {right.data(), rows.width}, 1.0F, rest.data(), rows.width);
     }
     sum += squares(rest);
   });

@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <mutex>
 
 #include <fmt/format.h>
 
 #include "ingot/error.hpp"
 #include "ingot/linalg.hpp"
+#include "linalg/gemm.hpp"
 
 // Fortran's routines; the last arguments are the lengths of the texts.
 extern "C" {
@@ -42,6 +44,29 @@ std::vector<double> room(double wanted) {
   return std::vector<double>(static_cast<std::size_t>(wanted) + 1);
 }
 
+// Held during every call into the library. OpenBLAS for threads takes calls from all of them, each
+// kept on its own: results then depend on no number of threads. A build for one thread may have
+// taken its place when the program starts (both are libopenblas.so.0); there calls wait for each
+// other: its LAPACK, entered twice, was wrong in up to half of all decompositions
+// (tests/unit/blas_test.cpp).
+class Turn {
+ public:
+  Turn() : lock_(mutex(), std::defer_lock) {
+    static const bool one_at_a_time = [] {
+      openblas_set_num_threads(1);
+      return openblas_get_parallel() == 0;
+    }();
+    if (one_at_a_time) lock_.lock();
+  }
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex one;
+    return one;
+  }
+  std::unique_lock<std::mutex> lock_;
+};
+
 void succeeded(const char* routine, int info) {
   if (info == 0) return;
   // What comes here is finite, so that no iteration fails to converge for want of numbers.
@@ -57,17 +82,26 @@ Matrix multiply(const Matrix& a, As a_as, const Matrix& b, As b_as) {
   if (k != l) fail(Code::internal, fmt::format("a product of widths {} and {}", k, l));
   Matrix c(m, n);
   if (m == 0 || n == 0 || k == 0) return c;
+  const Turn turn;
   cblas_dgemm(CblasRowMajor, at ? CblasTrans : CblasNoTrans, bt ? CblasTrans : CblasNoTrans,
               narrow(m), narrow(n), narrow(k), 1.0, a.data.data(), narrow(a.cols), b.data.data(),
               narrow(b.cols), 0.0, c.data.data(), narrow(n));
   return c;
 }
 
+void gemm(std::size_t rows, std::size_t cols, std::size_t depth, float alpha, const View& a,
+          const View& b, float beta, float* c, std::size_t c_pace) {
+  if (rows == 0 || cols == 0) return;
+  const Turn turn;
+  cblas_sgemm(CblasRowMajor, a.as == As::turned ? CblasTrans : CblasNoTrans,
+              b.as == As::turned ? CblasTrans : CblasNoTrans, narrow(rows), narrow(cols),
+              narrow(depth), alpha, a.data, narrow(a.pace), b.data, narrow(b.pace), beta, c,
+              narrow(c_pace));
+}
+
 void add_product(std::size_t rows, std::size_t columns, std::size_t rank, float scale,
                  const float* b, const float* a, float* values, std::size_t width) {
-  if (rows == 0 || columns == 0) return;
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, narrow(rows), narrow(columns),
-              narrow(rank), scale, b, narrow(rank), a, narrow(width), 1.0F, values, narrow(width));
+  gemm(rows, columns, rank, scale, {b, rank}, {a, width}, 1.0F, values, width);
 }
 
 double norm(const Matrix& a) {
@@ -85,6 +119,7 @@ Spectrum eigen(Matrix symmetric) {
   const int n = narrow(symmetric.rows);
   Spectrum result{std::vector<double>(symmetric.rows), std::move(symmetric)};
   if (n == 0) return result;
+  const Turn turn;
   double* a = result.vectors.data.data();
   double wanted = 0;
   int whole = 0, info = 0;
@@ -105,6 +140,7 @@ Split split(Matrix a) {
   const std::size_t rows = a.rows, cols = a.cols, k = std::min(rows, cols);
   Split result{Matrix(rows, k), Matrix(k, cols)};
   if (k == 0) return result;
+  const Turn turn;
   const int m = narrow(cols), n = narrow(rows), small = narrow(k);
   std::vector<double> scales(k);
   double wanted = 0, asked = 0;
@@ -131,6 +167,7 @@ Singular svd(const Matrix& a) {
   if (!std::isfinite(norm(a))) {
     fail(Code::format, "a matrix to decompose holds NaN, infinity or values too large to square");
   }
+  const Turn turn;
   // By columns the transpose: its left vectors are the right ones of `a`.
   const int m = narrow(a.cols), n = narrow(a.rows), small = narrow(k);
   Matrix copy = a;
