@@ -31,6 +31,8 @@ namespace {
 using adapter::Campaign;
 using adapter::Side;
 
+// What Mixtral's layers of experts are called in files; transformers 5 has them as `mlp`.
+constexpr std::string_view kOldMoe = ".block_sparse_moe.";
 // Parameters that hold a matrix of every expert, in the order in which modules define them: PEFT
 // wraps the first one innermost.
 constexpr std::string_view kExperts[] = {"gate_up_proj", "gate_proj", "w1", "up_proj",
@@ -323,7 +325,14 @@ class Extraction {
     if (d.turned && module.parameter.empty()) folder_.fan_in_fan_out = true;
     folder_.modules.push_back(
         {module.name(), rank, static_cast<double>(rank), module.parameter.empty(), false});
-    if (!module.parameter.empty()) folder_.parameters.push_back(module.name());
+    if (!module.parameter.empty()) {
+      folder_.parameters.push_back(module.name());
+      // Mixtral's, as transformers 5 has them: PEFT renames the tensors, not these.
+      if (const std::size_t at = module.name().find(kOldMoe); at != std::string::npos) {
+        std::string name = module.name();
+        folder_.parameters.push_back(name.replace(at, kOldMoe.size(), ".mlp."));
+      }
+    }
     paths_.insert(module.path);
   }
 
