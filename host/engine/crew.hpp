@@ -13,7 +13,8 @@
 namespace ingot {
 
 // Threads of our own and not a TBB arena: TBB counts the thread that submits as one of its workers,
-// and here that thread is the reader, which sleeps on the disk (two cores: one worker, half the rate).
+// and here that thread is the reader, which sleeps on the disk (two cores: one worker, half the
+// rate).
 //
 // Every method may be called from any thread.
 class Crew {
@@ -27,7 +28,8 @@ class Crew {
 
   [[nodiscard]] int threads() const noexcept { return static_cast<int>(threads_.size()); }
 
-  // Queues work; lower priorities run first, equal ones in order. An exception it throws fails the crew.
+  // Queues work; lower priorities run first, equal ones in order. An exception it throws fails the
+  // crew.
   void post(std::uint64_t priority, Work work);
 
   // Records the first error, drops all queued work and calls the listener once.
@@ -46,7 +48,8 @@ class Crew {
   struct Entry {
     std::uint64_t priority, order;
     Work work;
-    bool operator<(const Entry& other) const noexcept {  // std::push_heap keeps the largest in front
+    bool operator<(
+        const Entry& other) const noexcept {  // std::push_heap keeps the largest in front
       return priority != other.priority ? priority > other.priority : order > other.order;
     }
   };

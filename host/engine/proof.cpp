@@ -1,10 +1,10 @@
 #include "engine/proof.hpp"
 
 #include <algorithm>
-#include <utility>
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>

@@ -128,8 +128,9 @@ class Run {
 
   // How the memory is shared.
   struct Staging {
-    std::uint64_t inputs = 0;   // inputs, and outputs of what passes chunk by chunk
-    std::uint64_t outputs = 0;  // outputs of tensors whose inputs are all there before the first is done
+    std::uint64_t inputs = 0;  // inputs, and outputs of what passes chunk by chunk
+    std::uint64_t outputs =
+        0;  // outputs of tensors whose inputs are all there before the first is done
   };
 
   [[nodiscard]] Staging divide() const {
@@ -321,8 +322,8 @@ class Run {
     }
   }
 
-  // One extent for all inputs of the tensor, so that it is met as soon as others are gone, given back
-  // in parts.
+  // One extent for all inputs of the tensor, so that it is met as soon as others are gone, given
+  // back in parts.
   void hold(const std::shared_ptr<Flight>& flight, bool hot) {
     std::uint64_t sum = 0;
     for (std::uint32_t c = 0; c < flight->chunk_count(); ++c) sum += chunk_bytes(*flight, c);

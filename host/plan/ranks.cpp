@@ -20,8 +20,8 @@ constexpr std::uint64_t kDeepest = 256;
 template <class Work>
 void for_each(std::size_t count, const Work& work) {
   std::atomic<std::size_t> next = 0;
-  std::vector<std::future<void>> threads(
-      std::clamp<std::size_t>(std::thread::hardware_concurrency(), 1, std::max<std::size_t>(count, 1)));
+  std::vector<std::future<void>> threads(std::clamp<std::size_t>(
+      std::thread::hardware_concurrency(), 1, std::max<std::size_t>(count, 1)));
   for (std::future<void>& thread : threads) {
     thread = std::async(std::launch::async, [&] {
       for (std::size_t i; (i = next++) < count;) work(i);
@@ -126,9 +126,8 @@ std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wish
   if (wishes.bytes > 0) {
     found = by_bytes(plan, wishes.bytes, element_bytes, modules);
   } else {
-    for_each(modules.size(), [&](std::size_t i) {
-      found[i] = by_energy(plan, modules[i], wishes.energy);
-    });
+    for_each(modules.size(),
+             [&](std::size_t i) { found[i] = by_energy(plan, modules[i], wishes.energy); });
   }
   std::string& text = plan.recipe.text;
   if (!text.ends_with('\n')) text += '\n';
