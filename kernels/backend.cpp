@@ -151,8 +151,7 @@ class Lane {
   // Opens cuBLAS for products that may be fast.
   void add_blas(const std::string& folder) {
     use();
-    workspace_ = std::make_unique<Device>(Blas::kWorkspace);
-    blas_ = std::make_unique<Blas>(folder, workspace_->data());
+    blas_ = std::make_unique<Blas>(folder, compute);
   }
   [[nodiscard]] Blas& blas() {
     if (blas_ == nullptr) fail(Code::internal, "a fast product came to a device without cuBLAS");
@@ -202,7 +201,6 @@ class Lane {
   Device block_;
   std::uint64_t bytes_;
   Pinned windows_;
-  std::unique_ptr<Device> workspace_;
   std::unique_ptr<Blas> blas_;
 
  public:
@@ -764,7 +762,7 @@ class Cuda final : public Backend {
         for (const LowRank& p : std::span(list, products.size())) {
           lane.blas().add(block.rows, block.columns, p.rank, p.scale,
                           p.b + (block.row - p.top) * p.rank, p.a + block.column,
-                          as<float>(memory + result) + block.at, columns, call.kernels());
+                          as<float>(memory + result) + block.at, columns);
         }
       });
     }

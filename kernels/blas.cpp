@@ -1,6 +1,7 @@
 #include "blas.hpp"
 
 #include "ingot/error.hpp"
+#include "memory.hpp"
 #include "stream.hpp"
 
 namespace ingot::gpu {
@@ -8,9 +9,8 @@ namespace {
 
 // Of cuBLAS's interface, which versions 12 and 13 share.
 struct Context;
-constexpr int kAsIs = 0;  // CUBLAS_OP_N
-constexpr int kPedantic =
-    2;  // CUBLAS_PEDANTIC_MATH: f32 all through, whatever the environment says
+constexpr int kAsIs = 0;      // CUBLAS_OP_N
+constexpr int kPedantic = 2;  // CUBLAS_PEDANTIC_MATH: f32, whatever the environment says
 
 void succeeded(int status, const char* call) {
   if (status == 0) return;
@@ -26,25 +26,25 @@ struct Blas::Calls {
   Library library;
   Context* context = nullptr;
   int (*destroy)(Context*) = library.symbol<int(Context*)>("cublasDestroy_v2");
-  int (*follow)(Context*,
-                cudaStream_t) = library.symbol<int(Context*, cudaStream_t)>("cublasSetStream_v2");
-  // cublasSetStream takes the workspace back, so that each stream gets it again.
-  int (*lend)(Context*, void*, std::size_t) =
-      library.symbol<int(Context*, void*, std::size_t)>("cublasSetWorkspace_v2");
   int (*multiply)(Context*, int, int, int, int, int, const float*, const float*, int, const float*,
                   int, const float*, float*, int) =
       library.symbol<int(Context*, int, int, int, int, int, const float*, const float*, int,
                          const float*, int, const float*, float*, int)>("cublasSgemm_v2");
-  void* workspace = nullptr;
+  Device workspace{kWorkspace};
 };
 
-Blas::Blas(const std::string& folder, void* workspace) : calls_(std::make_unique<Calls>(folder)) {
+Blas::Blas(const std::string& folder, const Stream& stream)
+    : calls_(std::make_unique<Calls>(folder)) {
   const Library& library = calls_->library;
   auto* const create = library.symbol<int(Context**)>("cublasCreate_v2");
   auto* const mode = library.symbol<int(Context*, int)>("cublasSetMathMode");
+  auto* const follow = library.symbol<int(Context*, cudaStream_t)>("cublasSetStream_v2");
+  auto* const lend = library.symbol<int(Context*, void*, std::size_t)>("cublasSetWorkspace_v2");
   succeeded(create(&calls_->context), "starting");
-  calls_->workspace = workspace;
   succeeded(mode(calls_->context, kPedantic), "choosing its arithmetic");
+  // In this order: a new stream takes the memory back.
+  succeeded(follow(calls_->context, stream.get()), "taking a stream");
+  succeeded(lend(calls_->context, calls_->workspace.data(), kWorkspace), "taking its memory");
 }
 
 Blas::~Blas() {
@@ -52,15 +52,12 @@ Blas::~Blas() {
 }
 
 void Blas::add(std::uint64_t rows, std::uint64_t columns, std::uint32_t rank, float scale,
-               const float* b, const float* a, float* values, std::uint64_t width,
-               const Stream& stream) {
+               const float* b, const float* a, float* values, std::uint64_t width) {
   const auto narrow = [](std::uint64_t n) { return static_cast<int>(n); };
   if (width > 0x7fffffff || rows > 0x7fffffff)
     fail(Code::shape, "cuBLAS takes no matrix with " + std::to_string(width) +
                           " columns; leave out --fast-product");
   const float one = 1.0F;
-  succeeded(calls_->follow(calls_->context, stream.get()), "taking a stream");
-  succeeded(calls_->lend(calls_->context, calls_->workspace, kWorkspace), "taking its memory");
   // It counts column by column: each matrix is its transpose there.
   succeeded(
       calls_->multiply(calls_->context, kAsIs, kAsIs, narrow(columns), narrow(rows), narrow(rank),

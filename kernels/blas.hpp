@@ -17,9 +17,9 @@ class Blas {
   // Device memory that the library is given, in place of taking its own.
   static constexpr std::uint64_t kWorkspace = std::uint64_t{4} << 20;
 
-  // Opens cuBLAS (loader.hpp says where) for the device that is current. `workspace` has kWorkspace
-  // bytes and outlives this. Throws Error{device}.
-  Blas(const std::string& folder, void* workspace);
+  // Opens cuBLAS (loader.hpp says where) for the device that is current, and takes kWorkspace bytes
+  // there. Its work goes to `stream`. Throws Error{device|memory}.
+  Blas(const std::string& folder, const Stream& stream);
   ~Blas();
   Blas(const Blas&) = delete;
   Blas& operator=(const Blas&) = delete;
@@ -28,8 +28,7 @@ class Blas {
   // memory, row-major; rows of `a` and of `values` are `width` elements apart. Enqueues, from one
   // thread at a time. Throws Error{device}.
   void add(std::uint64_t rows, std::uint64_t columns, std::uint32_t rank, float scale,
-           const float* b, const float* a, float* values, std::uint64_t width,
-           const Stream& stream);
+           const float* b, const float* a, float* values, std::uint64_t width);
 
  private:
   struct Calls;

@@ -1,7 +1,6 @@
 // A run of a matrix's elements as blocks: the rest of a row, whole rows, the beginning of a row.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 namespace ingot {
@@ -12,12 +11,15 @@ struct Block {
   std::uint64_t at = 0;                 // its first element, counted from the run's
 };
 
+// No std templates: host/cpu compiles it for every instruction set.
+//
 // Calls body(block) for elements [first, first + count) of a matrix with rows of `width` elements.
 template <class Body>
 void each_block(std::uint64_t first, std::uint64_t count, std::uint64_t width, Body&& body) {
   for (std::uint64_t at = 0; at < count;) {
     Block block{(first + at) / width, (first + at) % width, 1, 0, at};
-    block.columns = std::min(width - block.column, count - at);
+    const std::uint64_t row = width - block.column, rest = count - at;
+    block.columns = row < rest ? row : rest;
     if (block.columns == width) block.rows = (count - at) / width;
     body(block);
     at += block.rows * block.columns;

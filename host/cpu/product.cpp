@@ -2,6 +2,7 @@
 // why).
 #include "cpu/product.hpp"
 
+#include "base/block.hpp"
 #include "ingot/math/product.hpp"
 
 namespace ingot::cpu::INGOT_ISA {
@@ -30,8 +31,8 @@ constexpr std::uint64_t kGroup = 32;
 constexpr std::uint32_t kPacked = 256;
 
 template <Format f, class Word>
-void decode(const std::byte* data, std::uint64_t n, float* __restrict out) {
-  const Word* in = reinterpret_cast<const Word*>(data);
+void decode(const std::byte* data, std::uint64_t first, std::uint64_t n, float* __restrict out) {
+  const Word* in = reinterpret_cast<const Word*>(data) + first;
   for (std::uint64_t i = 0; i < n; ++i) out[i] = math::Codec<f>::decode(in[i]);
 }
 
@@ -43,15 +44,15 @@ void decode(const Input& own, std::uint64_t first, std::uint64_t n, float* out) 
   }
   switch (own.format) {
     case Format::f32:
-      return decode<Format::f32, Word32>(own.data + 4 * first, n, out);
+      return decode<Format::f32, Word32>(own.data, first, n, out);
     case Format::f16:
-      return decode<Format::f16, Word16>(own.data + 2 * first, n, out);
+      return decode<Format::f16, Word16>(own.data, first, n, out);
     case Format::bf16:
-      return decode<Format::bf16, Word16>(own.data + 2 * first, n, out);
+      return decode<Format::bf16, Word16>(own.data, first, n, out);
     case Format::e4m3:
-      return decode<Format::e4m3, Word8>(own.data + first, n, out);
+      return decode<Format::e4m3, Word8>(own.data, first, n, out);
     case Format::e5m2:
-      return decode<Format::e5m2, Word8>(own.data + first, n, out);
+      return decode<Format::e5m2, Word8>(own.data, first, n, out);
   }
 }
 
@@ -112,23 +113,17 @@ void add(const LowRank& p, std::uint64_t row, std::uint64_t rows, std::uint64_t 
 void amend_all(const Input& own, const LowRank* products, std::size_t number, std::uint64_t first,
                std::uint64_t count, float* values) {
   if (number == 0) return decode(own, 0, count, values);
-  const std::uint64_t width = products[0].width;
-  for (std::uint64_t done = 0; done < count;) {
-    // The rest of a row that the run begins within, whole rows, or the part of a row that it ends
-    // with.
-    const std::uint64_t row = (first + done) / width, column = (first + done) % width;
-    const std::uint64_t left = count - done;
-    std::uint64_t rows = 1, here = width - column < left ? width - column : left;
-    if (here == width) {
-      rows = left / width < kGroup ? left / width : kGroup;
-      here = rows * width;
+  each_block(first, count, products[0].width, [&](const Block& block) {
+    for (std::uint64_t row = 0; row < block.rows; row += kGroup) {
+      const std::uint64_t rows = block.rows - row < kGroup ? block.rows - row : kGroup;
+      const std::uint64_t at = block.at + row * block.columns;
+      decode(own, at, rows * block.columns, values + at);
+      for (std::size_t p = 0; p < number; ++p) {
+        add(products[p], block.row + row, rows, block.column, block.column + block.columns,
+            values + at);
+      }
     }
-    decode(own, done, here, values + done);
-    for (std::size_t p = 0; p < number; ++p) {
-      add(products[p], row, rows, column, rows > 1 ? width : column + here, values + done);
-    }
-    done += here;
-  }
+  });
 }
 
 }  // namespace

@@ -186,7 +186,7 @@ struct DeviceOptions {
   std::string device = "cuda";                        // "cuda", "cuda:1", "cuda:0,1"
   std::uint64_t memory = std::uint64_t{2} << 30;      // ceiling on each device's memory, bytes
   bool fast_product = false;                          // products with `fast` will come: opens cuBLAS
-  std::string libraries = {};                              // folder of cuBLAS; empty: the search path
+  std::string libraries = {};                         // folder of cuBLAS; empty: the search path
 };
 
 // The CUDA backend over one or several devices. Throws Error{device} with one sentence where it cannot
