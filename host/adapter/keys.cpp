@@ -223,6 +223,12 @@ Key parse_key(std::string_view name, Family family) {
   return key;
 }
 
+std::ptrdiff_t place_of(std::string_view parameter) {
+  constexpr std::array<std::string_view, kExperts> kOrder{
+      "gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "down_proj", "w2"};
+  return std::find(kOrder.begin(), kOrder.end(), parameter) - kOrder.begin();
+}
+
 std::string word(Piece piece, Family family) {
   if (piece == Piece::bias) return "lora_B.bias";
   for (const Head& head : kHeads) {

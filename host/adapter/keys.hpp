@@ -1,6 +1,7 @@
 // Names of an adapter's tensors taken apart.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -33,6 +34,11 @@ struct Key {
 
 // Takes a name apart by the grammar of `family`. Never throws: what cannot be is Kind::refused.
 [[nodiscard]] Key parse_key(std::string_view name, Family family);
+
+// Parameters that hold a matrix of every expert, in the order in which modules define them: PEFT
+// wraps the first one innermost. The place of a name there; kExperts for any other.
+inline constexpr std::ptrdiff_t kExperts = 7;
+[[nodiscard]] std::ptrdiff_t place_of(std::string_view parameter);
 
 // The word that stands for a piece in tensor names: "lora_A".
 [[nodiscard]] std::string word(Piece piece, Family family);

@@ -1,6 +1,5 @@
 // An adapter folder: every tensor is accounted for, or the folder is refused.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 #include <span>
@@ -592,18 +591,8 @@ class Account {
       if (std::find(names.begin(), names.end(), own) == names.end())
         names.push_back(std::move(own));
     }
-    const auto place = [](const std::string& own) {
-      constexpr std::array kOrder{std::string_view("gate_up_proj"),
-                                  std::string_view("gate_proj"),
-                                  std::string_view("w1"),
-                                  std::string_view("up_proj"),
-                                  std::string_view("w3"),
-                                  std::string_view("down_proj"),
-                                  std::string_view("w2")};
-      return std::find(kOrder.begin(), kOrder.end(), own) - kOrder.begin();
-    };
     std::stable_sort(names.begin(), names.end(), [&](const std::string& x, const std::string& y) {
-      return place(x) < place(y);
+      return adapter::place_of(x) < adapter::place_of(y);
     });
     return names;
   }

@@ -62,22 +62,20 @@ template <std::uint64_t kRows>
 void add(const LowRank& p, const float* b, const float* a, std::uint64_t pace, std::uint64_t n,
          float* values) {
   float sums[kRows][kStrip] = {};
+  const auto sum = [&](std::uint64_t columns) __attribute__((always_inline)) {
+    for (std::uint32_t k = 0; k < p.rank; ++k) {
+      for (std::uint64_t r = 0; r < kRows; ++r) {
+        for (std::uint64_t i = 0; i < columns; ++i) {
+          sums[r][i] = math::extend(sums[r][i], b[r * p.rank + k], a[k * pace + i]);
+        }
+      }
+    }
+  };
+  // A number that the compiler knows, or the sums would not stay in registers.
   if (n == kStrip) {
-    for (std::uint32_t k = 0; k < p.rank; ++k) {
-      for (std::uint64_t r = 0; r < kRows; ++r) {
-        for (std::uint64_t i = 0; i < kStrip; ++i) {
-          sums[r][i] = math::extend(sums[r][i], b[r * p.rank + k], a[k * pace + i]);
-        }
-      }
-    }
+    sum(kStrip);
   } else {
-    for (std::uint32_t k = 0; k < p.rank; ++k) {
-      for (std::uint64_t r = 0; r < kRows; ++r) {
-        for (std::uint64_t i = 0; i < n; ++i) {
-          sums[r][i] = math::extend(sums[r][i], b[r * p.rank + k], a[k * pace + i]);
-        }
-      }
-    }
+    sum(n);
   }
   for (std::uint64_t r = 0; r < kRows; ++r) {
     for (std::uint64_t i = 0; i < n; ++i) {

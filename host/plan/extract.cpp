@@ -12,6 +12,7 @@
 
 #include <fmt/format.h>
 
+#include "adapter/keys.hpp"
 #include "adapter/solve.hpp"
 #include "adapter/stack.hpp"
 #include "ingot/math/methods.hpp"
@@ -29,23 +30,17 @@ namespace ingot::plan {
 namespace {
 
 using adapter::Campaign;
+using adapter::kExperts;
+using adapter::place_of;
 using adapter::Side;
 
 // What Mixtral's layers of experts are called in files; transformers 5 has them as `mlp`.
 constexpr std::string_view kOldMoe = ".block_sparse_moe.";
-// Parameters that hold a matrix of every expert, in the order in which modules define them: PEFT
-// wraps the first one innermost.
-constexpr std::string_view kExperts[] = {"gate_up_proj", "gate_proj", "w1", "up_proj",
-                                         "w3",           "down_proj", "w2"};
-
-std::ptrdiff_t place_of(std::string_view parameter) {
-  return std::find(std::begin(kExperts), std::end(kExperts), parameter) - std::begin(kExperts);
-}
 
 // Tensors of (experts, ...): parameters of fused experts, and weights of JetMoE's like.
 bool of_experts(std::string_view name, const Shape& shape) {
   if (shape.rank() != 3) return false;
-  if (place_of(last_component(name)) < std::ssize(kExperts)) return true;
+  if (place_of(last_component(name)) < kExperts) return true;
   const std::string_view module = last_component(parent(name));
   return name.ends_with(".weight") && (module == "input_linear" || module == "output_linear");
 }
@@ -190,8 +185,8 @@ class Extraction {
     if (experts_.empty() || shape.rank() != 2 || expert_of(path)) return false;
     const std::string_view leaf = last_component(path);
     const auto beside = experts_.find(parent(path));
-    return (beside != experts_.end() && beside->second == shape[0]) ||
-           place_of(leaf) < std::ssize(kExperts) || leaf == "gate" || leaf == "router";
+    return (beside != experts_.end() && beside->second == shape[0]) || place_of(leaf) < kExperts ||
+           leaf == "gate" || leaf == "router";
   }
 
   void add(Module module) {
