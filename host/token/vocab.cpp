@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ingot/error.hpp"
+#include "store/header.hpp"
 
 namespace ingot {
 namespace {
@@ -106,7 +107,7 @@ class Collector {
     const auto [entry, fresh] = vocab_.ids.try_emplace(token, checked(token, id));
     if (!fresh && entry->second != *id) {
       fail(Code::format, fmt::format("{} gives the token {} two ids, {} and {}", vocab_.file,
-                                     json(token).dump(), entry->second, *id));
+                                     cite(token), entry->second, *id));
     }
     vocab_.tokens.try_emplace(*id, token);
   }
@@ -131,7 +132,7 @@ class Collector {
   std::uint64_t checked(const std::string& token, std::optional<std::uint64_t> id) const {
     if (!id || *id >= kMostTokens) {
       fail(Code::format, fmt::format("{} gives the token {} no id from 0 to {}", vocab_.file,
-                                     json(token).dump(), kMostTokens - 1));
+                                     cite(token), kMostTokens - 1));
     }
     return *id;
   }

@@ -136,10 +136,10 @@ TEST_F(VocabFiles, MalformedFilesNameFileAndToken) {
   EXPECT_EQ(json("{\"model\": {\"vocab\": {\"a\": 0"), "tokenizer.json is not JSON at byte 28");
   EXPECT_EQ(json("{}"), "tokenizer.json holds no vocabulary");
   EXPECT_EQ(json(R"({"model": {"vocab": {"a": 0, "a": 1}}})"),
-            "tokenizer.json gives the token \"a\" two ids, 0 and 1");
+            "tokenizer.json gives the token 'a' two ids, 0 and 1");
   for (const char* id : {"-1", "1.0", "1e3", "\"1\"", "null", "16777216", "99999999999999999999"}) {
     EXPECT_EQ(json(std::string(R"({"model": {"vocab": {"a": )") + id + "}}}"),
-              "tokenizer.json gives the token \"a\" no id from 0 to 16777215")
+              "tokenizer.json gives the token 'a' no id from 0 to 16777215")
         << id;
   }
   EXPECT_EQ(json(R"({"model": {"vocab": [[1, 2]]}})"),
