@@ -45,18 +45,20 @@ std::vector<double> room(double wanted) {
 }
 
 // Held during every call into the library. OpenBLAS for threads takes calls from all of them, each
-// kept on its own: results then depend on no number of threads. A build for one thread may have
-// taken its place when the program starts (both are libopenblas.so.0); there calls wait for each
-// other: its LAPACK, entered twice, was wrong in up to half of all decompositions
-// (tests/unit/blas_test.cpp).
+// kept on its own: results then depend on no number of threads. A build for one thread or for
+// OpenMP may have taken its place when the program starts (all are libopenblas.so.0); there calls
+// wait for each other: entered twice, either was wrong in up to half of all decompositions
+// (tests/unit/blas_test.cpp). OpenMP's number of threads belongs to the thread that calls.
 class Turn {
  public:
   Turn() : lock_(mutex(), std::defer_lock) {
-    static const bool one_at_a_time = [] {
+    static const int parallel = [] {
       openblas_set_num_threads(1);
-      return openblas_get_parallel() == 0;
+      return openblas_get_parallel();
     }();
-    if (one_at_a_time) lock_.lock();
+    if (parallel == OPENBLAS_THREAD) return;
+    lock_.lock();
+    openblas_set_num_threads(1);
   }
 
  private:

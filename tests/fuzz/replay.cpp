@@ -1,5 +1,6 @@
 // The corpora as ordinary tests, in every build and with every compiler: each fuzz target gets
 // every file of every corpus, and the beginnings of its own.
+#include <errno.h>
 #include <gtest/gtest.h>
 
 #include <cstddef>
@@ -17,6 +18,12 @@ namespace {
 namespace fs = std::filesystem;
 
 const fs::path kCorpus = std::string(INGOT_SOURCE) + "/tests/fuzz/corpus";
+
+// The target that this program was linked with: hostile_replay_TARGET.
+std::string target() {
+  const std::string program = program_invocation_short_name;
+  return program.substr(program.rfind('_') + 1);
+}
 
 void feed(const std::string& bytes) {
   EXPECT_EQ(
@@ -36,7 +43,7 @@ TEST(Replay, EveryFileOfEveryCorpusHasAnAnswer) {
 
 TEST(Replay, EveryBeginningOfItsOwnFilesHasAnAnswer) {
   std::size_t files = 0;
-  for (const fs::directory_entry& entry : fs::directory_iterator(kCorpus / INGOT_TARGET)) {
+  for (const fs::directory_entry& entry : fs::directory_iterator(kCorpus / target())) {
     SCOPED_TRACE(entry.path());
     const std::string bytes = test::read_file(entry.path());
     const std::size_t step = 1 + bytes.size() / 256;
