@@ -223,10 +223,12 @@ class Overlay {
   [[nodiscard]] std::optional<Index> locate(const std::string& name) const {
     const std::string own = rename(name, renames_);
     if (const auto found = find(own)) return found;
-    // Mixtral's experts, before and after transformers 5.
+    // Layers of experts before and after transformers 5: Mixtral's, and Phi's with its router.
     for (const auto& [from, to] :
          {std::pair<std::string_view, std::string_view>(".block_sparse_moe.", ".mlp."),
-          {".mlp.", ".block_sparse_moe."}}) {
+          {".mlp.", ".block_sparse_moe."},
+          {".mlp.router.", ".block_sparse_moe.gate."},
+          {".block_sparse_moe.gate.", ".mlp.router."}}) {
       const std::size_t at = own.find(from);
       if (at == std::string::npos) continue;
       std::string other = own;

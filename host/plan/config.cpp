@@ -92,10 +92,14 @@ bool names_layers(std::string_view key, const Json& value) {
                      [](const Json& v) { return v.is_number_integer(); });
 }
 
-// Rebuilds every list (and pattern string) of `object` that holds one item per layer.
-void restack(Json& object, const Edits& edits, const Restacked& stack, Problems& problems) {
+// Rebuilds every list (and pattern string) of `object` that holds one item per layer; where no key
+// counts layers, only lists that are named for them. Returns whether there was one.
+bool restack(Json& object, const Edits& edits, const Restacked& stack, Problems& problems) {
+  bool any = false;
+  const bool counted = !stack.count.key.empty();
   for (auto& [key, value] : object.items()) {
-    const bool list = value.is_array() && value.size() == stack.old_count && !never_per_layer(key);
+    const bool list = value.is_array() && value.size() == stack.old_count &&
+                      !never_per_layer(key) && (counted || key.find("layer") != std::string::npos);
     const bool pattern = value.is_string() && key.ends_with("_pattern") &&
                          value.get_ref<const std::string&>().size() == stack.old_count;
     if (!list && !pattern) {
@@ -133,7 +137,9 @@ void restack(Json& object, const Edits& edits, const Restacked& stack, Problems&
       continue;
     }
     value = list ? std::move(items) : Json(letters);
+    any = true;
   }
+  return any;
 }
 
 }  // namespace
@@ -254,16 +260,25 @@ std::string Config::edited(const Edits& edits, Problems& problems) const {
   }
 
   for (const Restacked& stack : edits.stacks) {
-    if (stack.count.key.empty()) {
+    Json& object = stack.count.object.empty() ? out : out[stack.count.object];
+    const bool listed = restack(object, edits, stack, problems);
+    if (!stack.count.key.empty()) {
+      object[stack.count.key] = stack.layers.size();
+    } else if (!listed) {
       problems.warn(Code::format, fmt::format("config.json of {} has no known key for the number "
                                               "of layers; the output has {}, so set it "
                                               "by hand",
                                               edits.shown, stack.layers.size()));
-      continue;
     }
-    Json& object = stack.count.object.empty() ? out : out[stack.count.object];
-    restack(object, edits, stack, problems);
-    object[stack.count.key] = stack.layers.size();
+    if (stack.changed && !listed) {
+      problems.warn(
+          Code::format,
+          fmt::format("layer {} of the output has other tensors than layer {} of {}, whose "
+                      "config.json holds no list of the kinds of layers: what it says of them by a "
+                      "rule (a period, a first layer) may not fit any more, and programs may "
+                      "refuse the output or leave tensors out",
+                      *stack.changed, *stack.changed, edits.shown));
+    }
   }
 
   const auto each_text = [&](auto&& act) {

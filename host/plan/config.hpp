@@ -70,6 +70,8 @@ struct Restacked {
   Place count;                  // of the donor; an empty key: not known
   std::uint64_t old_count = 0;  // the donor's
   std::vector<Origin> layers;   // one per output layer
+  // The first output layer with other tensors than the donor's layer of that number.
+  std::optional<std::uint64_t> changed = {};
 };
 
 // What differs between the donor's config and the output's.

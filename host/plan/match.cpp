@@ -59,9 +59,15 @@ const std::vector<Renames>& candidates() {
   return all;
 }
 
+// BertModel, MistralModel: the base module alone, whose names have no prefix by right.
+bool is_base(std::string_view architecture) {
+  return architecture.ends_with("Model") && !architecture.ends_with("HeadModel") &&
+         !architecture.ends_with("HeadsModel");
+}
+
 // The donor's own renames: the base module's prefix, where no name has it and the layers would.
-Renames donor_renames(const View& donor, const Family* family) {
-  if (family == nullptr || family->prefix.empty()) return {};
+Renames donor_renames(const View& donor, const Family* family, std::string_view architecture) {
+  if (family == nullptr || family->prefix.empty() || is_base(architecture)) return {};
   const auto has = [&](std::string_view prefix) {
     return std::any_of(donor.items.begin(), donor.items.end(),
                        [&](const Item& item) { return item.info.name.starts_with(prefix); });
@@ -130,7 +136,7 @@ class Cataloguer {
  private:
   void name_all() {
     names_.resize(models_.size());
-    translate(donor_, donor_renames(models_[donor_], out_.family));
+    translate(donor_, donor_renames(models_[donor_], out_.family, configs_[donor_].architecture()));
     std::vector<std::string> sorted = names_[donor_];
     std::sort(sorted.begin(), sorted.end());
     std::unordered_set<std::string> known;

@@ -196,6 +196,11 @@ class Writer {
         stack.layers.push_back({giver.model, giver.first + k});
       }
     }
+    for (std::uint64_t k = 0; !stack.changed && k < stack.layers.size() && k < stack.old_count;
+         ++k) {
+      const Origin& origin = stack.layers[k];
+      if (!alike(first.stack, origin, {draft_.donor, k})) stack.changed = k;
+    }
     written_.stacks.push_back(std::move(stack));
     outside(last, true);
     // The last slice's models may be tied while another has a head of its own.
@@ -215,6 +220,18 @@ class Writer {
     for (const Input& input : section.inputs)
       lists.emplace_back(names_.listings[input.model].spots);
     return lists;
+  }
+  // Whether two layers have tensors of the same names, buffers apart.
+  [[nodiscard]] bool alike(std::int32_t stack, const Origin& a, const Origin& b) const {
+    const auto parts = [&](const Origin& layer) {
+      std::set<std::uint32_t> set;
+      for (const Spot& spot :
+           names_.listings[layer.model].range(stack, layer.layer, layer.layer + 1)) {
+        if (names_.templates[spot.part].role != Role::buffer) set.insert(spot.part);
+      }
+      return set;
+    };
+    return parts(a) == parts(b);
   }
   [[nodiscard]] bool in_module(const Part& part, const Spot& spot) const {
     return part.module == kAllModules || names_.templates[spot.part].module == part.module;

@@ -596,6 +596,19 @@ TEST_F(AdaptTest, FactorsOfSingleExpertsLandInFusedTensors) {
   EXPECT_EQ(effects(p, kExperts + ".down_proj").at(0).at("block"), 1);
 }
 
+TEST_F(AdaptTest, PhisRouterIsFoundUnderItsOldAndNewName) {
+  const std::string gate = "model.layers.0.block_sparse_moe.gate", router = "model.layers.0.mlp.router";
+  for (const auto& [stored, adapted] : {std::pair{gate, router}, {router, gate}}) {
+    Tensors tensors = llama(1);
+    tensors.push_back({stored + ".weight", Dtype::bf16, {2, 4}});
+    base(tensors, llama_config(1));
+    adapter("a", lora_config(), lora_pair(adapted, 2, 2, 4));
+    const Plan p = plan("base+a");
+    ASSERT_TRUE(p.sound()) << problems(p);
+    EXPECT_EQ(effects(p, stored + ".weight").size(), 1U);
+  }
+}
+
 // --- what cannot be
 
 TEST_F(AdaptTest, BasesAndAdaptersThatCannotMeetAreRefused) {

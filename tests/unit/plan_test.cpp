@@ -309,6 +309,36 @@ TEST_F(PlanTest, LayersOfOneStackAreAlike) {
       "layers of biased have self_attn.q_proj.bias, layers of a have not");
 }
 
+TEST_F(PlanTest, LayersOfAnotherKindThanTheirNumberHasAreWarnedOf) {
+  const Tensors hybrid = {{"model.embed_tokens.weight", Dtype::bf16, {10, 4}},
+                          {"model.layers.0.mamba.in_proj.weight", Dtype::bf16, {4, 4}},
+                          {"model.layers.1.mamba.in_proj.weight", Dtype::bf16, {4, 4}},
+                          {"model.layers.2.self_attn.q_proj.weight", Dtype::bf16, {4, 4}},
+                          {"model.norm.weight", Dtype::bf16, {4}}};
+  const char* period =
+      "{\"architectures\": [\"JambaForCausalLM\"], \"num_hidden_layers\": 3, "
+      "\"attn_layer_period\": 3, \"attn_layer_offset\": 2, \"tie_word_embeddings\": true}";
+  const char* list =
+      "{\"architectures\": [\"JambaForCausalLM\"], \"layers_block_type\": [\"mamba\", \"mamba\", "
+      "\"attention\"], \"tie_word_embeddings\": true}";
+  model("period", hybrid, period);
+  model("list", hybrid, list);
+  const auto stacked = [&](const std::string& name, int first) {
+    return plan(fmt::format("merge_method: passthrough\nslices:\n"
+                            "- sources: [{{model: {}, layer_range: [0, {}]}}]\n"
+                            "- sources: [{{model: {}, layer_range: [0, 3]}}]\n",
+                            name, first, name));
+  };
+  const Plan moved = stacked("period", 2);
+  EXPECT_SAYS(moved, "layer 2 of the output has other tensors than layer 2 of period");
+  ASSERT_SOUND(moved);
+  const Plan whole = stacked("period", 3);
+  EXPECT_TRUE(whole.problems.empty());
+  // A list follows, also where nothing else counts the layers.
+  const Plan listed = stacked("list", 2);
+  EXPECT_TRUE(listed.problems.empty());
+}
+
 // --- modules -------------------------------------------------------------------------------------
 
 Tensors encoder_decoder() {
@@ -465,6 +495,29 @@ TEST_F(PlanTest, PrefixOfTheBaseModuleMayBeMissing) {
     EXPECT_EQ(p.jobs.size(), 7U);
     EXPECT_NE(find(p, "model.layers.1.mlp.up_proj.weight"), nullptr);
     EXPECT_NE(find(p, "lm_head.weight"), nullptr);
+  }
+}
+
+TEST_F(PlanTest, BaseModulesAloneKeepTheirNames) {
+  const std::string config = "{\"architectures\": [\"BertModel\"], \"num_hidden_layers\": 1}";
+  const Tensors bare = {{"embeddings.word_embeddings.weight", Dtype::f32, {10, 4}},
+                        {"encoder.layer.0.attention.self.query.weight", Dtype::f32, {4, 4}},
+                        {"pooler.dense.weight", Dtype::f32, {4, 4}}};
+  Tensors full;
+  for (TensorInfo tensor : bare) {
+    tensor.name = "bert." + tensor.name;
+    full.push_back(tensor);
+  }
+  model("x", bare, config);
+  model("y", bare, config);
+  model("full", full, config);
+  const std::string text =
+      "merge_method: linear\nparameters: {weight: 1}\nmodels:\n- model: x\n- model: ";
+  for (const char* other : {"y\n", "full\n"}) {
+    const Plan p = plan(text + other);
+    ASSERT_SOUND(p);
+    EXPECT_EQ(p.jobs.size(), 3U);
+    for (const TensorInfo& tensor : bare) EXPECT_NE(find(p, tensor.name), nullptr) << tensor.name;
   }
 }
 
