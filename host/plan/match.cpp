@@ -42,11 +42,14 @@ const std::vector<Renames>& candidates() {
       list.push_back({{prefix, ""}});
       list.push_back({{"", prefix}});
     }
-    // Text-and-image models before and after transformers 4.52.
+    // Models of text and images or sound before and after transformers 4.52 and 5.
     const Renames llava = {{"language_model.lm_head.", "lm_head."},
                            {"language_model.model.", "model.language_model."},
                            {"vision_tower.", "model.vision_tower."},
-                           {"multi_modal_projector.", "model.multi_modal_projector."}};
+                           {"audio_tower.", "model.audio_tower."},
+                           {"multi_modal_projector.", "model.multi_modal_projector."},
+                           {"encoder.", "model.encoder."},
+                           {"projector.", "model.projector."}};
     const Renames qwen = {{"model.", "model.language_model."}, {"visual.", "model.visual."}};
     for (const Renames& now : {llava, qwen}) {
       list.push_back(now);
