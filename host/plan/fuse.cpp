@@ -19,6 +19,7 @@
 #include "plan/folder.hpp"
 #include "plan/peft.hpp"
 #include "plan/ranks.hpp"
+#include "plan/repeat.hpp"
 #include "plan/types.hpp"
 
 namespace ingot::plan {
@@ -191,6 +192,7 @@ class Fusion {
 
   bool open() {
     bool all = true;
+    std::vector<Listed> listed;
     for (const Source& source : recipe_.models) {
       try {
         const ModelRef ref = settle(disk_, source.model, plan_.options.root);
@@ -206,6 +208,7 @@ class Fusion {
         for (const std::string& warning : opened.warnings) {
           problems_.warn(Code::format, warning);
         }
+        listed.push_back({folder, ref.text});
         plan_.models.push_back({ref, std::move(folder), std::move(opened.checkpoint)});
         adapters_.push_back(std::move(opened));
       } catch (Error& e) {
@@ -215,6 +218,7 @@ class Fusion {
         all = false;
       }
     }
+    warn_repeated(listed, recipe_.file, problems_);
     for (std::uint32_t a = 0; all && a < adapters_.size(); ++a) {
       for (const Idle& idle : adapters_[a].idle) {
         plan_.unused.push_back({a, idle.entry, idle.reason});

@@ -465,6 +465,29 @@ TEST(Fuse, StacksAndSolvesExpertsOneByOne) {
   }
 }
 
+TEST(Fuse, WarnsOfAnAdapterThatIsListedTwice) {
+  const Folder folder;
+  write_pair(folder);
+  std::filesystem::create_directory_symlink(folder / "a", folder / "link");
+  const auto warnings = [&](const std::string& list) {
+    std::vector<std::string> texts;
+    for (const Problem& p :
+         plan_of(folder, "adapter_method: cat\nadapters: [" + list + "]\n").problems) {
+      EXPECT_FALSE(p.fatal) << p.text;
+      if (p.text.find("is listed") != std::string::npos) texts.push_back(p.text);
+    }
+    return texts;
+  };
+  EXPECT_TRUE(warnings("{adapter: ./a}, {adapter: ./b}").empty());
+  EXPECT_EQ(
+      warnings("{adapter: a}, {adapter: ./b}, {adapter: a}"),
+      (std::vector<std::string>{"recipe.yml: adapter 'a' is listed 2 times and counts each time"}));
+  EXPECT_EQ(
+      warnings("{adapter: a}, {adapter: ./a/}, {adapter: b}, {adapter: link}"),
+      (std::vector<std::string>{
+          "recipe.yml: adapter './a/' = 'a' = 'link' is listed 3 times and counts each time"}));
+}
+
 TEST(Fuse, MergesVectorsAsDifferencesFromOne) {
   const Folder folder;
   const char* config =
