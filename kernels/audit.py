@@ -7,7 +7,8 @@ Compiles every .cu file of this folder as the library does and checks
 - the PTX: a fused multiply-add only where the source says fuse(), no flush to zero, no approximate
   division, root or function, no hardware conversion to or from a 16- or 8-bit float;
 - what ptxas made of it: no register is spilled on any architecture. Registers, shared memory and stack
-  of every kernel stand in registers.json, which --update rewrites; what has changed since is listed.
+  of every kernel of ours stand in registers.json, which --update rewrites; what has changed since is
+  listed. Thrust's kernels are only counted.
 Prints what it found and exits 1 if anything is wrong.
 """
 
@@ -28,6 +29,8 @@ ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 FLAGS = ["-std=c++20", "-O3", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true",
          "-lineinfo", "-Xcompiler=-ffp-contract=off", f"-I{HERE.parent / 'include'}", f"-I{HERE}"]
 
+# Kernels of libraries, whose names have the version and the architectures.
+THEIRS = re.compile(r"(cub|thrust)::")
 # Where math/ says fuse(): the lines of these functions may hold a fused multiply-add.
 FUSE = re.compile(r"__builtin_fmaf?\(|\bfuse\(")
 FORBIDDEN = [
@@ -113,7 +116,7 @@ def main():
     parser.add_argument("--update", action="store_true", help="write registers.json")
     options = parser.parse_args()
 
-    problems, table = [], {}
+    problems, table, theirs = [], {}, set()
     version = re.search(r"V([\d.]+)", run(options.nvcc, "--version"))[1]
     with tempfile.TemporaryDirectory() as name, \
             concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -131,6 +134,9 @@ def main():
             rows, found = result.result()
             problems += found
             for kernel, row in rows.items():
+                if THEIRS.match(kernel):
+                    theirs.add(re.sub(r"_SM_[\d_]+", "", kernel))
+                    continue
                 table.setdefault(kernel, {})[str(architecture)] = row
     if options.update:
         text = json.dumps({"nvcc": version, "kernels": dict(sorted(table.items()))}, indent=1)
@@ -150,7 +156,7 @@ def main():
             print("registers.json is behind the kernels (kernels/audit.py --update):", *changed, sep="\n  ")
     most = max(row["registers"] for rows in table.values() for row in rows.values())
     print(f"nvcc {version}: {len(table)} kernels on {len(options.architectures)} architectures, "
-          f"at most {most} registers, {len(problems)} problems")
+          f"at most {most} registers, and {len(theirs)} of libraries; {len(problems)} problems")
     for problem in problems:
         print(problem)
     return 1 if problems else 0

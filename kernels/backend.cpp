@@ -14,6 +14,7 @@
 #include <bit>
 #include <chrono>
 #include <cstring>
+#include <numeric>
 
 #include "apply.hpp"
 #include "base/block.hpp"
@@ -23,6 +24,7 @@
 #include "ingot/math/methods.hpp"
 #include "measure.hpp"
 #include "memory.hpp"
+#include "order.hpp"
 #include "probe.hpp"
 #include "product.hpp"
 #include "select.hpp"
@@ -566,9 +568,11 @@ class Cuda final : public Backend {
     Layout layout;
     const Stage stage(chunk, layout, active);
     const std::uint64_t header = layout.add(sizeof(Tensor) + sources * sizeof(Window));
-    const std::uint64_t results =
-        layout.add(sources * sizeof(Census) + sources * spans * sizeof(Segment));
+    const std::uint64_t counts = sources * sizeof(Census);
+    const std::uint64_t results = layout.add(counts + sources * spans * sizeof(Segment));
     const std::uint64_t list = layout.add(sources * limit * sizeof(Found));
+    const std::uint64_t ordered = layout.add(sources * limit * sizeof(Found));
+    const std::uint64_t scratch = layout.add(order_bytes(sources, spans));
     Call call(lane_for(chunk));
     std::byte* memory = call.room(layout.bytes());
     stage.copy(call, memory);
@@ -578,39 +582,40 @@ class Cuda final : public Backend {
       windows[s] = {brackets[s].low, brackets[s].high, active[s] != 0 ? 1U : 0U};
     *as<Tensor>(call.sent()) = stage.tensor(memory);
     call.copy_in(memory + header, call.sent(), sizeof(Tensor) + sources * sizeof(Window));
-    call.clear(memory + results, sources * sizeof(Census));
+    call.clear(memory + results, counts + sources * spans * sizeof(Segment));
+    auto* census = as<Census>(memory + results);
+    auto* segments = as<Segment>(memory + results + counts);
     gpu::verify(as<Tensor>(memory + header), chunk.count, static_cast<unsigned>(sources),
-                as<Window>(memory + header + sizeof(Tensor)), limit, as<Census>(memory + results),
-                as<Found>(memory + list), as<Segment>(memory + results + sources * sizeof(Census)),
-                shape_, call.kernels());
-    call.copy_out(call.received(), memory + results,
-                  sources * sizeof(Census) + sources * spans * sizeof(Segment));
+                as<Window>(memory + header + sizeof(Tensor)), limit, census,
+                as<Found>(memory + list), segments, shape_, call.kernels());
+    order({as<Found>(memory + list), segments, census, sources, spans, limit},
+          as<Found>(memory + ordered), memory + scratch, call.kernels());
+    call.copy_out(call.received(), memory + results, counts);
     call.wait();
 
     const auto* received = as<Census>(call.received());
-    const std::vector<Census> census(received, received + sources);
-    const auto* first = as<Segment>(call.received() + sources * sizeof(Census));
-    const std::vector<Segment> segments(first, first + sources * spans);
+    std::vector<std::size_t> lengths(sources);
     for (std::size_t s = 0; s < sources; ++s) {
+      const Census& counted = received[s];
       Verdict& verdict = verdicts[s];
       verdict = {};
       if (active[s] == 0) continue;
-      verdict.above = census[s].above;
-      verdict.at_high = census[s].at_high;
-      verdict.at_low = census[s].at_low;
-      verdict.overflowed = census[s].between > limit;
-      if (verdict.overflowed || census[s].between == 0) continue;
-      std::vector<Found> found;
-      found.reserve(census[s].between);
-      bring_all(call, memory + list + s * limit * sizeof(Found), census[s].between, found);
-      verdict.between.reserve(found.size());
-      for (std::uint64_t span = 0; span < spans; ++span) {
-        const Segment& segment = segments[s * spans + span];
-        for (std::uint32_t i = 0; i < segment.count; ++i) {
-          const Found& f = found[segment.offset + i];
-          verdict.between.push_back({f.key, f.index});
-        }
-      }
+      verdict.above = counted.above;
+      verdict.at_high = counted.at_high;
+      verdict.at_low = counted.at_low;
+      verdict.overflowed = counted.between > limit;
+      if (!verdict.overflowed) lengths[s] = counted.between;
+    }
+    const std::size_t total = std::accumulate(lengths.begin(), lengths.end(), std::size_t{0});
+    static_assert(sizeof(Candidate) == sizeof(Found));
+    std::vector<Candidate> all;
+    all.reserve(total);
+    bring_all(call, memory + ordered, total, all);
+    auto next = all.begin();
+    for (std::size_t s = 0; s < sources; ++s) {
+      const auto end = next + static_cast<std::ptrdiff_t>(lengths[s]);
+      verdicts[s].between.assign(next, end);
+      next = end;
     }
     call.done();
   }

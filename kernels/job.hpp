@@ -69,6 +69,7 @@ struct Census {
   unsigned between;  // also how many candidates have a place in the list
 };
 
+// A candidate, as the backend hands it over (Candidate).
 struct Found {
   std::uint32_t key, index;
 };

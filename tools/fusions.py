@@ -12,7 +12,6 @@ import pathlib
 import sys
 
 import oracle
-import truth
 
 OUTPUT = oracle.ROOT / "tests" / "golden" / "fusions.json"
 ADAPTERS = ["c-lora", "prose-lora", "python-lora"]
@@ -41,6 +40,7 @@ def main():
     oracle.enter()
     import peft.utils.merge_utils as primitives
     import torch
+    import truth
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -425,15 +425,13 @@ class Account {
             fmt::format("has shape {} and {} has {}: A and B seem to be swapped", sa.text(),
                         clip(entry(b).info.name, 160), sb.text()));
       }
-      if (sa.rank() > 2 && sb[1] != 0 && sa[0] % sb[1] == 0) {
+      const bool conv = config_.family == Family::lora && sa.rank() > 2;
+      module.groups = conv && sa[0] % sb[1] == 0 ? sa[0] / sb[1] : 0;
+      if (module.groups == 0 || sb[0] % module.groups != 0) {
         bad(Code::shape, b,
-            fmt::format("has shape {} beside {} of A: a grouped convolution, whose update does not "
-                        "fit its weight; keep it as an adapter",
-                        sb.text(), sa.text()));
+            fmt::format("has shape {}, and {} has {}: their ranks differ", sb.text(),
+                        clip(entry(a).info.name, 160), sa.text()));
       }
-      bad(Code::shape, b,
-          fmt::format("has shape {}, and {} has {}: their ranks differ", sb.text(),
-                      clip(entry(a).info.name, 160), sa.text()));
     }
     module.rank = sa[0];
     for (int axis = 2; axis < sb.rank(); ++axis) {

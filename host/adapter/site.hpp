@@ -20,10 +20,11 @@ struct Term {
 
 // A module whose update is a matrix, height x width, of each of its experts. Convolutions count as
 // matrices: outputs by all the rest. Factors of several experts interleave: row e * rank + k of A,
-// column k * experts + e of B.
+// column k * experts + e of B. Ranks of a grouped convolution are those of one group: row g * rank
+// + k of A, column k of B.
 struct Site {
   std::vector<Term> terms;
-  std::uint64_t height = 0, width = 0, experts = 1;
+  std::uint64_t height = 0, width = 0, experts = 1, groups = 1;
 
   [[nodiscard]] std::uint64_t ranks() const {
     std::uint64_t sum = 0;

@@ -37,6 +37,7 @@ class Stacked final : public Derived {
       json["parts"].push_back(std::move(part));
     }
     if (site_.experts > 1) json["experts"] = site_.experts;
+    if (site_.groups > 1) json["groups"] = site_.groups;
     return json.dump();
   }
 
@@ -69,7 +70,7 @@ class Stacked final : public Derived {
       std::uint64_t from = 0, left = 0;  // in the term's tensor; elements until it changes
       const Term* owner = nullptr;
       if (side_ == Side::a) {
-        // Rows by expert, then by term.
+        // Rows by expert or group, then by term.
         const std::uint64_t row = at / site_.width, column = at % site_.width;
         std::uint64_t within = row % ranks;
         for (const Term& term : site_.terms) {

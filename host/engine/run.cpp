@@ -10,10 +10,10 @@
 #include <map>
 #include <memory>
 #include <set>
-#include <thread>
 
 #include <fmt/format.h>
 
+#include "base/threads.hpp"
 #include "engine/crew.hpp"
 #include "engine/flight.hpp"
 #include "engine/output.hpp"
@@ -60,9 +60,7 @@ class Run {
         watcher_(watcher),
         report_(report),
         entries_(plan.jobs.size()),
-        threads_(options.threads > 0
-                     ? options.threads
-                     : std::max(1, static_cast<int>(std::thread::hardware_concurrency()))),
+        threads_(thread_count(options.threads)),
         scratch_(static_cast<std::size_t>(threads_)),
         digests_(plan),
         staging_(divide()),

@@ -6,11 +6,11 @@
 #include <mutex>
 #include <optional>
 #include <set>
-#include <thread>
 
 #include <fmt/format.h>
 
 #include "base/hash.hpp"
+#include "base/threads.hpp"
 #include "engine/crew.hpp"
 #include "engine/proof.hpp"
 #include "engine/receipt.hpp"
@@ -59,18 +59,12 @@ class Verifier {
     verdicts_.findings.push_back({std::move(text)});
   }
 
-  [[nodiscard]] int threads() const {
-    return options_.threads > 0
-               ? options_.threads
-               : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  }
-
   // Runs `work` for every index on the crew; the first Error is thrown here.
   void each(std::size_t count, const std::function<void(std::size_t)>& work) {
     std::atomic<std::size_t> left = count;
     std::mutex mutex;
     std::condition_variable done;
-    Crew crew(threads());
+    Crew crew(thread_count(options_.threads));
     const auto wake = [&] {
       const std::lock_guard lock(mutex);
       done.notify_all();

@@ -322,6 +322,13 @@ class Overlay {
   // --- modules
 
   void place(const Adapted& module) {
+    if (module.groups > 1) {
+      fail(Code::usage,
+           fmt::format("{} is a convolution of {} groups: its update works on all inputs, and the "
+                       "weight has only those of each output's own group, so it cannot be baked; "
+                       "keep it as an adapter",
+                       clip(module.path, 120), module.groups));
+    }
     if (!module.parameters.empty()) return place_parameter(module);
     const std::string name = module.path + ".weight";
     if (const auto item = locate(name)) return place_weight(module, *item);

@@ -46,7 +46,7 @@ bool of_experts(std::string_view name, const Shape& shape) {
 }
 
 // Of "layers.3.mlp.experts.7.w1": 7. Nothing for what is no layer of a single expert.
-std::optional<std::uint64_t> expert_of(std::string_view path) {
+std::optional<std::uint64_t> expert_number(std::string_view path) {
   const std::string_view owner = parent(path), digits = last_component(owner);
   if (last_component(parent(owner)) != "experts") return std::nullopt;
   std::uint32_t number = 0;
@@ -145,7 +145,7 @@ class Extraction {
       const Shape& shape = found.first->info.shape;
       const std::string_view path = parent(name);
       if (of_experts(name, shape)) experts_.emplace(parent(path), shape[0]);
-      if (const auto number = expert_of(path)) {
+      if (const auto number = expert_number(path)) {
         std::uint64_t& count = experts_[std::string(parent(parent(parent(path))))];
         count = std::max(count, *number + 1);
       }
@@ -182,7 +182,7 @@ class Extraction {
   // fuses experts, routers are no linear layers, and other layers with the names that experts had
   // before would be taken for experts.
   [[nodiscard]] bool by_parameter(const std::string& path, const Shape& shape) const {
-    if (experts_.empty() || shape.rank() != 2 || expert_of(path)) return false;
+    if (experts_.empty() || shape.rank() != 2 || expert_number(path)) return false;
     const std::string_view leaf = last_component(path);
     const auto beside = experts_.find(parent(path));
     return (beside != experts_.end() && beside->second == shape[0]) || place_of(leaf) < kExperts ||
@@ -269,7 +269,7 @@ class Extraction {
     for (const Module& module : modules_) {
       const auto at = ranks_.find(module.name());
       if (at == ranks_.end()) continue;  // refused
-      const bool expert = expert_of(module.path).has_value();
+      const bool expert = expert_number(module.path).has_value();
       // PEFT fuses experts of one rank alone, and says of patterns for parameters that it ignores
       // them: these all have one rank, with zeros where a side is shorter.
       if (wishes.rank > 0 && (expert || !module.parameter.empty())) at->second = wishes.rank;

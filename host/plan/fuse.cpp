@@ -19,6 +19,7 @@
 #include "plan/folder.hpp"
 #include "plan/peft.hpp"
 #include "plan/ranks.hpp"
+#include "plan/repeat.hpp"
 #include "plan/types.hpp"
 
 namespace ingot::plan {
@@ -191,6 +192,7 @@ class Fusion {
 
   bool open() {
     bool all = true;
+    std::vector<Listed> listed;
     for (const Source& source : recipe_.models) {
       try {
         const ModelRef ref = settle(disk_, source.model, plan_.options.root);
@@ -206,6 +208,7 @@ class Fusion {
         for (const std::string& warning : opened.warnings) {
           problems_.warn(Code::format, warning);
         }
+        listed.push_back({folder, ref.text});
         plan_.models.push_back({ref, std::move(folder), std::move(opened.checkpoint)});
         adapters_.push_back(std::move(opened));
       } catch (Error& e) {
@@ -215,6 +218,7 @@ class Fusion {
         all = false;
       }
     }
+    warn_repeated(listed, recipe_.file, problems_);
     for (std::uint32_t a = 0; all && a < adapters_.size(); ++a) {
       for (const Idle& idle : adapters_[a].idle) {
         plan_.unused.push_back({a, idle.entry, idle.reason});
@@ -383,6 +387,10 @@ class Fusion {
           differ(meeting, part, "parts of different kinds there");
           continue;
         }
+        if (one.groups != other.groups) {
+          differ(meeting, part, fmt::format("{} and {} groups there", one.groups, other.groups));
+          continue;
+        }
         if (family_ == ingot::Family::ia3) {
           const Shape &a = info(first.adapter, entry_of(one, Piece::l)).shape,
                       &b = info(part.adapter, entry_of(other, Piece::l)).shape;
@@ -409,12 +417,12 @@ class Fusion {
                   one.path, shown(first.adapter), one.rank, shown(part.adapter), other.rank,
                   recipe_.method, recipe_.method == "linear" ? "ties" : recipe_.method));
         }
-        if (type_->way != Way::factors && d.count() != d[0] * other.rank * other.experts) {
+        if (decomposes(type_->way) && other.groups > 1) {
           problems_.error_like(
               "groups", Code::usage,
-              fmt::format("{}: a grouped convolution, whose factors have no product; "
-                          "only linear, ties, dare and magnitude_prune take it",
-                          other.path));
+              fmt::format("{}: {} adapts a convolution of {} groups, whose parts adapter_method "
+                          "'{}' would mix: use cat or a type on factors",
+                          other.path, shown(part.adapter), other.groups, recipe_.method));
         }
       }
     }
@@ -424,6 +432,7 @@ class Fusion {
     Site site;
     const Meeting::Part& first = meeting.parts.front();
     site.experts = first.module->experts;
+    site.groups = first.module->groups;
     site.width = rest(info(first.adapter, entry_of(*first.module, Piece::a)).shape);
     site.height = info(first.adapter, entry_of(*first.module, Piece::b)).shape[0];
     for (const Meeting::Part& part : meeting.parts) {
@@ -434,7 +443,7 @@ class Fusion {
       site.terms.push_back({shown(part.adapter),
                             {part.adapter, entry_of(*part.module, Piece::a)},
                             {part.adapter, entry_of(*part.module, Piece::b)},
-                            part.module->rank,
+                            part.module->rank / site.groups,
                             times});
     }
     return site;
@@ -523,7 +532,11 @@ class Fusion {
     const Meeting::Part& first = meeting.parts.front();
     Shape shape =
         info(first.adapter, entry_of(*first.module, side == Side::a ? Piece::a : Piece::b)).shape;
-    shape.set(side == Side::a ? 0 : 1, rank * first.module->experts);
+    if (side == Side::a) {
+      shape.set(0, rank * first.module->experts);
+    } else {
+      shape.set(1, rank * first.module->experts / first.module->groups);
+    }
     return shape;
   }
 
@@ -602,7 +615,7 @@ class Fusion {
                   [&](const Meeting::Part& part) { return std::sqrt(std::fabs(times(part))); });
     } else if (type_->way == Way::stack) {
       const Site site = site_of(meeting, false);
-      rank = site.ranks();
+      rank = site.ranks() * site.groups;
       for (const Side side : {Side::a, Side::b}) {
         const Shape shape = shape_of(meeting, side, rank);
         const Term& term = site.terms.front();

@@ -6,6 +6,7 @@
 
 #include "plan/adapt.hpp"
 #include "plan/draft.hpp"
+#include "plan/repeat.hpp"
 #include "plan/types.hpp"
 
 namespace ingot::plan {
@@ -106,11 +107,13 @@ class Opener {
 
   bool add_view(const ModelRef& ref, std::uint32_t model) {
     std::vector<Applied> applied;
+    std::vector<Listed> listed;
     for (const AdapterRef& adapter : ref.adapters) {
       const auto index =
           attempt(ref.text, ref.mark, [&] { return open_adapter(adapter, ref.mark); });
       if (!index) return false;
       applied.push_back({*index, adapter.weight});
+      listed.push_back({draft_.plan.models[draft_.adapters[*index].model].folder, adapter.text});
     }
     // Two spellings of one model are one.
     std::string key = fmt::format("{}", model);
@@ -118,6 +121,7 @@ class Opener {
     const auto [it, fresh] = views_.emplace(key, static_cast<std::uint32_t>(draft_.views.size()));
     draft_.by_text[ref.text] = it->second;
     if (!fresh) return true;
+    warn_repeated(listed, draft_.place(ref.mark), draft_.problems);
     draft_.views.push_back(plain_view(draft_.plan, model, ref.text));
     applied_.push_back(std::move(applied));
     return true;

@@ -4,9 +4,10 @@
 #include <atomic>
 #include <future>
 #include <queue>
-#include <thread>
 
 #include <fmt/format.h>
+
+#include "base/threads.hpp"
 
 namespace ingot::plan {
 namespace {
@@ -16,12 +17,13 @@ namespace {
 constexpr std::uint64_t kStart = 32;
 constexpr std::uint64_t kDeepest = 256;
 
-// Calls work(i) for every i below `count`, on all cores; rethrows an exception of it.
+// Calls work(i) for every i below `count`, on `wanted` threads (thread_count); rethrows an
+// exception of it.
 template <class Work>
-void for_each(std::size_t count, const Work& work) {
+void for_each(std::size_t count, int wanted, const Work& work) {
   std::atomic<std::size_t> next = 0;
-  std::vector<std::future<void>> threads(std::clamp<std::size_t>(
-      std::thread::hardware_concurrency(), 1, std::max<std::size_t>(count, 1)));
+  std::vector<std::future<void>> threads(
+      std::min(static_cast<std::size_t>(thread_count(wanted)), count));
   for (std::future<void>& thread : threads) {
     thread = std::async(std::launch::async, [&] {
       for (std::size_t i; (i = next++) < count;) work(i);
@@ -53,7 +55,7 @@ std::vector<std::uint64_t> by_bytes(const Plan& plan, std::uint64_t bytes,
                                     std::uint64_t element_bytes,
                                     const std::vector<Measured>& modules) {
   std::vector<std::vector<double>> gains(modules.size());  // by rank, per byte
-  for_each(modules.size(), [&](std::size_t i) {
+  for_each(modules.size(), plan.options.threads, [&](std::size_t i) {
     const Measured& module = modules[i];
     const std::unique_ptr<adapter::Target> target = module.target();
     const std::uint64_t most = std::min(kDeepest, module.most);
@@ -126,7 +128,7 @@ std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wish
   if (wishes.bytes > 0) {
     found = by_bytes(plan, wishes.bytes, element_bytes, modules);
   } else {
-    for_each(modules.size(),
+    for_each(modules.size(), plan.options.threads,
              [&](std::size_t i) { found[i] = by_energy(plan, modules[i], wishes.energy); });
   }
   std::string& text = plan.recipe.text;

@@ -24,9 +24,9 @@ struct Measured {
 };
 
 // The rank of every module: `fixed` at most its largest, or those of Adaptation::ranks, or, where
-// these are to be found, what reading and decomposing the modules says. In the last case the recipe
-// of the plan, its text included, has them afterwards, so that the same folder can be planned from
-// headers.
+// these are to be found, what reading and decomposing the modules says, on PlanOptions::threads. In
+// the last case the recipe of the plan, its text included, has them afterwards, so that the same
+// folder can be planned from headers.
 [[nodiscard]] std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wishes,
                                                             std::uint64_t fixed,
                                                             std::uint64_t element_bytes,

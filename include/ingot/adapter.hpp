@@ -78,7 +78,10 @@ struct Adapted {
   std::vector<std::string> parameters;
   std::uint64_t experts = 1;
   std::vector<Factor> factors;  // by piece, each once
-  std::uint64_t rank = 0;       // as the shapes say, of one expert; 0 for families without one
+  // Of a convolution under LoRA: A sees all inputs, and the outputs of group g see rank / groups of
+  // its rows, from g * rank / groups on; B has columns for these alone.
+  std::uint64_t groups = 1;
+  std::uint64_t rank = 0;  // as the shapes say, of one expert; 0 for families without one
   double alpha = 0;
   double scaling = 1;  // what the product is multiplied by, the user's weight aside
 

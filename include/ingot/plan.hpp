@@ -15,7 +15,7 @@
 
 namespace ingot {
 
-// Options that may change bytes, and how models are found. All of them stand in the receipt.
+// What a plan is built with. Options that may change bytes stand in the receipt.
 struct PlanOptions {
   std::uint64_t seed = 0;
   std::uint64_t shard_bytes = 5'000'000'000;
@@ -29,7 +29,10 @@ struct PlanOptions {
   bool allow_unchanged = false;  // output equal to an input is no failure
   bool copy_tokenizer = true;
   bool model_card = true;
-  std::string root;  // where relative model paths start; not in the receipt
+  // Not in the receipt: where relative model paths start, and the threads that measure ranks (0: as
+  // many as the machine has).
+  std::string root;
+  int threads = 0;
 };
 
 // Rows of an input matrix rearranged to the output's vocabulary. Row r of the input is the mean (in
@@ -54,8 +57,8 @@ struct RowMap {
 // shape or, where embeddings are truncated, more rows. What enters a formula is f32 (so says
 // Work::inputs) where `rows` rearranges it, and where it is stored as f64: then each value is
 // rounded once, to nearest.
-// The same goes for what is `derived`: computed from the tensor (rearranged first, if it has rows) and
-// others. One that has no tensor of its own names its first ingredient.
+// The same goes for what is `derived`: computed from the tensor (rearranged first, if it has rows)
+// and others. One that has no tensor of its own names its first ingredient.
 struct Operand {
   std::uint32_t model = 0;
   std::uint32_t entry = 0;

@@ -9,6 +9,7 @@
 #include "apply.hpp"
 #include "data.hpp"
 #include "measure.hpp"
+#include "order.hpp"
 #include "select.hpp"
 #include "stand.hpp"
 #include "stream.hpp"
@@ -383,33 +384,38 @@ TEST_P(Kernels, VerifyCountsAndListsInOrder) {
       const Memory window(count * sizeof(gpu::Window), windows.data(), count * sizeof(gpu::Window));
       const Memory census(count * sizeof(gpu::Census), zero.data(), count * sizeof(gpu::Census));
       const Memory found(count * limit * sizeof(gpu::Found));
-      const Memory segments(count * spans * sizeof(gpu::Segment));
+      const std::vector<gpu::Segment> none(count * spans);
+      const Memory segments(none.size() * sizeof(gpu::Segment), none.data(),
+                            none.size() * sizeof(gpu::Segment));
+      const std::vector<gpu::Found> unwritten(count * limit, {~0U, ~0U});
+      const Memory ordered(unwritten.size() * sizeof(gpu::Found), unwritten.data(),
+                           unwritten.size() * sizeof(gpu::Found));
+      const Memory scratch(gpu::order_bytes(count, spans));
       gpu::verify(on_device.as<gpu::Tensor>(), size, static_cast<unsigned>(sources),
                   window.as<gpu::Window>(), limit, census.as<gpu::Census>(), found.as<gpu::Found>(),
                   segments.as<gpu::Segment>(), kShapes[n % kShapes.size()], stream);
+      gpu::order({found.as<gpu::Found>(), segments.as<gpu::Segment>(), census.as<gpu::Census>(),
+                  count, spans, limit},
+                 ordered.as<gpu::Found>(), scratch.as<std::byte>(), stream);
       finish(stream);
       const auto counted = census.read<gpu::Census>();
-      const auto list = found.read<gpu::Found>();
-      const auto parts = segments.read<gpu::Segment>();
+      const auto list = ordered.read<gpu::Found>();
+      std::size_t next = 0;
       for (std::size_t s = 0; s < count; ++s) {
         const gpu::Census& is = counted[s];
         EXPECT_EQ(is.above, expected[s].above);
         EXPECT_EQ(is.at_high, expected[s].at_high);
         EXPECT_EQ(is.at_low, expected[s].at_low);
         EXPECT_EQ(is.between > limit, expected[s].overflowed);
-        if (is.between > limit || active[s] == 0 || brackets[s].low == brackets[s].high) continue;
+        if (is.between > limit || active[s] == 0) continue;
         ASSERT_EQ(is.between, expected[s].between.size());
-        std::size_t next = 0;
-        for (std::uint64_t span = 0; span < spans; ++span) {
-          const gpu::Segment& segment = parts[s * spans + span];
-          for (std::uint32_t i = 0; i < segment.count; ++i, ++next) {
-            const gpu::Found& f = list[s * limit + segment.offset + i];
-            ASSERT_EQ(f.index, expected[s].between[next].index);
-            ASSERT_EQ(f.key, expected[s].between[next].key);
-          }
+        for (const Candidate& candidate : expected[s].between) {
+          ASSERT_EQ(list[next].index, candidate.index);
+          ASSERT_EQ(list[next].key, candidate.key);
+          ++next;
         }
-        EXPECT_EQ(next, expected[s].between.size());
       }
+      for (; next < list.size(); ++next) ASSERT_EQ(list[next].index, ~0U) << "behind the last one";
       ++n;
     }
 }

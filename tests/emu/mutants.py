@@ -27,6 +27,7 @@ KERNELS = HERE.parents[1] / "kernels"
 APPLY, FOLD, SELECT, PIPE = ("apply.cu", "kernel", "*Apply*:*ManyJobs*"), \
     ("measure.cu", "kernel", "*Folds*"), ("select.cu", "kernel", "*Verify*:*Histograms*:*Samples*"), \
     ("backend.cpp", "backend", "*AnyLegalOrder*:*ThreadsShare*")
+ORDER = ("policy.cpp", "kernel", "*Verify*")  # of the emulator, over the steps of order.cuh
 PLAIN = [
     ("the last pack is forgotten", "pack.cuh", "  return (count + kPack - 1) / kPack;\n",
      "  return count / kPack;\n", APPLY),
@@ -61,6 +62,10 @@ PLAIN = [
     ("every lane adds for its equals", "select.cuh", "if (counted && first)", "if (counted)", SELECT),
     ("a short window is read to its end", "select.cuh",
      "length < math::kSampled ? length : math::kSampled", "math::kSampled", SELECT),
+    ("a list that overflowed is put in order", "order.cuh", "return overflowed ? 0 : ", "return ",
+     ORDER),
+    ("spans lie in the order in which they were found", "order.cuh",
+     "all.segments[part].offset + within", "starts[part] + within", ORDER),
     ("kernels do not wait for the copies", "backend.cpp",
      "if (!begun_[kCompute] && begun_[kIn]) hand_over(kIn, lane_.in, lane_.compute);",
      "if (!begun_[kCompute] && begun_[kIn]) slot_.mark[1].record(lane_.in);", PIPE),
@@ -143,7 +148,8 @@ def survives(mutant, build):
         words = [word for word in shlex.split(compile_line) if word != "-Werror"]
         obj = words[words.index("-o") + 1]
         words[words.index("-o") + 1] = str(folder / "mutant.o")
-        words[words.index("-c") + 1] = str(folder / "kernels" / source)
+        if not (HERE / source).exists():
+            words[words.index("-c") + 1] = str(folder / "kernels" / source)
         words = [f"-I{folder}/kernels" if word == f"-I{KERNELS}" else word for word in words]
         for option in ("-MT", "-MF"):
             words[words.index(option) + 1] = str(folder / "mutant.d")

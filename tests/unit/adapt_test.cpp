@@ -622,6 +622,29 @@ TEST_F(AdaptTest, BasesAndAdaptersThatCannotMeetAreRefused) {
   expect_refused(plan("base+none"), "the model 'none' is neither");
 }
 
+TEST_F(AdaptTest, AnAdapterThatIsListedTwiceIsReported) {
+  base(llama(2), llama_config(2));
+  adapter("a", lora_config(), kPair);
+  const Plan twice = plan("base+a+./a");
+  ASSERT_TRUE(twice.sound()) << problems(twice);
+  EXPECT_NE(problems(twice).find("adapter './a' = 'a' is listed 2 times and counts each time"),
+            std::string::npos)
+      << problems(twice);
+  EXPECT_EQ(problems(plan("base+a")).find("is listed"), std::string::npos);
+}
+
+TEST_F(AdaptTest, GroupedConvolutionsStayAdapters) {
+  base(llama(2), llama_config(2));
+  adapter("a", lora_config(),
+          {{"base_model.model.stem.lora_A.weight", Dtype::f32, {2, 4, 3, 3}},
+           {"base_model.model.stem.lora_B.weight", Dtype::f32, {6, 1, 1, 1}}});
+  expect_refused(
+      plan("base+a"),
+      "stem is a convolution of 2 groups: its update works on all inputs, and the weight "
+      "has only those of each output's own group, so it cannot be baked; keep it as an "
+      "adapter");
+}
+
 TEST_F(AdaptTest, RowsCannotBeMatchedByTokenUnderAnAdapter) {
   base(headless(), tied_config());
   adapter("a", lora_config(), embedding_pair());

@@ -416,6 +416,18 @@ TEST(Adapter, UnknownFieldsThatAreOnAreRefusedUnlessWaived) {
   EXPECT_EQ(read_adapter_of(config, lora_pair("q"), options).warnings.size(), 1U);
 }
 
+TEST(Adapter, GroupsOfConvolutionsComeFromTheShapes) {
+  const auto groups = [](std::uint64_t rank, std::uint64_t columns) {
+    const Adapter a = read_adapter_of(
+        lora_config(), {{"base_model.model.q.lora_A.weight", Dtype::f32, {rank, 4, 3, 3}},
+                        {"base_model.model.q.lora_B.weight", Dtype::f32, {6, columns, 1, 1}}});
+    EXPECT_EQ(a.modules.at(0).rank, rank);
+    return a.modules.at(0).groups;
+  };
+  EXPECT_EQ(groups(2, 2), 1U);
+  EXPECT_EQ(groups(2, 1), 2U);
+}
+
 TEST(Adapter, ShapesThatLieAreRefused) {
   const auto tensor = [](const char* tail, Shape shape, Dtype dtype = Dtype::f32) {
     return test::Tensors{{std::string("base_model.model.q.") + tail, dtype, shape}};
@@ -426,6 +438,8 @@ TEST(Adapter, ShapesThatLieAreRefused) {
   expect_refused(lora_config(), tensor(a, {4, 2}) + tensor(b, {2, 6}), "swapped");
   expect_refused(lora_config(), tensor(a, {6, 2}) + tensor(b, {2, 4}), "swapped");
   expect_refused(lora_config(), tensor(a, {6, 3}) + tensor(b, {2, 5}), "ranks differ");
+  expect_refused(lora_config(), tensor(a, {2, 4, 3, 3}) + tensor(b, {7, 1, 1, 1}), "ranks differ");
+  expect_refused(lora_config(), tensor(a, {2, 4, 3, 3}) + tensor(b, {6, 4, 1, 1}), "ranks differ");
   expect_refused(lora_config(), tensor(a, {0, 4}) + tensor(b, {6, 0}), "no elements");
   expect_refused(lora_config(), tensor(a, {8}) + tensor(b, {6, 2}), "as many axes");
   expect_refused(lora_config(), tensor(a, {2, 4}), "but no lora_B");

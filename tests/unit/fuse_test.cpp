@@ -465,6 +465,108 @@ TEST(Fuse, StacksAndSolvesExpertsOneByOne) {
   }
 }
 
+// Two adapters of a convolution with 4 inputs, 4 outputs and 2 groups, of ranks 2 and 4.
+void write_grouped(const Folder& folder) {
+  test::write_adapter(folder / "a",
+                      {{"fc.lora_A.weight", {{2, 4, 1, 1}, {1, 2, 3, 4, -1, 0, 1, 2}}},
+                       {"fc.lora_B.weight", {{4, 1, 1, 1}, {1, 2, 3, -4}}}},
+                      R"("r": 2, "lora_alpha": 2)");
+  test::write_adapter(
+      folder / "b",
+      {{"fc.lora_A.weight", {{4, 4, 1, 1}, {2, 0, 0, 1, 0, 5, 1, 0, 1, 1, 1, 1, 3, 0, -2, 0}}},
+       {"fc.lora_B.weight", {{4, 2, 1, 1}, {1, 0, 2, -1, 0, 1, 3, 2}}}},
+      R"("r": 4, "lora_alpha": 2)");
+}
+
+// What a grouped convolution's factors do to its inputs: an output sees the ranks of its group.
+Dense grouped_update(const Values& b, const Values& a, std::uint64_t groups) {
+  const std::uint64_t ranks = b.shape[1], height = b.shape[0];
+  const std::uint64_t width = a.values.size() / a.shape[0];
+  Dense update(height * width);
+  for (std::uint64_t o = 0; o < height; ++o) {
+    for (std::uint64_t k = 0; k < ranks; ++k) {
+      const std::uint64_t row = o / (height / groups) * ranks + k;
+      for (std::uint64_t i = 0; i < width; ++i) {
+        update[o * width + i] += static_cast<double>(b.values[o * ranks + k]) *
+                                 static_cast<double>(a.values[row * width + i]);
+      }
+    }
+  }
+  return update;
+}
+
+TEST(Fuse, StacksGroupedConvolutionsGroupByGroup) {
+  const Folder folder;
+  write_grouped(folder);
+  const auto a = test::read_adapter_values(folder / "a"),
+             b = test::read_adapter_values(folder / "b");
+  const Dense one = grouped_update(a.at(kB), a.at(kA), 2),
+              other = grouped_update(b.at(kB), b.at(kA), 2);
+  Dense expected(one.size());
+  for (std::size_t i = 0; i < one.size(); ++i) expected[i] = 2 * one[i] - 0.5 * other[i];
+  const auto found = merged(folder, recipe_of("cat", 2, -1));  // b's own scaling is a half
+  EXPECT_EQ(found.at(kA).shape, (Shape{6, 4, 1, 1}));
+  EXPECT_EQ(found.at(kB).shape, (Shape{4, 3, 1, 1}));
+  expect_near(grouped_update(found.at(kB), found.at(kA), 2), expected, 1e-6, "cat");
+  EXPECT_EQ(findings(folder), std::vector<std::string>());
+  const auto config = nlohmann::json::parse(test::read_file(folder / "out/adapter_config.json"));
+  EXPECT_EQ(config["r"], 6);
+  EXPECT_EQ(config["lora_alpha"], 6);
+}
+
+TEST(Fuse, CombinesFactorsOfGroupedConvolutionsAsTheyLie) {
+  const Folder folder;
+  write_grouped(folder);
+  const auto one = test::read_adapter_values(folder / "a");
+  const auto found = merged(
+      folder, "adapter_method: linear\nadapters: [{adapter: ./a, parameters: {weight: 4}}]\n");
+  for (const char* name : {kA, kB}) {
+    EXPECT_EQ(found.at(name).shape, one.at(name).shape);
+    Dense twice;
+    for (const float x : one.at(name).values) twice.push_back(2 * static_cast<double>(x));
+    expect_near(found.at(name).values, twice, 0, name);
+  }
+  EXPECT_EQ(findings(folder), std::vector<std::string>());
+}
+
+TEST(Fuse, RefusesToDecomposeGroupedConvolutions) {
+  const Folder folder;
+  write_grouped(folder);
+  EXPECT_NE(refusal(folder, recipe_of("svd", 1, 1))
+                .find("fc: ./a adapts a convolution of 2 groups, whose parts adapter_method 'svd' "
+                      "would mix: use cat or a type on factors"),
+            std::string::npos)
+      << refusal(folder, recipe_of("svd", 1, 1));
+  test::write_adapter(folder / "b",
+                      {{"fc.lora_A.weight", {{2, 4, 1, 1}, {1, 2, 3, 4, -1, 0, 1, 2}}},
+                       {"fc.lora_B.weight", {{4, 2, 1, 1}, {1, 0, 2, -1, 0, 1, 3, 2}}}});
+  EXPECT_NE(refusal(folder, recipe_of("cat", 1, 1)).find("2 and 1 groups there"),
+            std::string::npos);
+}
+
+TEST(Fuse, WarnsOfAnAdapterThatIsListedTwice) {
+  const Folder folder;
+  write_pair(folder);
+  std::filesystem::create_directory_symlink(folder / "a", folder / "link");
+  const auto warnings = [&](const std::string& list) {
+    std::vector<std::string> texts;
+    for (const Problem& p :
+         plan_of(folder, "adapter_method: cat\nadapters: [" + list + "]\n").problems) {
+      EXPECT_FALSE(p.fatal) << p.text;
+      if (p.text.find("is listed") != std::string::npos) texts.push_back(p.text);
+    }
+    return texts;
+  };
+  EXPECT_TRUE(warnings("{adapter: ./a}, {adapter: ./b}").empty());
+  EXPECT_EQ(
+      warnings("{adapter: a}, {adapter: ./b}, {adapter: a}"),
+      (std::vector<std::string>{"recipe.yml: adapter 'a' is listed 2 times and counts each time"}));
+  EXPECT_EQ(
+      warnings("{adapter: a}, {adapter: ./a/}, {adapter: b}, {adapter: link}"),
+      (std::vector<std::string>{
+          "recipe.yml: adapter './a/' = 'a' = 'link' is listed 3 times and counts each time"}));
+}
+
 TEST(Fuse, MergesVectorsAsDifferencesFromOne) {
   const Folder folder;
   const char* config =

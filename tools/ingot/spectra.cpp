@@ -44,22 +44,22 @@ bool has_factors(const Adapted& module) {
          !module.find(Piece::e);
 }
 
-// Empty for a grouped convolution, whose factors have no product.
 std::vector<Factors> factors_of(const Adapter& adapter, const Adapted& module) {
   const std::vector<double> a = values_of(adapter, *module.find(Piece::a));
   const std::vector<double> b = values_of(adapter, *module.find(Piece::b));
   const std::uint64_t rank = module.rank, experts = module.experts;
+  const std::uint64_t columns = rank / module.groups;  // of B, of an expert
   const std::uint64_t width = a.size() / (rank * experts);
   const std::uint64_t height = adapter.checkpoint.entries()[*module.find(Piece::b)].info.shape[0];
   std::vector<Factors> all;
-  if (b.size() != height * rank * experts) return all;
   for (std::uint64_t e = 0; e < experts; ++e) {
     Factors one{Matrix(rank, height), Matrix(rank, width)};
     std::copy_n(a.begin() + static_cast<std::ptrdiff_t>(e * rank * width), rank * width,
                 one.a.data.begin());
     for (std::uint64_t o = 0; o < height; ++o) {
-      for (std::uint64_t k = 0; k < rank; ++k) {
-        one.b.at(k, o) = module.scaling * b[o * rank * experts + k * experts + e];
+      const std::uint64_t first = o * module.groups / height * columns;  // of the output's group
+      for (std::uint64_t k = 0; k < columns; ++k) {
+        one.b.at(first + k, o) = module.scaling * b[(o * columns + k) * experts + e];
       }
     }
     all.push_back(std::move(one));
@@ -162,7 +162,7 @@ Spectra::Adapter sizes_of(const Adapter& adapter) {
       sizes.parameters += count_of(adapter, factor.entry);
     }
     if (!has_factors(module)) continue;
-    sizes.adapted += count_of(adapter, *module.find(Piece::a)) / module.rank *
+    sizes.adapted += count_of(adapter, *module.find(Piece::a)) / module.rank / module.groups *
                      adapter.checkpoint.entries()[*module.find(Piece::b)].info.shape[0];
   }
   for (const Factor& factor : adapter.shared) sizes.parameters += count_of(adapter, factor.entry);
@@ -201,7 +201,6 @@ Spectra measure(const std::vector<Adapter>& adapters) {
     for (std::size_t i = 0; i < n; ++i) {
       if (places[i] == nullptr) continue;
       factors[i] = factors_of(adapters[i], *places[i]);
-      if (factors[i].empty()) continue;
       module.updates[i] = update_of(factors[i], places[i]->rank);
       spectra.adapters[i].norm += module.updates[i]->norm * module.updates[i]->norm;
       spectra.adapters[i].effective += module.updates[i]->effective;

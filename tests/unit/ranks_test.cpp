@@ -1,0 +1,93 @@
+// How ranks are measured: on as many threads as asked, with the same result.
+#include "plan/ranks.hpp"
+
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include <gtest/gtest.h>
+
+namespace ingot::plan {
+namespace {
+
+constexpr std::size_t kModules = 12;
+
+// Where the threads that solve meet: each waits until `wanted` of them have come.
+class Meeting {
+ public:
+  explicit Meeting(std::size_t wanted) : wanted_(wanted) {}
+
+  void come() {
+    std::unique_lock lock(mutex_);
+    threads_.insert(std::this_thread::get_id());
+    changed_.notify_all();
+    changed_.wait_for(lock, std::chrono::seconds(20), [&] { return threads_.size() >= wanted_; });
+  }
+  [[nodiscard]] std::size_t threads() const { return threads_.size(); }
+
+ private:
+  const std::size_t wanted_;
+  std::mutex mutex_;  // guards threads_
+  std::condition_variable changed_;
+  std::set<std::thread::id> threads_;
+};
+
+// Two equal singular values and nothing else.
+class Even final : public adapter::Target {
+ public:
+  explicit Even(Meeting& meeting) : meeting_(meeting) { height = width = 2; }
+
+  [[nodiscard]] std::span<const Ingredient> ingredients() const override { return {}; }
+  [[nodiscard]] std::string describe() const override { return "{}"; }
+  [[nodiscard]] std::uint64_t memory(std::uint64_t) const override { return 0; }
+  [[nodiscard]] linalg::Low solve(const Plan&, Backend*, std::uint64_t,
+                                  const linalg::Cut& cut) const override {
+    meeting_.come();
+    const std::vector<double> values{1, 1};
+    const std::size_t rank = linalg::kept(values, 2, cut);
+    return {linalg::Matrix(rank, 2), linalg::Matrix(rank, 2), values, std::sqrt(2.0), 0};
+  }
+  [[nodiscard]] double distance(const Plan&, std::uint64_t, const linalg::Matrix&,
+                                const linalg::Matrix&) const override {
+    return 0;
+  }
+  [[nodiscard]] double allowance() const override { return 1; }
+
+ private:
+  Meeting& meeting_;
+};
+
+std::map<std::string, std::uint64_t> measured(const Adaptation& wishes, int threads,
+                                              Meeting& meeting) {
+  Plan plan;
+  plan.options.threads = threads;
+  std::vector<Measured> modules;
+  for (std::size_t i = 0; i < kModules; ++i) {
+    modules.push_back(
+        {std::to_string(i), 2, 1, 4, [&] { return std::make_unique<Even>(meeting); }});
+  }
+  Problems problems;
+  return ranks_of(plan, wishes, 2, 4, modules, problems);
+}
+
+TEST(Ranks, AreMeasuredOnTheThreadsThatWereAskedFor) {
+  Adaptation energy, bytes;
+  energy.automatic = true;
+  energy.energy = 0.5;
+  bytes.bytes = kModules * 4 * 4;  // one rank each
+  for (const Adaptation& wishes : {energy, bytes}) {
+    for (const int threads : {1, 3}) {
+      Meeting meeting(static_cast<std::size_t>(threads));
+      const auto ranks = measured(wishes, threads, meeting);
+      EXPECT_EQ(meeting.threads(), static_cast<std::size_t>(threads));
+      ASSERT_EQ(ranks.size(), kModules);
+      for (const auto& [module, rank] : ranks) EXPECT_EQ(rank, 1U) << module;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ingot::plan
