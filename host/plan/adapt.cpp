@@ -223,12 +223,14 @@ class Overlay {
   [[nodiscard]] std::optional<Index> locate(const std::string& name) const {
     const std::string own = rename(name, renames_);
     if (const auto found = find(own)) return found;
-    // Layers of experts before and after transformers 5: Mixtral's, and Phi's with its router.
+    // Before and after transformers 5: Mixtral's experts, Phi's with their router, Kimi's forget
+    // gates.
     for (const auto& [from, to] :
          {std::pair<std::string_view, std::string_view>(".block_sparse_moe.", ".mlp."),
           {".mlp.", ".block_sparse_moe."},
           {".mlp.router.", ".block_sparse_moe.gate."},
-          {".block_sparse_moe.gate.", ".mlp.router."}}) {
+          {".block_sparse_moe.gate.", ".mlp.router."},
+          {".self_attn.forget_gate.", ".self_attn."}}) {
       const std::size_t at = own.find(from);
       if (at == std::string::npos) continue;
       std::string other = own;

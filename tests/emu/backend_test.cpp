@@ -288,13 +288,13 @@ TEST(CudaBackend, ResidentInputsAreCopiedOnce) {
 }
 
 TEST(CudaBackend, HoldsItsCeilingAndAllocatesNothingLater) {
-  for (const std::uint64_t ceiling : {std::uint64_t{1}, std::uint64_t{16}, std::uint64_t{300}}) {
+  for (const std::uint64_t ceiling : {std::uint64_t{1}, std::uint64_t{16}, std::uint64_t{440}}) {
     emu::plug({});
     const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", ceiling * kMiB});
     const std::uint64_t made = emu::traffic().allocations;
     const std::unique_ptr<Residence> none =
         cuda->reside(make({"linear", 2}, 8, {Dtype::bf16}, Dtype::bf16, 1).work);
-    EXPECT_EQ(none != nullptr, ceiling == 300);
+    EXPECT_EQ(none != nullptr, ceiling == 440);
     for (const Case& c : cases(3000)) {
       const std::uint64_t staging = c.inputs.size() + 1;
       const std::uint64_t before = emu::traffic().allocations;
