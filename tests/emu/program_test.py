@@ -72,9 +72,20 @@ with tempfile.TemporaryDirectory() as folder:
         sys.exit("bake --fast-product: the bytes of the exact class; cuBLAS was not asked")
     print("bake: the same bytes by kernels, verified by cuBLAS", flush=True)
 
+    # Types on factors have no base: the bytes of the CPU.
+    pair = [f"{examples}/adapters/c-lora:0.5", f"{examples}/adapters/prose-lora:0.5"]
+    for kind in ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"):
+        more = [] if kind == "linear" else ["--density", "0.5"]
+        for name, program, device in (("cpu", plain, []), ("cuda", emulated, ["--device", "cuda"])):
+            run(program, "adapter", "merge", *pair, "--type", kind, *more, "-o", folder / f"{kind}-{name}", "--no-sync",
+                *device)
+        for name in files(folder / f"{kind}-cpu"):
+            if not filecmp.cmp(folder / f"{kind}-cpu" / name, folder / f"{kind}-cuda" / name, shallow=False):
+                sys.exit(f"adapter merge --type {kind}: {name} differs")
+    print("adapter merge: the same bytes", flush=True)
+
     # Decompositions by the libraries: within their bound, as the report says; a folder without them is an error.
     device = ["--device", "cuda", "--cuda-libraries", libraries, "--no-sync", "--json"]
-    pair = [f"{examples}/adapters/c-lora:0.5", f"{examples}/adapters/prose-lora:0.5"]
     for kind in ("svd", "ties_svd", "dare_linear_svd", "magnitude_prune_svd"):
         more = [] if kind == "svd" else ["--density", "0.5"]
         said, _ = json.JSONDecoder().raw_decode(run(emulated, "adapter", "merge", *pair, "--type", kind, "--rank", "4", *more, "-o",
