@@ -38,8 +38,10 @@ __device__ __forceinline__ void divide(const Facts& facts, float (&x)[kPack]) {
 }
 
 template <class Tally>
-__device__ __forceinline__ void count_change(const float (&out)[kPack], const float (&base)[kPack],
-                                             unsigned bits, Tally& tally) {
+__device__ __forceinline__ void count_change(const Job& job, const float (&out)[kPack],
+                                             const float (&base)[kPack], unsigned bits,
+                                             Tally& tally) {
+  if (!job.tensor.base) return;
 #pragma unroll
   for (unsigned j = 0; j < kPack; ++j)
     if ((bits >> j & 1U) != 0) tally.change(math::delta(out[j], base[j]));
@@ -106,7 +108,7 @@ struct Slerp {
     const math::Arc arc(job.facts);
 #pragma unroll
     for (unsigned j = 0; j < kPack; ++j) out[j] = arc(base[j], out[j]);
-    count_change(out, base, bits, tally);
+    count_change(job, out, base, bits, tally);
   }
 };
 
@@ -129,10 +131,9 @@ __device__ __forceinline__ void gather(const Job& job, std::uint64_t pack, unsig
                                        float (&base)[kPack], float (&alive)[K][kPack],
                                        Tally& tally) {
   Words words[K];
-  const Words first = fetch(job.tensor.input[0], pack);
 #pragma unroll
-  for (unsigned s = 0; s < K; ++s) words[s] = fetch(job.tensor.input[s + 1], pack);
-  unpack(first, job.tensor.input[0].format, base);
+  for (unsigned s = 0; s < K; ++s) words[s] = fetch(source_of(job.tensor, s), pack);
+  load_base(job.tensor, pack, base);
 #pragma unroll
   for (unsigned s = 0; s < K; ++s) thin_source(job, s, pack, words[s], bits, base, alive[s], tally);
 }
@@ -154,10 +155,10 @@ struct Sum {
 #pragma unroll
       for (unsigned s = 0; s < K; ++s) add(alive[s], out, spread);
     } else {
-      load(job.tensor.input[0], pack, base);
+      load_base(job.tensor, pack, base);
       for (unsigned s = 0; s < sources(job); ++s) {
         float x[kPack];
-        thin_source(job, s, pack, fetch(job.tensor.input[s + 1], pack), bits, base, x, tally);
+        thin_source(job, s, pack, fetch(source_of(job.tensor, s), pack), bits, base, x, tally);
         add(x, out, spread);
       }
     }
@@ -170,7 +171,7 @@ struct Sum {
       if (spread[j].conflict()) conflicts |= 1U << j;
     }
     tally.conflict(conflicts & bits);
-    count_change(out, base, bits, tally);
+    count_change(job, out, base, bits, tally);
   }
 
  private:
@@ -214,7 +215,7 @@ struct Consensus {
       conflicts = walk(job, pack, bits, base, out, tally);
     }
     tally.conflict(conflicts & bits);
-    count_change(out, base, bits, tally);
+    count_change(job, out, base, bits, tally);
   }
 
  private:
@@ -223,19 +224,19 @@ struct Consensus {
   __device__ __forceinline__ static unsigned walk(const Job& job, std::uint64_t pack, unsigned bits,
                                                   float (&base)[kPack], float (&out)[kPack],
                                                   Tally& tally) {
-    load(job.tensor.input[0], pack, base);
+    load_base(job.tensor, pack, base);
     float votes[kPack], shares[kPack], least[kPack], x[kPack];
     set(votes, 0.0F);
     set(shares, 0.0F);
     set(least, 0.0F);
     set(out, 0.0F);
     for (unsigned s = 0; s < sources(job); ++s) {
-      thin_source(job, s, pack, fetch(job.tensor.input[s + 1], pack), bits, base, x, tally);
+      thin_source(job, s, pack, fetch(source_of(job.tensor, s), pack), bits, base, x, tally);
 #pragma unroll
       for (unsigned j = 0; j < kPack; ++j) votes[j] += math::ballot<vote>(x[j]);
     }
     for (unsigned s = 0; s < sources(job); ++s) {
-      load(job.tensor.input[s + 1], pack, x);
+      load(source_of(job.tensor, s), pack, x);
       const math::Source& source = job.facts.source[s];
       (void)thin(job.facts, source, source.gain, job.tensor.first + pack * kPack, base, x);
 #pragma unroll

@@ -28,6 +28,7 @@
 #include "probe.hpp"
 #include "product.hpp"
 #include "select.hpp"
+#include "solver.hpp"
 #include "stream.hpp"
 
 namespace ingot {
@@ -88,19 +89,22 @@ struct Slot {
 // One device.
 class Lane {
  public:
-  Lane(const Card& card, std::uint64_t memory)
+  // If it decomposes, the solver has the memory that tensors would stay in.
+  Lane(const Card& card, std::uint64_t memory, bool decomposes)
       : card_(card),
         block_(take(card, memory)),
         bytes_(memory),
         windows_(kSlots * kWindow),
         work_(block_.data(), work_bytes(memory)),
-        stay_(block_.data() + work_bytes(memory), memory - work_bytes(memory)) {
+        stay_(rest(), decomposes ? 0 : rest_bytes()) {
     for (std::size_t i = 0; i < kSlots; ++i) {
       slots_.push_back(std::make_unique<Slot>());
       slots_.back()->window = windows_.data() + i * kWindow;
       idle_.push_back(slots_.back().get());
     }
   }
+
+  [[nodiscard]] Site site() const { return {card_.index, rest(), rest_bytes()}; }
 
   // Makes this device the calling thread's.
   void use() const { check(cudaSetDevice(card_.index), "choosing a device"); }
@@ -199,6 +203,9 @@ class Lane {
   static std::uint64_t work_bytes(std::uint64_t memory) {
     return aligned(std::min(memory, std::max(memory / 4, kLargestCall)));
   }
+
+  [[nodiscard]] std::byte* rest() const { return block_.data() + work_bytes(bytes_); }
+  [[nodiscard]] std::uint64_t rest_bytes() const { return bytes_ - work_bytes(bytes_); }
 
   Card card_;
   Device block_;
@@ -498,11 +505,28 @@ class Cuda final : public Backend {
     if (memory < kMiB)
       fail(Code::usage,
            "--device-memory " + std::to_string(options.memory) + ": at least 1 MiB is needed");
-    for (const Card& card : probe(options.device)) {
-      lanes_.push_back(std::make_unique<Lane>(card, memory));
+    const std::vector<Card> cards = probe(options.device);
+    std::shared_ptr<const Algebra> algebra;
+    solver_ = linalg::lapack();
+    if (options.decompose != DeviceOptions::Decompose::no) {
+      try {
+        algebra = open_algebra(options.libraries);
+      } catch (const Error& error) {
+        if (options.decompose == DeviceOptions::Decompose::must) throw;
+        solver_ = linalg::lapack(error.message());
+      }
+    }
+    for (const Card& card : cards) {
+      lanes_.push_back(std::make_unique<Lane>(card, memory, algebra != nullptr));
       if (options.fast_product) lanes_.back()->add_blas(options.libraries);
       test_arithmetic(*lanes_.back());
     }
+    if (algebra == nullptr) return;
+    std::vector<Site> sites;
+    for (const auto& lane : lanes_) sites.push_back(lane->site());
+    solver_ = make_solver(std::move(algebra), sites);
+    if (solver_->capacity() == 0)
+      solver_ = linalg::lapack("--device-memory leaves nothing for decompositions");
   }
 
   std::string describe() const override {
@@ -518,6 +542,8 @@ class Cuda final : public Backend {
     return Pinned(bytes).release();
   }
   void release(std::byte* memory, std::size_t) noexcept override { forgive(cudaFreeHost(memory)); }
+
+  linalg::Solver& solver() override { return *solver_; }
 
   std::unique_ptr<Residence> reside(const Work& work) override {
     const std::uint64_t bytes = Room::bytes_for(work);
@@ -961,6 +987,7 @@ class Cuda final : public Backend {
 
   const Shape shape_;
   std::vector<std::unique_ptr<Lane>> lanes_;
+  std::unique_ptr<linalg::Solver> solver_;  // in the lanes' memory
 };
 
 }  // namespace

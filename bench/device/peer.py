@@ -66,6 +66,10 @@ result = {"torch": torch.__version__, "device": torch.cuda.get_device_name(0)}
 for name, method in (("linear", linear), ("ties", ties)):
     result[name] = median(lambda: [method(group) for group in tensors])
 count = min(100_000_000, torch.cuda.mem_get_info()[0] // 40)
+# A layer's matrices decomposed whole, as PEFT does with formed products and mergekit with deltas.
+matrices = [torch.randn(shape, device="cuda") for shape in [(hidden, hidden)] * 4 + [(hidden, inner)] * 3]
+result["svd"] = median(lambda: [torch.linalg.svd(matrix, full_matrices=False) for matrix in matrices])
+del matrices
 numbers = torch.randn(count, device="cuda").abs()
 result["selection_elements"] = count
 result["sort"] = median(lambda: torch.sort(numbers))

@@ -1,15 +1,18 @@
 #include "adapter/solve.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <condition_variable>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "ingot/backend.hpp"
 #include "ingot/error.hpp"
 #include "ingot/plan.hpp"
 #include "store/values.hpp"
@@ -25,37 +28,112 @@ namespace {
 
 using Solution = Campaign::Solution;
 
-// How many modules ahead somebody who waits may solve: their results are kept until they are asked
-// for.
+// How many modules ahead somebody who waits may look for work.
 constexpr std::size_t kAhead = 4;
 
-Solution solve(const Plan& plan, Backend* backend, const Campaign::Module& module) {
+using Modules = std::vector<const Campaign::Module*>;
+
+// Bytes of a module's factors.
+std::uint64_t bytes_of(const Campaign::Module& module) {
   const Target& target = *module.target;
-  const std::uint64_t rank = module.rank, experts = target.experts;
-  Solution solution;
-  solution.a.resize(experts * rank * target.width);
-  solution.b.resize(target.height * rank * experts);
-  double norm = 0, error = 0;
-  for (std::uint64_t e = 0; e < experts; ++e) {
-    const linalg::Low low = target.solve(plan, backend, e, {rank, 1});
+  return sizeof(float) * target.experts * module.rank * (target.height + target.width);
+}
+
+// A module's solution as its experts are solved.
+class Making {
+ public:
+  explicit Making(const Campaign::Module& module) : module_(module) {
+    solution_.a.resize(module.target->experts * module.rank * module.target->width);
+    solution_.b.resize(module.target->height * module.rank * module.target->experts);
+  }
+
+  [[nodiscard]] const Campaign::Module& module() const { return module_; }
+
+  void take(std::uint64_t expert, const linalg::Low& low) {
+    const Target& target = *module_.target;
+    const std::uint64_t rank = module_.rank, experts = target.experts;
     for (std::uint64_t k = 0; k < std::min<std::uint64_t>(rank, low.a.rows); ++k) {
-      float* row = solution.a.data() + (e * rank + k) * target.width;
+      float* row = solution_.a.data() + (expert * rank + k) * target.width;
       for (std::uint64_t i = 0; i < target.width; ++i) row[i] = static_cast<float>(low.a.at(k, i));
       for (std::uint64_t o = 0; o < target.height; ++o) {
-        solution.b[o * rank * experts + k * experts + e] = static_cast<float>(low.b.at(k, o));
+        solution_.b[o * rank * experts + k * experts + expert] = static_cast<float>(low.b.at(k, o));
       }
     }
-    norm += low.norm * low.norm;
-    error += low.error * low.error;
+    norm_ += low.norm * low.norm;
+    error_ += low.error * low.error;
   }
-  norm = std::sqrt(norm);
-  error = std::sqrt(error);
-  solution.found = nlohmann::ordered_json{{"module", module.name},
-                                          {"norm", norm},
-                                          {"error", error},
-                                          {"relative_error", norm > 0 ? error / norm : 0.0}}
-                       .dump();
-  return solution;
+
+  [[nodiscard]] std::shared_ptr<const Solution> finish() {
+    const double norm = std::sqrt(norm_), error = std::sqrt(error_);
+    solution_.found = nlohmann::ordered_json{{"module", module_.name},
+                                             {"norm", norm},
+                                             {"error", error},
+                                             {"relative_error", norm > 0 ? error / norm : 0.0}}
+                          .dump();
+    return std::make_shared<const Solution>(std::move(solution_));
+  }
+
+ private:
+  const Campaign::Module& module_;
+  Solution solution_;
+  double norm_ = 0, error_ = 0;
+};
+
+// Solves modules: `together` matrices at a time, which are products of one shape, or 0: one by one.
+std::vector<std::shared_ptr<const Solution>> solve(const Plan& plan, Backend* backend,
+                                                   const Modules& modules, std::size_t together) {
+  std::vector<Making> makings;
+  for (const Campaign::Module* module : modules) makings.emplace_back(*module);
+  struct Matrix {
+    Making* making;
+    std::uint64_t expert;
+  };
+  std::vector<Matrix> all;
+  for (Making& making : makings) {
+    for (std::uint64_t e = 0; e < making.module().target->experts; ++e) all.push_back({&making, e});
+  }
+  const auto alone = [&](const Matrix& m) {
+    const Campaign::Module& module = m.making->module();
+    try {
+      m.making->take(m.expert, module.target->solve(plan, backend, m.expert, {module.rank, 1}));
+    } catch (Error& error) {
+      throw error.add(fmt::format("solving {}", module.a));
+    }
+  };
+  for (std::size_t first = 0; together > 0 && first < all.size(); first += together) {
+    const std::span some = std::span(all).subspan(first, std::min(together, all.size() - first));
+    const Target& shape = *modules.front()->target;
+    const Campaign::Module* current = modules.front();  // for errors: the last that was read
+    const linalg::Products products{shape.height, shape.width, shape.ranks(), some.size(),
+                                    [&](std::size_t i, linalg::Matrix& b, linalg::Matrix& a) {
+                                      current = &some[i].making->module();
+                                      Pair pair = current->target->factors(plan, some[i].expert);
+                                      b = std::move(pair.b);
+                                      a = std::move(pair.a);
+                                    }};
+    const auto take = [&](std::size_t i, const linalg::Low& low) {
+      some[i].making->take(some[i].expert, low);
+    };
+    std::vector<std::size_t> rest;
+    try {
+      rest = linalg::recombine(backend->solver(), products, modules.front()->rank, take);
+    } catch (Error& error) {
+      throw error.add(fmt::format("solving {}", current->a));
+    }
+    for (const std::size_t i : rest) alone(some[i]);
+  }
+  if (together == 0) {
+    for (const Matrix& matrix : all) alone(matrix);
+    const Target& target = *modules.front()->target;
+    if (target.ranks() > 0 && backend != nullptr && backend->solver().capacity() > 0) {
+      linalg::Solver& solver = backend->solver();
+      (target.ranks() > std::min(target.height, target.width) ? solver.ill : solver.large) +=
+          all.size();
+    }
+  }
+  std::vector<std::shared_ptr<const Solution>> solutions;
+  for (Making& making : makings) solutions.push_back(making.finish());
+  return solutions;
 }
 
 class Factor final : public Derived {
@@ -68,9 +146,7 @@ class Factor final : public Derived {
     return module().target->ingredients();
   }
   [[nodiscard]] std::uint64_t memory() const override {
-    const Target& target = *module().target;
-    return target.memory(module().rank) +
-           4 * target.experts * module().rank * (target.height + target.width);
+    return module().target->memory(module().rank) + bytes_of(module());
   }
   [[nodiscard]] std::string describe() const override {
     auto json = nlohmann::ordered_json::parse(module().target->describe());
@@ -78,6 +154,8 @@ class Factor final : public Derived {
     json["rank"] = module().rank;
     return json.dump();
   }
+
+  [[nodiscard]] Joint* joint() const override { return campaign_.get(); }
 
   [[nodiscard]] std::unique_ptr<Working> begin(const Plan& plan, Backend* backend) const override {
     return std::make_unique<Work>(campaign_->solution(plan, backend, index_), side_);
@@ -175,9 +253,101 @@ struct Campaign::Body {
     int taken = 0;                             // sides that have the solution
     std::shared_ptr<const Solution> solution;  // shared with the sides; kept here for the other one
   };
-  std::mutex mutex;  // guards the slots' states
+  // Modules that are solved in one go; the first of them decides about the shape.
+  struct Batch {
+    std::vector<std::size_t> slots;
+    std::size_t together = 0;  // matrices in a call; 0: one by one
+    std::uint64_t extra = 0;   // bytes of work that no job's own memory covers
+  };
+
+  std::mutex mutex;  // guards the slots' states, `held` and `counts`
   std::condition_variable changed;
   std::deque<Slot> slots;  // stays in place as modules are added
+  std::uint64_t allowed = 0, held = 0;
+  std::map<std::array<std::uint64_t, 4>, std::size_t> counts;  // by shape and rank
+
+  // What to solve for somebody who wants a module: it, or while others do that what comes next, if
+  // its result may wait. Nothing: everything near is under way.
+  [[nodiscard]] Batch choose(Backend* backend, std::size_t wanted) {
+    Batch batch;
+    const std::size_t end = std::min(slots.size(), wanted + 1 + kAhead);
+    std::size_t lead = wanted;
+    while (lead < end && slots[lead].state != State::open) ++lead;
+    if (lead == end) return batch;
+    const Module& first = slots[lead].module;
+    if (lead != wanted) {
+      // Whoever waits has his own job's memory for the work.
+      const std::uint64_t needs = first.target->memory(first.rank);
+      const Module& own = slots[wanted].module;
+      batch.extra = needs - std::min(needs, own.target->memory(own.rank));
+      if (held + batch.extra + bytes_of(first) > allowed) return {};
+    }
+    batch.together = count_of(backend, first);
+    std::uint64_t matrices = 0, bytes = batch.extra;
+    for (std::size_t i = lead; i < slots.size(); ++i) {
+      const Module& module = slots[i].module;
+      if (slots[i].state != State::open || (i != lead && !alike(first, module))) continue;
+      matrices += module.target->experts;
+      if (i != lead && (matrices > batch.together || held + bytes + bytes_of(module) > allowed))
+        break;
+      bytes += bytes_of(module);
+      batch.slots.push_back(i);
+      slots[i].state = State::busy;
+      if (batch.together == 0) break;
+    }
+    held += bytes;
+    return batch;
+  }
+
+  // The results of a batch, or none: it failed.
+  void settle(const Batch& batch, std::vector<std::shared_ptr<const Solution>> solved) {
+    held -= batch.extra;
+    for (std::size_t i = 0; i < batch.slots.size(); ++i) {
+      Slot& slot = slots[batch.slots[i]];
+      if (solved.empty()) {
+        held -= bytes_of(slot.module);
+        slot.state = State::open;
+      } else {
+        slot.solution = std::move(solved[i]);
+        slot.state = State::ready;
+      }
+    }
+    changed.notify_all();
+  }
+
+  std::shared_ptr<const Solution> take(Slot& slot) {
+    std::shared_ptr<const Solution> solution = slot.solution;
+    if (++slot.taken == 2) {
+      held -= bytes_of(slot.module);
+      slot.solution.reset();
+      slot.state = State::spent;
+      slot.taken = 0;
+    }
+    return solution;
+  }
+
+ private:
+  static bool alike(const Module& x, const Module& y) {
+    return x.rank == y.rank && x.target->ranks() == y.target->ranks() &&
+           x.target->height == y.target->height && x.target->width == y.target->width;
+  }
+
+  // How many matrices like this module's the solver takes at once.
+  [[nodiscard]] std::size_t count_of(Backend* backend, const Module& module) {
+    const Target& target = *module.target;
+    if (backend == nullptr || target.ranks() == 0) return 0;
+    linalg::Solver& solver = backend->solver();
+    if (solver.capacity() == 0) return 0;
+    const auto [at, fresh] =
+        counts.try_emplace({target.height, target.width, target.ranks(), module.rank}, 0);
+    if (!fresh) return at->second;
+    std::uint64_t all = 0;
+    for (const Slot& slot : slots) {
+      if (alike(module, slot.module)) all += slot.module.target->experts;
+    }
+    const linalg::Products shape{target.height, target.width, target.ranks(), 0, {}};
+    return at->second = linalg::recombine_count(solver, shape, module.rank, all);
+  }
 };
 
 Campaign::Campaign() : body_(std::make_unique<Body>()) {}
@@ -192,50 +362,47 @@ const Campaign::Module& Campaign::module(std::size_t index) const {
   return body_->slots[index].module;
 }
 
+std::uint64_t Campaign::least() const {
+  std::uint64_t bytes = 0;
+  for (const Body::Slot& slot : body_->slots) bytes = std::max(bytes, bytes_of(slot.module));
+  return bytes;
+}
+
+std::uint64_t Campaign::most() const {
+  std::uint64_t bytes = 0;
+  for (const Body::Slot& slot : body_->slots) bytes += bytes_of(slot.module);
+  return bytes;
+}
+
+void Campaign::allow(std::uint64_t bytes) { body_->allowed = bytes; }
+
 std::shared_ptr<const Campaign::Solution> Campaign::solution(const Plan& plan, Backend* backend,
                                                              std::size_t index) {
   using State = Body::State;
   std::unique_lock lock(body_->mutex);
-  std::deque<Body::Slot>& slots = body_->slots;
-  Body::Slot& wanted = slots[index];
+  Body::Slot& wanted = body_->slots[index];
   while (wanted.state != State::ready) {
     if (wanted.state == State::spent) wanted.state = State::open;
-    std::size_t next = index;
-    const std::size_t end = std::min(slots.size(), index + 1 + kAhead);
-    while (next < end && slots[next].state != State::open) ++next;
-    if (next == end) {
+    const Body::Batch batch = body_->choose(backend, index);
+    if (batch.slots.empty()) {
       body_->changed.wait(lock);
       continue;
     }
-    Body::Slot& slot = slots[next];
-    slot.state = State::busy;
+    Modules modules;
+    for (const std::size_t slot : batch.slots) modules.push_back(&body_->slots[slot].module);
     lock.unlock();
-    std::shared_ptr<const Solution> solved;
+    std::vector<std::shared_ptr<const Solution>> solved;
     try {
-      solved = std::make_shared<const Solution>(solve(plan, backend, slot.module));
-    } catch (Error& error) {
-      lock.lock();
-      slot.state = State::open;
-      body_->changed.notify_all();
-      throw error.add(fmt::format("solving {}", slot.module.a));
+      solved = solve(plan, backend, modules, batch.together);
     } catch (...) {
       lock.lock();
-      slot.state = State::open;
-      body_->changed.notify_all();
+      body_->settle(batch, {});
       throw;
     }
     lock.lock();
-    slot.solution = std::move(solved);
-    slot.state = State::ready;
-    body_->changed.notify_all();
+    body_->settle(batch, std::move(solved));
   }
-  std::shared_ptr<const Solution> solution = wanted.solution;
-  if (++wanted.taken == 2) {
-    wanted.solution.reset();
-    wanted.state = State::spent;
-    wanted.taken = 0;
-  }
-  return solution;
+  return body_->take(wanted);
 }
 
 std::shared_ptr<const Derived> factor(std::shared_ptr<Campaign> campaign, std::size_t index,

@@ -25,7 +25,11 @@ class Target {
   // Fields of the receipt: what the matrix is, how it is solved.
   [[nodiscard]] virtual std::string describe() const = 0;
   [[nodiscard]] virtual std::uint64_t memory(std::uint64_t rank) const = 0;
-  // The best factors known.
+  // Where the matrix is a product of thin factors, that is, its ranks are not 0: the factors, as
+  // rows.
+  [[nodiscard]] virtual std::uint64_t ranks() const { return 0; }
+  [[nodiscard]] virtual Pair factors(const Plan&, std::uint64_t /*expert*/) const { return {}; }
+  // The best factors known. Without a backend by LAPACK, as verify() does it.
   [[nodiscard]] virtual linalg::Low solve(const Plan& plan, Backend* backend, std::uint64_t expert,
                                           const linalg::Cut& cut) const = 0;
   // What given factors (rows) leave of the matrix.
@@ -51,11 +55,17 @@ struct Difference {
 };
 [[nodiscard]] std::unique_ptr<Target> difference(const Difference& difference);
 
-// The modules of one plan. Every job's Derived shares it, as does nobody else.
-class Campaign {
+// The modules of one plan. Every job's Derived shares it, as does nobody else. A solver with memory
+// of its own is given many products of one shape at once, as many as fit there and as results may
+// wait here.
+class Campaign final : public Joint {
  public:
   Campaign();
-  ~Campaign();
+  ~Campaign() override;
+
+  [[nodiscard]] std::uint64_t least() const override;
+  [[nodiscard]] std::uint64_t most() const override;
+  void allow(std::uint64_t bytes) override;
 
   // Adds a module: in the order in which their jobs will come. `a` and `b` are the names of its
   // tensors in the output, `stored` their type, `name` the module's in reports.

@@ -29,6 +29,10 @@ constexpr std::uint64_t kSketch = 0x696e676f74;
 
 linalg::Sketch sketch() { return {.seed = kSketch, .memory = kKept}; }
 
+linalg::Solver* solver_of(Backend* backend) {
+  return backend != nullptr ? &backend->solver() : nullptr;
+}
+
 std::vector<Ingredient> factors_of(const Site& site) {
   std::vector<Ingredient> all;
   for (const Term& term : site.terms) {
@@ -57,8 +61,21 @@ class Sum final : public Target {
   [[nodiscard]] std::span<const Ingredient> ingredients() const override { return factors_; }
   [[nodiscard]] std::string describe() const override {
     return nlohmann::ordered_json{
-        {"kind", "low-rank sum"}, {"solver", "Gram or QR, LAPACK"}, {"parts", described(site_)}}
+        {"kind", "low-rank sum"}, {"solver", "Gram or QR"}, {"parts", described(site_)}}
         .dump();
+  }
+  [[nodiscard]] std::uint64_t ranks() const override { return site_.ranks(); }
+  // Rows of all terms, those of B times their weights.
+  [[nodiscard]] Pair factors(const Plan& plan, std::uint64_t expert) const override {
+    Pair all{Matrix(0, height), Matrix(0, width)};
+    all.b.data.reserve(site_.ranks() * height);
+    all.a.data.reserve(site_.ranks() * width);
+    for (std::size_t t = 0; t < site_.terms.size(); ++t) {
+      const Pair one = load(plan, site_, t, expert);
+      append(all.b, one.b, site_.terms[t].times);
+      append(all.a, one.a, 1);
+    }
+    return all;
   }
   [[nodiscard]] std::uint64_t memory(std::uint64_t rank) const override {
     const std::uint64_t ranks = site_.ranks();
@@ -67,12 +84,12 @@ class Sum final : public Target {
   }
   [[nodiscard]] Low solve(const Plan& plan, Backend*, std::uint64_t expert,
                           const linalg::Cut& cut) const override {
-    const Pair all = stack(plan, expert);
+    const Pair all = factors(plan, expert);
     return linalg::recombine(all.b, all.a, cut);
   }
   [[nodiscard]] double distance(const Plan& plan, std::uint64_t expert, const Matrix& b,
                                 const Matrix& a) const override {
-    Pair all = stack(plan, expert);
+    Pair all = factors(plan, expert);
     append(all.b, b, -1);
     append(all.a, a, 1);
     double sum = 0;
@@ -86,19 +103,6 @@ class Sum final : public Target {
     all.cols = rows.cols;
     all.rows += rows.rows;
     for (const double x : rows.data) all.data.push_back(times * x);
-  }
-
-  // Rows of all terms, those of B times their factors.
-  [[nodiscard]] Pair stack(const Plan& plan, std::uint64_t expert) const {
-    Pair all{Matrix(0, height), Matrix(0, width)};
-    all.b.data.reserve(site_.ranks() * height);
-    all.a.data.reserve(site_.ranks() * width);
-    for (std::size_t t = 0; t < site_.terms.size(); ++t) {
-      const Pair one = load(plan, site_, t, expert);
-      append(all.b, one.b, site_.terms[t].times);
-      append(all.a, one.a, 1);
-    }
-    return all;
   }
 
   Site site_;
@@ -249,7 +253,7 @@ class Combined final : public Target {
   [[nodiscard]] std::span<const Ingredient> ingredients() const override { return factors_; }
   [[nodiscard]] std::string describe() const override {
     nlohmann::ordered_json json{{"kind", "combined updates"},
-                                {"solver", "block Lanczos, LAPACK"},
+                                {"solver", "block Lanczos"},
                                 {"method", math::method(rule_.method).name},
                                 {"parts", described(site_)}};
     for (int s = 0; s < rule_.sources; ++s) {
@@ -268,7 +272,7 @@ class Combined final : public Target {
   [[nodiscard]] Low solve(const Plan& plan, Backend* backend, std::uint64_t expert,
                           const linalg::Cut& cut) const override {
     Updates updates(plan, site_, rule_of(expert), expert, backend);
-    return linalg::approximate(updates.rows(), cut, sketch());
+    return linalg::approximate(updates.rows(), cut, sketch(), solver_of(backend));
   }
   [[nodiscard]] double distance(const Plan& plan, std::uint64_t expert, const Matrix& b,
                                 const Matrix& a) const override {
@@ -301,7 +305,7 @@ class Between final : public Target {
 
   [[nodiscard]] std::span<const Ingredient> ingredients() const override { return tensors_; }
   [[nodiscard]] std::string describe() const override {
-    nlohmann::ordered_json json{{"kind", "difference"}, {"solver", "block Lanczos, LAPACK"}};
+    nlohmann::ordered_json json{{"kind", "difference"}, {"solver", "block Lanczos"}};
     if (difference_.turned) json["transposed"] = true;
     if (experts > 1) json["experts"] = experts;
     return json.dump();
@@ -310,9 +314,9 @@ class Between final : public Target {
     return 4 * kChunk * sizeof(float) + sizeof(double) * rank * (height + width) +
            linalg::approximate_memory(height, width, rank, sketch());
   }
-  [[nodiscard]] Low solve(const Plan& plan, Backend*, std::uint64_t expert,
+  [[nodiscard]] Low solve(const Plan& plan, Backend* backend, std::uint64_t expert,
                           const linalg::Cut& cut) const override {
-    Low low = linalg::approximate(rows(plan, expert), cut, sketch());
+    Low low = linalg::approximate(rows(plan, expert), cut, sketch(), solver_of(backend));
     return difference_.turned ? turned(std::move(low)) : low;
   }
   [[nodiscard]] double distance(const Plan& plan, std::uint64_t expert, const Matrix& b,

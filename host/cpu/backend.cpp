@@ -109,6 +109,8 @@ class Cpu final : public Backend {
 
   void release(std::byte* memory, std::size_t bytes) noexcept override { ::munmap(memory, bytes); }
 
+  linalg::Solver& solver() override { return *solver_; }
+
   std::unique_ptr<Residence> reside(const Work&) override { return nullptr; }
   void admit(const Chunk&) override {}
 
@@ -250,6 +252,7 @@ class Cpu final : public Backend {
 
   const Isa& isa_;
   const Tiles& tiles_;
+  const std::unique_ptr<linalg::Solver> solver_ = linalg::lapack();
 };
 
 }  // namespace

@@ -19,6 +19,7 @@
 #include "engine/output.hpp"
 #include "engine/supply.hpp"
 #include "engine/writer.hpp"
+#include "ingot/linalg.hpp"
 #include "ingot/merge.hpp"
 #include "store/ring.hpp"
 
@@ -159,16 +160,27 @@ class Run {
       written += n * width + 2 * kPage * (n / kChunk + 1);
       useful += all + n * width + 2 * kPage * (2 * job.operands.size() + 1) * (n / kChunk + 1);
     }
+    // Results that wait for their jobs.
+    const std::vector<Joint*> joints = plan_.joints();
+    std::uint64_t waiting = 0;
+    for (const Joint* joint : joints) waiting += joint->least();
     // Workers that write through the page cache hold one piece of output each.
     const std::uint64_t aside =
         kOverhead + static_cast<std::uint64_t>(threads_) * (std::uint64_t{4} << 20);
-    if (options_.memory < aside + least + slot) {
+    if (options_.memory < aside + waiting + least + slot) {
       fail(Code::usage,
            fmt::format("--memory {} MiB is too small for this merge: its tensors need at "
                        "least {} MiB",
-                       options_.memory >> 20, (aside + least + slot) / (1 << 20) + 1));
+                       options_.memory >> 20, (aside + waiting + least + slot) / (1 << 20) + 1));
     }
-    const std::uint64_t free = options_.memory - aside;
+    std::uint64_t free = options_.memory - aside - waiting;
+    // Of what is left, half may wait.
+    for (Joint* joint : joints) {
+      const std::uint64_t more =
+          std::min((free - least - slot) / 2, joint->most() - joint->least());
+      joint->allow(joint->least() + more);
+      free -= more;
+    }
     const std::uint64_t most = std::max(slot, std::min(written, kOutputs));
     const std::uint64_t outputs = std::clamp((free - least) / 8, slot, most);
     return {std::min(free - outputs, std::max(useful, least)), outputs};
@@ -660,6 +672,7 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
         fmt::format("the merge changed nothing: every tensor equals {}'s bit for bit",
                     plan.models[static_cast<std::size_t>(same)].ref.text));
   }
+  if (!plan.joints().empty()) report.solver = backend.solver().describe();
   output.publish(entries);
   report.receipt = out + "/" + kReceiptName;
   report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();

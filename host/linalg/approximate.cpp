@@ -6,6 +6,7 @@
 // The matrix is only ever multiplied by a thin block, in f32; everything thin is in double.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <utility>
 
 #include "ingot/error.hpp"
@@ -21,8 +22,6 @@ namespace {
 constexpr std::size_t kWhole = 256;
 // Share of the largest singular value below which the product in f32 has nothing to say.
 constexpr double kNothing = 1e-8;
-// Elements read at a time.
-constexpr std::size_t kPiece = std::size_t{1} << 20;
 
 bool whole(std::size_t height, std::size_t width, std::size_t rank) {
   const std::size_t side = std::min(height, width);
@@ -32,143 +31,47 @@ bool whole(std::size_t height, std::size_t width, std::size_t rank) {
 // Thinner blocks reach further for the same work, down to about this.
 std::size_t block_of(std::size_t rank) { return std::max<std::size_t>(16, rank * 5 / 8); }
 
-std::size_t rows_at_once(std::size_t width) { return std::max<std::size_t>(1, kPiece / width); }
+using Stacks = std::vector<std::unique_ptr<Stack>>;
 
-// The matrix by pieces of rows, kept in memory where that is allowed.
-class Pieces {
- public:
-  Pieces(const Rows& rows, bool keep) : rows_(rows), step_(rows_at_once(rows.width)) {
-    if (keep) {
-      kept_.resize(rows.height * rows.width);
-      rows_.read(0, kept_);
-    } else {
-      piece_.resize(step_ * rows.width);
-    }
-  }
-
-  template <class Use>
-  void each(const Use& use) {
-    for (std::size_t first = 0; first < rows_.height; first += step_) {
-      const std::size_t count = std::min(step_, rows_.height - first);
-      if (!kept_.empty()) {
-        use(first, count, kept_.data() + first * rows_.width);
-      } else {
-        rows_.read(first, std::span(piece_.data(), count * rows_.width));
-        use(first, count, piece_.data());
-      }
-    }
-  }
-
- private:
-  const Rows& rows_;
-  std::size_t step_;
-  std::vector<float> kept_, piece_;
-};
-
-std::vector<float> floats(const Matrix& m) {
-  std::vector<float> values(m.data.size());
-  std::transform(m.data.begin(), m.data.end(), values.begin(),
-                 [](double x) { return static_cast<float>(x); });
-  return values;
-}
-
-// v (block x width) times the transposed matrix: block x height.
-Matrix forward(Pieces& pieces, const Rows& rows, const Matrix& v) {
-  const std::vector<float> factor = floats(v);
-  Matrix result(v.rows, rows.height);
-  std::vector<float> part;
-  pieces.each([&](std::size_t first, std::size_t count, const float* values) {
-    part.resize(v.rows * count);
-    gemm(v.rows, count, rows.width, 1.0F, {factor.data(), rows.width},
-         {values, rows.width, As::turned}, 0.0F, part.data(), count);
-    for (std::size_t r = 0; r < v.rows; ++r) {
-      std::copy_n(part.data() + r * count, count, result.row(r) + first);
-    }
-  });
-  return result;
-}
-
-// u (block x height) times the matrix: block x width.
-Matrix backward(Pieces& pieces, const Rows& rows, const Matrix& u) {
-  const std::vector<float> factor = floats(u);
-  Matrix result(u.rows, rows.width);
-  std::vector<float> part(u.rows * rows.width);
-  pieces.each([&](std::size_t first, std::size_t count, const float* values) {
-    gemm(u.rows, rows.width, count, 1.0F, {factor.data() + first, rows.height},
-         {values, rows.width}, 0.0F, part.data(), rows.width);
-    for (std::size_t i = 0; i < part.size(); ++i) result.data[i] += static_cast<double>(part[i]);
-  });
-  return result;
+// a times b, of stacks of one matrix.
+std::unique_ptr<Stack> product(Session& session, const Stack& a, As a_as, const Stack& b, As b_as) {
+  auto c =
+      session.stack(1, a_as == As::turned ? a.cols : a.rows, b_as == As::turned ? b.rows : b.cols);
+  session.multiply(a, a_as, b, b_as, *c);
+  return c;
 }
 
 // Takes out of `rows` what lies in the span of the basis, twice, and makes them orthonormal.
-Matrix orthonormal(Matrix rows, const std::vector<Matrix>& basis) {
+void orthonormalise(Session& session, Stack& rows, const Stacks& basis) {
   for (int pass = 0; pass < 2; ++pass) {
-    for (const Matrix& known : basis) {
-      const Matrix along =
-          multiply(multiply(rows, As::is, known, As::turned), As::is, known, As::is);
-      for (std::size_t i = 0; i < rows.data.size(); ++i) rows.data[i] -= along.data[i];
+    for (const auto& known : basis) {
+      const auto share = product(session, rows, As::is, *known, As::turned);
+      session.add(rows, -1, *product(session, *share, As::is, *known, As::is));
     }
-    rows = split(std::move(rows)).right;
+    session.orthonormalise(rows);
   }
-  return rows;
+}
+
+std::unique_ptr<Stack> copy_of(Session& session, Matrix matrix) {
+  auto stack = session.stack(1, matrix.rows, matrix.cols);
+  session.write(*stack, 0, std::move(matrix));
+  return stack;
 }
 
 // Rows of coefficients times a basis in parts.
-Matrix combined(const Matrix& coefficients, const std::vector<Matrix>& basis) {
-  Matrix sum(coefficients.rows, basis.front().cols);
+Matrix combined(Session& session, const Matrix& coefficients, const Stacks& basis) {
+  const auto sum = copy_of(session, Matrix(coefficients.rows, basis.front()->cols));
   std::size_t first = 0;
-  for (const Matrix& part : basis) {
-    Matrix along(coefficients.rows, part.rows);
+  for (const auto& part : basis) {
+    Matrix along(coefficients.rows, part->rows);
     for (std::size_t r = 0; r < along.rows; ++r) {
-      std::copy_n(coefficients.row(r) + first, part.rows, along.row(r));
+      std::copy_n(coefficients.row(r) + first, part->rows, along.row(r));
     }
-    const Matrix term = multiply(along, As::is, part, As::is);
-    for (std::size_t i = 0; i < sum.data.size(); ++i) sum.data[i] += term.data[i];
-    first += part.rows;
+    const auto share = copy_of(session, std::move(along));
+    session.add(*sum, 1, *product(session, *share, As::is, *part, As::is));
+    first += part->rows;
   }
-  return sum;
-}
-
-// In double, by eight lanes: one sum would wait for itself.
-double squares(std::span<const float> values) {
-  double lanes[8] = {};
-  std::size_t i = 0;
-  for (; i + 8 <= values.size(); i += 8) {
-    for (std::size_t l = 0; l < 8; ++l) {
-      const double x = static_cast<double>(values[i + l]);
-      lanes[l] += x * x;
-    }
-  }
-  for (; i < values.size(); ++i) {
-    lanes[0] += static_cast<double>(values[i]) * static_cast<double>(values[i]);
-  }
-  return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
-         ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
-}
-
-double energy(Pieces& pieces, const Rows& rows) {
-  double sum = 0;
-  pieces.each([&](std::size_t, std::size_t count, const float* values) {
-    sum += squares({values, count * rows.width});
-  });
-  return sum;
-}
-
-// What B times A, both rounded to f32, leaves of the matrix.
-double residual(Pieces& pieces, const Rows& rows, const Matrix& b, const Matrix& a) {
-  const std::vector<float> left = floats(b), right = floats(a);
-  double sum = 0;
-  std::vector<float> rest;
-  pieces.each([&](std::size_t first, std::size_t count, const float* values) {
-    rest.assign(values, values + count * rows.width);
-    if (b.rows > 0) {
-      gemm(count, rows.width, b.rows, -1.0F, {left.data() + first, rows.height, As::turned},
-           {right.data(), rows.width}, 1.0F, rest.data(), rows.width);
-    }
-    sum += squares(rest);
-  });
-  return std::sqrt(sum);
+  return session.read(*sum, 0);
 }
 
 // What a decomposition needs of the matrix, and singular values with it.
@@ -177,12 +80,12 @@ struct Found {
   Matrix u, v;  // rows are vectors; those of `v` times their values
 };
 
-Found all_values(Pieces& pieces, const Rows& rows) {
+Found all_values(Session& session, Dense& dense, const Rows& rows) {
   Matrix matrix(rows.height, rows.width);
-  pieces.each([&](std::size_t first, std::size_t count, const float* values) {
+  dense.each([&](std::size_t first, std::size_t count, const float* values) {
     std::copy_n(values, count * rows.width, matrix.row(first));
   });
-  Singular found = svd(matrix);
+  Singular found = session.svd(matrix);
   for (std::size_t j = 0; j < found.v.rows; ++j) {
     for (std::size_t c = 0; c < found.v.cols; ++c) found.v.at(j, c) *= found.values[j];
   }
@@ -208,19 +111,20 @@ double leading(std::span<const double> values, std::size_t rank) {
 }
 
 // `gram` with the products of one more part.
-Matrix bordered(const Matrix& gram, const std::vector<Matrix>& parts) {
-  const std::size_t old = gram.rows, size = old + parts.back().rows;
+Matrix bordered(Session& session, const Matrix& gram, const Stacks& parts) {
+  const std::size_t old = gram.rows, size = old + parts.back()->rows;
   Matrix result(size, size);
   for (std::size_t r = 0; r < old; ++r) std::copy_n(gram.row(r), old, result.row(r));
   std::size_t first = 0;
-  for (const Matrix& part : parts) {
-    const Matrix block = multiply(parts.back(), As::is, part, As::turned);
+  for (const auto& part : parts) {
+    const Matrix block =
+        session.read(*product(session, *parts.back(), As::is, *part, As::turned), 0);
     for (std::size_t r = 0; r < block.rows; ++r) {
       for (std::size_t c = 0; c < block.cols; ++c) {
         result.at(old + r, first + c) = result.at(first + c, old + r) = block.at(r, c);
       }
     }
-    first += part.rows;
+    first += part->rows;
   }
   return result;
 }
@@ -228,52 +132,59 @@ Matrix bordered(const Matrix& gram, const std::vector<Matrix>& parts) {
 // The `rank` leading vectors as far as the Krylov space of a random block has them. The images of
 // the left basis are all of the matrix that is seen; a vector's coefficients in the basis are an
 // eigenvector of the images' Gram matrix.
-Found some_values(Pieces& pieces, const Rows& rows, std::size_t rank, double total,
+Found some_values(Session& session, Dense& dense, const Rows& rows, std::size_t rank, double total,
                   const Sketch& sketch) {
   const std::size_t side = std::min(rows.height, rows.width), block = block_of(rank);
-  std::vector<Matrix> left, right, images;  // images: left blocks times the matrix
-  Matrix next = start(sketch.seed, block, rows.width), gram;
+  Stacks left, right, images;  // images: left blocks times the matrix
+  const std::vector<double> ones(block, 1.0);
+  Matrix gram;
   double before = total;
   for (std::size_t step = 1;; ++step) {
-    right.push_back(orthonormal(std::move(next), right));
-    left.push_back(orthonormal(forward(pieces, rows, right.back()), left));
-    images.push_back(backward(pieces, rows, left.back()));
-    gram = bordered(gram, images);
-    next = images.back();
+    std::unique_ptr<Stack> next;
+    if (images.empty()) {
+      next = copy_of(session, start(sketch.seed, block, rows.width));
+    } else {
+      next = session.stack(1, block, rows.width);
+      session.scale(*images.back(), ones, *next);
+    }
+    orthonormalise(session, *next, right);
+    right.push_back(std::move(next));
+    auto image = dense.forward(*right.back());
+    orthonormalise(session, *image, left);
+    left.push_back(std::move(image));
+    images.push_back(dense.backward(*left.back()));
+    gram = bordered(session, gram, images);
     const bool full = gram.rows + block > side;
     if (gram.rows < rank + 8 && !full) continue;  // the first blocks only point the way
-    const Spectrum spectrum = eigen(gram);
-    std::vector<double> values(spectrum.values.rbegin(), spectrum.values.rend());
+    const auto problem = copy_of(session, gram);
+    const std::vector<double> rising = session.eigen(*problem);
+    std::vector<double> values(rising.rbegin(), rising.rend());
     for (double& value : values) value = std::sqrt(std::max(0.0, value));
     const double rest = std::max(0.0, total - leading(values, rank));
     const bool settled = std::sqrt(before) - std::sqrt(rest) <= sketch.gain * std::sqrt(rest);
     before = rest;
     // What f32 cannot tell from nothing is nothing.
     if (!full && !settled && step < sketch.steps && rest > 1e-12 * total) continue;
+    const Matrix vectors = session.read(*problem, 0);
     Matrix top(std::min(rank, gram.rows), gram.rows);
     for (std::size_t j = 0; j < top.rows; ++j) {
-      std::copy_n(spectrum.vectors.row(gram.rows - 1 - j), gram.rows, top.row(j));
+      std::copy_n(vectors.row(gram.rows - 1 - j), gram.rows, top.row(j));
     }
-    return {std::move(values), combined(top, left), combined(top, images)};
+    return {std::move(values), combined(session, top, left), combined(session, top, images)};
   }
 }
 
-}  // namespace
-
-Low approximate(const Rows& rows, const Cut& cut, const Sketch& sketch) {
-  const std::size_t side = std::min(rows.height, rows.width);
-  const Cut bounded{std::min(cut.rank, side), cut.energy};
-  if (side == 0) return {Matrix(0, rows.height), Matrix(0, rows.width), {}, 0, 0};
-  Pieces pieces(rows, rows.height * rows.width * sizeof(float) <= sketch.memory);
-  const double total = energy(pieces, rows);
+Low low_of(Session& session, const Rows& rows, const Cut& cut, const Sketch& sketch, bool keep) {
+  const auto dense = session.dense(rows, keep);
+  const double total = dense->squares();
   if (!std::isfinite(total)) {
     fail(Code::format, "a matrix to decompose holds NaN, infinity or values too large to square");
   }
-  Found found = whole(rows.height, rows.width, bounded.rank)
-                    ? all_values(pieces, rows)
-                    : some_values(pieces, rows, bounded.rank, total, sketch);
+  Found found = whole(rows.height, rows.width, cut.rank)
+                    ? all_values(session, *dense, rows)
+                    : some_values(session, *dense, rows, cut.rank, total, sketch);
   Low low;
-  const std::size_t k = kept(found.values, total, bounded);
+  const std::size_t k = kept(found.values, total, cut);
   low.b = Matrix(k, rows.height);
   low.a = Matrix(k, rows.width);
   for (std::size_t j = 0; j < k; ++j) {
@@ -285,13 +196,59 @@ Low approximate(const Rows& rows, const Cut& cut, const Sketch& sketch) {
   settle_signs(low.b, low.a);
   low.values = std::move(found.values);
   low.norm = std::sqrt(total);
-  low.error = residual(pieces, rows, low.b, low.a);
+  low.error = dense->residual(low.b, low.a);
   return low;
 }
 
-double residual(const Rows& rows, const Matrix& b, const Matrix& a) {
-  Pieces pieces(rows, false);
-  return residual(pieces, rows, b, a);
+// The most vectors of a basis.
+std::uint64_t basis_of(std::uint64_t height, std::uint64_t width, std::uint64_t rank,
+                       const Sketch& sketch) {
+  const std::uint64_t block = block_of(rank);
+  return std::min<std::uint64_t>(block * sketch.steps, std::min(height, width) + block);
+}
+
+// Bytes of a solver's own memory, without the matrix in f32.
+std::uint64_t session_bytes(Solver& solver, std::uint64_t height, std::uint64_t width,
+                            std::uint64_t rank, const Sketch& sketch) {
+  const std::uint64_t side = std::min(height, width), both = height + width;
+  const std::uint64_t pieces =
+      (3 * rows_at_once(width) * width + (rank + block_of(rank)) * both) * sizeof(float);
+  if (whole(height, width, rank)) {
+    return solver.session_memory() + solver.eigen_memory(side, 1) + pieces +
+           sizeof(double) * (2 * height * width + 2 * side * side);
+  }
+  const std::uint64_t block = block_of(rank), basis = basis_of(height, width, rank, sketch);
+  return solver.session_memory() + solver.eigen_memory(basis, 1) + pieces +
+         sizeof(double) * (basis * (height + 2 * width) + (4 * block + 2 * rank + 64) * both +
+                           2 * basis * basis);
+}
+
+}  // namespace
+
+Low approximate(const Rows& rows, const Cut& cut, const Sketch& sketch, Solver* solver) {
+  const std::size_t side = std::min(rows.height, rows.width);
+  const Cut bounded{std::min(cut.rank, side), cut.energy};
+  if (side == 0) return {Matrix(0, rows.height), Matrix(0, rows.width), {}, 0, 0};
+  const std::uint64_t matrix = rows.height * rows.width * sizeof(float);
+  if (solver != nullptr && solver->capacity() > 0) {
+    const std::uint64_t most = solver->capacity();
+    const std::uint64_t thin =
+        session_bytes(*solver, rows.height, rows.width, bounded.rank, sketch);
+    const bool keep = thin + matrix <= most;
+    if (thin <= most) {
+      try {
+        const auto session = solver->open(keep ? thin + matrix : thin);
+        Low low = low_of(*session, rows, bounded, sketch, keep);
+        ++solver->done;
+        return low;
+      } catch (const Error& error) {
+        if (error.code() != Code::memory) throw;  // a library asked for more room than it has
+      }
+    }
+    ++solver->large;
+  }
+  const auto host = lapack();
+  return low_of(*host->open(0), rows, bounded, sketch, matrix <= sketch.memory);
 }
 
 std::uint64_t approximate_memory(std::uint64_t height, std::uint64_t width, std::uint64_t rank,
@@ -305,9 +262,7 @@ std::uint64_t approximate_memory(std::uint64_t height, std::uint64_t width, std:
            sizeof(double) * (2 * height * width + side * (height + width) + 8 * side * side);
   }
   // Three bases, what is made of a block, and the small problem.
-  const std::uint64_t block = block_of(rank);
-  const std::uint64_t basis =
-      std::min<std::uint64_t>(block * sketch.steps, std::min(height, width) + block);
+  const std::uint64_t block = block_of(rank), basis = basis_of(height, width, rank, sketch);
   return bytes + sizeof(double) * (basis * (height + 2 * width) + 4 * block * (height + width) +
                                    4 * basis * basis);
 }

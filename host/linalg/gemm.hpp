@@ -1,7 +1,8 @@
-// The one product of f32 matrices, as BLAS has it.
+// The products of f32 and of f64 matrices as BLAS has them, and sums of squares.
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "ingot/linalg.hpp"
 
@@ -18,5 +19,18 @@ struct View {
 // they say.
 void gemm(std::size_t rows, std::size_t cols, std::size_t depth, float alpha, const View& a,
           const View& b, float beta, float* c, std::size_t c_pace);
+
+// c (rows x cols) = a * b over `depth` terms in double, rows as wide as they are.
+void gemm(std::size_t rows, std::size_t cols, std::size_t depth, const double* a, As a_as,
+          const double* b, As b_as, double* c);
+
+// Elements of a large matrix that are read at a time, and the rows that they are.
+inline constexpr std::size_t kPiece = std::size_t{1} << 20;
+[[nodiscard]] constexpr std::size_t rows_at_once(std::size_t width) {
+  return width < kPiece ? kPiece / width : 1;
+}
+
+// In double.
+[[nodiscard]] double squares(std::span<const float> values);
 
 }  // namespace ingot::linalg

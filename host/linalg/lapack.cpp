@@ -83,12 +83,18 @@ Matrix multiply(const Matrix& a, As a_as, const Matrix& b, As b_as) {
   const std::size_t n = bt ? b.rows : b.cols, l = bt ? b.cols : b.rows;
   if (k != l) fail(Code::internal, fmt::format("a product of widths {} and {}", k, l));
   Matrix c(m, n);
-  if (m == 0 || n == 0 || k == 0) return c;
+  if (k > 0) gemm(m, n, k, a.data.data(), a_as, b.data.data(), b_as, c.data.data());
+  return c;
+}
+
+void gemm(std::size_t rows, std::size_t cols, std::size_t depth, const double* a, As a_as,
+          const double* b, As b_as, double* c) {
+  if (rows == 0 || cols == 0) return;
+  const bool at = a_as == As::turned, bt = b_as == As::turned;
   const Turn turn;
   cblas_dgemm(CblasRowMajor, at ? CblasTrans : CblasNoTrans, bt ? CblasTrans : CblasNoTrans,
-              narrow(m), narrow(n), narrow(k), 1.0, a.data.data(), narrow(a.cols), b.data.data(),
-              narrow(b.cols), 0.0, c.data.data(), narrow(n));
-  return c;
+              narrow(rows), narrow(cols), narrow(depth), 1.0, a, narrow(at ? rows : depth), b,
+              narrow(bt ? depth : cols), 0.0, c, narrow(cols));
 }
 
 void gemm(std::size_t rows, std::size_t cols, std::size_t depth, float alpha, const View& a,

@@ -138,4 +138,17 @@ bool Plan::sound() const noexcept {
   return std::none_of(problems.begin(), problems.end(), [](const Problem& p) { return p.fatal; });
 }
 
+std::vector<Joint*> Plan::joints() const {
+  std::vector<Joint*> all;
+  for (const Job& job : jobs) {
+    for (const Operand& operand : job.operands) {
+      Joint* const joint = operand.derived ? operand.derived->joint() : nullptr;
+      if (joint != nullptr && std::find(all.begin(), all.end(), joint) == all.end()) {
+        all.push_back(joint);
+      }
+    }
+  }
+  return all;
+}
+
 }  // namespace ingot

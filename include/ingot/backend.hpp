@@ -17,6 +17,10 @@
 
 namespace ingot {
 
+namespace linalg {
+class Solver;
+}
+
 // Elements of a chunk: every chunk but a tensor's last has exactly this many, so a chunk starts at a
 // multiple of 1 MiB in every input and in the output, and of fold tiles (64 of 16,384).
 inline constexpr std::uint64_t kChunk = std::uint64_t{1} << 20;
@@ -173,6 +177,9 @@ class Backend {
   };
   virtual void apply(std::span<const Item> items) = 0;
 
+  // What decomposes, for callers in several threads.
+  [[nodiscard]] virtual linalg::Solver& solver() = 0;
+
   // What each device did so far; empty where the arithmetic is the CPU's. Between calls only, as its first
   // use measures the device.
   [[nodiscard]] virtual std::vector<Activity> activity() const { return {}; }
@@ -187,6 +194,9 @@ struct DeviceOptions {
   std::uint64_t memory = std::uint64_t{2} << 30;      // ceiling on each device's memory, bytes
   bool fast_product = false;                          // products with `fast` will come: opens cuBLAS
   std::string libraries = {};                         // folder of cuBLAS; empty: the search path
+  // Decompositions will come: opens cuBLAS and cuSOLVER, which get the memory that tensors would stay in.
+  // Where they cannot be opened, that is an error, or (if_possible) LAPACK decomposes and solver() says why.
+  enum class Decompose : std::uint8_t { no, if_possible, must } decompose = Decompose::no;
 };
 
 // The CUDA backend over one or several devices. Throws Error{device} with one sentence where it cannot

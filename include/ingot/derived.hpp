@@ -43,6 +43,19 @@ class Working {
   virtual void fill(std::uint64_t first, std::span<const std::byte> own, std::span<float> values) = 0;
 };
 
+// Work that operands of several jobs share and that is done before their turns come: a decomposition gives
+// both factors of a module, and a library may decompose many modules at once.
+class Joint {
+ public:
+  virtual ~Joint() = default;
+
+  // Host bytes of the largest of its results, and of all of them.
+  [[nodiscard]] virtual std::uint64_t least() const = 0;
+  [[nodiscard]] virtual std::uint64_t most() const = 0;
+  // It may hold so many bytes of results whose jobs are not under way. Before the first begin().
+  virtual void allow(std::uint64_t bytes) = 0;
+};
+
 // How an operand is computed. Made by the plan from headers; holds no tensor data.
 class Derived {
  public:
@@ -60,6 +73,9 @@ class Derived {
 
   // Host bytes that a Working holds while it lives. Counts against the memory ceiling.
   [[nodiscard]] virtual std::uint64_t memory() const = 0;
+
+  // What it shares with others of its plan, or null.
+  [[nodiscard]] virtual Joint* joint() const { return nullptr; }
 
   // Reads the ingredients. Without a backend the plain loops of the second path are used (verify). May
   // throw Error, also for values that no header shows (NaN in a factor).

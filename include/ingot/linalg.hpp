@@ -1,13 +1,18 @@
-// Dense linear algebra in double over LAPACK and BLAS: decompositions of what adapters multiply to.
+// Dense linear algebra in double: decompositions of what adapters multiply to, over LAPACK and BLAS
+// or over another library behind Solver.
 //
-// Bounded class: results are judged by reconstruction error, not by bytes. On one machine they are
-// the same in every run, for any number of threads, because each call is single-threaded.
+// Bounded class: results are judged by reconstruction error, not by bytes. Over LAPACK they are the
+// same in every run on one machine, for any number of threads, because each call is
+// single-threaded.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace ingot::linalg {
@@ -32,10 +37,10 @@ enum class As : std::uint8_t { is, turned };
 // a times b.
 [[nodiscard]] Matrix multiply(const Matrix& a, As a_as, const Matrix& b, As b_as);
 
-// values (rows x columns) += scale * b (rows x rank) * a (rank x columns) in f32, summed in BLAS's order.
-// Rows of `a` and of `values` are `width` elements apart.
-void add_product(std::size_t rows, std::size_t columns, std::size_t rank, float scale, const float* b,
-                 const float* a, float* values, std::size_t width);
+// values (rows x columns) += scale * b (rows x rank) * a (rank x columns) in f32, summed in BLAS's
+// order. Rows of `a` and of `values` are `width` elements apart.
+void add_product(std::size_t rows, std::size_t columns, std::size_t rank, float scale,
+                 const float* b, const float* a, float* values, std::size_t width);
 
 // The square root of the sum of squares.
 [[nodiscard]] double norm(const Matrix& a);
@@ -81,13 +86,6 @@ struct Low {
   double error = 0;            // and of what B times A leaves of it
 };
 
-// The best approximation of turned(b) * a, whose rows are ranks: of `b` R x height, of `a` R x
-// width. The product is never formed. Values that are not finite are Error{format}.
-[[nodiscard]] Low recombine(const Matrix& b, const Matrix& a, const Cut& cut);
-
-// The singular values alone, at a third of the cost.
-[[nodiscard]] std::vector<double> spectrum(const Matrix& b, const Matrix& a);
-
 // A matrix that is read by runs of rows, as often as asked; each read gives the same values.
 struct Rows {
   std::size_t height = 0, width = 0;
@@ -95,24 +93,148 @@ struct Rows {
   std::function<void(std::size_t first, std::span<float> values)> read;
 };
 
+// `count` matrices of doubles of one shape, row-major, in the memory that a session works in.
+class Stack {
+ public:
+  Stack(std::size_t count_, std::size_t rows_, std::size_t cols_)
+      : count(count_), rows(rows_), cols(cols_) {}
+  virtual ~Stack() = default;
+  Stack(const Stack&) = delete;
+  Stack& operator=(const Stack&) = delete;
+
+  const std::size_t count, rows, cols;
+};
+
+// Rows [first, first + rows) of every matrix of a stack.
+struct Part {
+  Part(const Stack& all) : stack(all), rows(all.rows) {}  // NOLINT: all rows are a part
+  Part(const Stack& all, std::size_t first_, std::size_t rows_)
+      : stack(all), first(first_), rows(rows_) {}
+
+  const Stack& stack;
+  std::size_t first = 0, rows = 0;
+};
+
+// A matrix of f32 (height x width) in a session's memory, or swept there a piece at a time.
+// Products are of f32; what they sum to is kept in double.
+class Dense {
+ public:
+  virtual ~Dense() = default;
+
+  // The matrix in the host's memory, a run of rows at a time: rows [first, first + count).
+  using Use = std::function<void(std::size_t first, std::size_t count, const float* values)>;
+  virtual void each(const Use& use) = 0;
+  // The sum of all squares, in double; not finite where a value is not.
+  [[nodiscard]] virtual double squares() = 0;
+  // v (n x width) times the transposed matrix: n x height. And u (n x height) times the matrix: n x
+  // width.
+  [[nodiscard]] virtual std::unique_ptr<Stack> forward(const Stack& v) = 0;
+  [[nodiscard]] virtual std::unique_ptr<Stack> backward(const Stack& u) = 0;
+  // The Frobenius norm of what turned(b) * a, both rounded to f32, leaves.
+  [[nodiscard]] virtual double residual(const Matrix& b, const Matrix& a) = 0;
+};
+
+// A library at work on one decomposition, or on several at once. For one thread. Stacks and dense
+// matrices must go before their session. Every call may throw Error{memory} where the session's
+// memory is too small and Error{device}.
+class Session {
+ public:
+  virtual ~Session() = default;
+
+  // Values are undefined until written.
+  [[nodiscard]] virtual std::unique_ptr<Stack> stack(std::size_t count, std::size_t rows,
+                                                     std::size_t cols) = 0;
+  virtual void write(Stack& to, std::size_t index, Matrix matrix) = 0;
+  [[nodiscard]] virtual Matrix read(const Stack& from, std::size_t index) = 0;
+
+  // c = a times b, matrix by matrix.
+  virtual void multiply(const Part& a, As a_as, const Part& b, As b_as, Stack& c) = 0;
+  // sum += scale * term; of one shape.
+  virtual void add(Stack& sum, double scale, const Stack& term) = 0;
+  // Row r of matrix i, times by[i * rows + r].
+  virtual void scale(const Stack& rows, std::span<const double> by, Stack& result) = 0;
+  // Replaces symmetric matrices by their eigenvectors, which are rows, in rising order of the
+  // eigenvalues that it returns, matrix after matrix.
+  [[nodiscard]] virtual std::vector<double> eigen(Stack& symmetric) = 0;
+  // Replaces the rows of a stack of one matrix, no more than it has columns, by orthonormal ones
+  // with their span, whatever their rank.
+  virtual void orthonormalise(Stack& rows) = 0;
+  // svd() of a matrix that is finite.
+  [[nodiscard]] virtual Singular svd(const Matrix& a) = 0;
+  // Keeps the matrix if `keep`, else reads it anew for each sweep. `rows` must outlive what is
+  // returned.
+  [[nodiscard]] virtual std::unique_ptr<Dense> dense(const Rows& rows, bool keep) = 0;
+};
+
+// A library that decomposes. Sessions may be open in several threads.
+class Solver {
+ public:
+  virtual ~Solver() = default;
+
+  // For reports: the library and its version, and where it matters what it did not do and why.
+  [[nodiscard]] virtual std::string describe() const = 0;
+  // Bytes of memory that a session can have; 0: it works in the host's, as much as it needs.
+  [[nodiscard]] virtual std::uint64_t capacity() const = 0;
+  // Of those, what eigen() takes beside its stack, and what every session takes.
+  [[nodiscard]] virtual std::uint64_t eigen_memory(std::size_t order, std::size_t count) = 0;
+  [[nodiscard]] virtual std::uint64_t session_memory() const = 0;
+  // Waits until so many bytes, capacity() at most, are free.
+  [[nodiscard]] virtual std::unique_ptr<Session> open(std::uint64_t bytes) = 0;
+
+  // Matrices decomposed here, and those that were left to LAPACK: their Gram matrices are too
+  // ill-conditioned, or they are too large for capacity().
+  std::atomic<std::uint64_t> done = 0, ill = 0, large = 0;
+};
+
+// LAPACK and BLAS of the host; `why` stands in describe() after a colon.
+[[nodiscard]] std::unique_ptr<Solver> lapack(const std::string& why = {});
+
+// The best approximation of turned(b) * a, whose rows are ranks: of `b` R x height, of `a` R x
+// width. The product is never formed. Values that are not finite are Error{format}. Over LAPACK.
+[[nodiscard]] Low recombine(const Matrix& b, const Matrix& a, const Cut& cut);
+
+// The singular values alone, at a third of the cost.
+[[nodiscard]] std::vector<double> spectrum(const Matrix& b, const Matrix& a);
+
+// Products of one shape, to be recombined together.
+struct Products {
+  std::size_t height = 0, width = 0, ranks = 0;
+  std::size_t count = 0;
+  std::function<void(std::size_t index, Matrix& b, Matrix& a)> load;  // called once each, in order
+};
+// recombine() of all of them to `rank` with a few calls into the library: hands over each result
+// and returns the indices of those that it leaves to recombine(), in rising order: the error of a
+// result is, beside that of the best, within 1e-7 of the norm. Counts in `solver`.
+[[nodiscard]] std::vector<std::size_t> recombine(
+    Solver& solver, const Products& products, std::size_t rank,
+    const std::function<void(std::size_t index, Low&& low)>& take);
+// How many such products, `most` at most, fit into half of the solver's memory together; 1 that
+// fits into all of it counts. 0: none does, or there are more ranks than rows or columns, where
+// Gram matrices are singular.
+[[nodiscard]] std::size_t recombine_count(Solver& solver, const Products& products,
+                                          std::size_t rank, std::size_t most);
+
 struct Sketch {
   std::uint64_t seed = 0;  // of the first block, drawn by Philox
   // Ends the iteration: another block lowered the error by less than this share of it.
   double gain = 1e-3;
   std::size_t steps = 12;  // most blocks
   std::uint64_t memory =
-      0;  // bytes for the matrix itself; if it takes more, it is read anew each time
+      0;  // bytes of the host's for the matrix itself; if it takes more, it is read anew each time
 };
 
 // A nearly best approximation of a matrix of full rank, by block Lanczos bidiagonalisation from a
 // random start: `error` is measured against the matrix with A and B rounded to f32. Small matrices,
-// and ranks that are no small part of them, are decomposed whole.
-[[nodiscard]] Low approximate(const Rows& rows, const Cut& cut, const Sketch& sketch);
+// and ranks that are no small part of them, are decomposed whole. What does not fit into the memory
+// of `solver` is left to LAPACK and counted; null: LAPACK.
+[[nodiscard]] Low approximate(const Rows& rows, const Cut& cut, const Sketch& sketch,
+                              Solver* solver = nullptr);
 
 // The Frobenius norm of what turned(b) * a, both rounded to f32, leaves of a matrix.
 [[nodiscard]] double residual(const Rows& rows, const Matrix& b, const Matrix& a);
 
-// Bytes that recombine() and approximate() hold at most beside their arguments and results.
+// Bytes of the host's that recombine() and approximate() hold at most beside their arguments and
+// results.
 [[nodiscard]] std::uint64_t recombine_memory(std::uint64_t height, std::uint64_t width,
                                              std::uint64_t ranks);
 [[nodiscard]] std::uint64_t approximate_memory(std::uint64_t height, std::uint64_t width,

@@ -26,6 +26,7 @@ struct MergeOptions {
 struct Report {
   std::string out;
   std::string backend;
+  std::string solver;            // what decomposed, with its version; empty: nothing was decomposed
   std::string storage;           // which path the bytes took
   std::uint64_t tensors = 0, merged = 0, copied = 0, unused = 0, resumed = 0;
   std::uint64_t bytes_read = 0, bytes_written = 0;

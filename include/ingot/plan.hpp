@@ -130,6 +130,8 @@ struct Plan {
   std::uint64_t bytes_out = 0;
 
   [[nodiscard]] bool sound() const noexcept;  // no fatal problem
+  // Every Joint of its jobs, once. A plan that has one decomposes.
+  [[nodiscard]] std::vector<Joint*> joints() const;
 };
 
 // Resolves models, matches tensors, evaluates parameters, lays out the output. Everything that is

@@ -8,6 +8,7 @@ the hash of each receipt, which holds the hash of every tensor and file.
 
 import filecmp
 import hashlib
+import json
 import os
 import pathlib
 import subprocess
@@ -70,3 +71,35 @@ with tempfile.TemporaryDirectory() as folder:
     if weights["bake-cpu"] == weights["bake-fast"]:
         sys.exit("bake --fast-product: the bytes of the exact class; cuBLAS was not asked")
     print("bake: the same bytes by kernels, verified by cuBLAS", flush=True)
+
+    # Types on factors have no base: the bytes of the CPU.
+    pair = [f"{examples}/adapters/c-lora:0.5", f"{examples}/adapters/prose-lora:0.5"]
+    for kind in ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"):
+        more = [] if kind == "linear" else ["--density", "0.5"]
+        for name, program, device in (("cpu", plain, []), ("cuda", emulated, ["--device", "cuda"])):
+            run(program, "adapter", "merge", *pair, "--type", kind, *more, "-o", folder / f"{kind}-{name}", "--no-sync",
+                *device)
+        for name in files(folder / f"{kind}-cpu"):
+            if not filecmp.cmp(folder / f"{kind}-cpu" / name, folder / f"{kind}-cuda" / name, shallow=False):
+                sys.exit(f"adapter merge --type {kind}: {name} differs")
+    print("adapter merge: the same bytes", flush=True)
+
+    # Decompositions by the libraries: within their bound, as the report says; a folder without them is an error.
+    device = ["--device", "cuda", "--cuda-libraries", libraries, "--no-sync", "--json"]
+    for kind in ("svd", "ties_svd", "dare_linear_svd", "magnitude_prune_svd"):
+        more = [] if kind == "svd" else ["--density", "0.5"]
+        said, _ = json.JSONDecoder().raw_decode(run(emulated, "adapter", "merge", *pair, "--type", kind, "--rank", "4", *more, "-o",
+                              folder / kind, *device))
+        if "cuSOLVER 7.8.9" not in said["solver"]:
+            sys.exit(f"{kind}: decomposed by {said['solver']}")
+        run(plain, "verify", folder / kind, "--all")
+    said, _ = json.JSONDecoder().raw_decode(run(emulated, "extract", f"{examples}/models/base", f"{examples}/models/python", "--rank", "8",
+                          "-o", folder / "extract", *device))
+    if "cuSOLVER 7.8.9" not in said["solver"]:
+        sys.exit(f"extract: decomposed by {said['solver']}")
+    run(plain, "verify", folder / "extract", "--all")
+    done = subprocess.run([emulated, "adapter", "merge", *pair, "--type", "svd", "-o", folder / "none", "--device", "cuda",
+                           "--cuda-libraries", folder], capture_output=True, text=True, check=False)
+    if done.returncode != 5 or "libcublas.so.13" not in done.stderr or (folder / "none").exists():
+        sys.exit(f"a folder without libraries: exit {done.returncode}, {done.stderr}")
+    print("decompositions: verified", flush=True)

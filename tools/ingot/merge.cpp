@@ -22,6 +22,7 @@ Json describe(const Report& report, const std::vector<Activity>& devices) {
   Json json{{"out", report.out},
             {"receipt", report.receipt},
             {"backend", report.backend},
+            {"solver", report.solver},
             {"storage", report.storage},
             {"tensors", report.tensors},
             {"merged", report.merged},
@@ -108,6 +109,7 @@ std::string narrate(const Report& report, const std::vector<Activity>& devices) 
   }
   text += fmt::format("receipt {}\n{}{}{}\n", report.receipt, report.backend,
                       report.storage.empty() ? "" : ", ", report.storage);
+  if (!report.solver.empty()) text += fmt::format("decomposed by {}\n", report.solver);
   for (const Activity& device : devices) text += busy(device, report.seconds);
   if (report.busy >= kBound) {
     text += fmt::format("compute-bound: {} busy {:.0f} % of the time\n",
@@ -163,7 +165,6 @@ int merge_by(Request& request) {
   const Console console(request.quiet());
   request.settle(console);
   const std::unique_ptr<Disk> disk = system_disk();
-  const std::unique_ptr<Backend> backend = request.backend(console);
   const Plan plan = request.plan(*disk);
   report(console, plan);
   if (!plan.sound()) {
@@ -171,6 +172,7 @@ int merge_by(Request& request) {
                                     [](const Problem& problem) { return problem.fatal; });
     return exit_code(first->code);
   }
+  const std::unique_ptr<Backend> backend = request.backend(console, plan);
   const Report done = run(console, *disk, *backend, plan, request);
   for (const std::string& warning : done.warnings) {
     const bool known = std::any_of(plan.problems.begin(), plan.problems.end(),

@@ -94,7 +94,12 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
   command.add_option("--device-memory", device_memory_, "Ceiling on memory of a CUDA device")
       ->type_name("SIZE")
       ->capture_default_str();
-  if (form == Form::bake || form == Form::merge || form == Form::plan) {
+  if (form == Form::fuse || form == Form::extract) {
+    command
+        .add_option("--cuda-libraries", libraries_,
+                    "Folder of cuBLAS and cuSOLVER for decompositions on CUDA")
+        ->type_name("DIR");
+  } else {
     command.add_flag("--fast-product", planning_.fast_product,
                      "Adapters by BLAS or cuBLAS: other last digits on other machines");
     command
@@ -202,10 +207,16 @@ void Request::settle(const Console& console) {
   options_.isa = isa == nullptr ? "" : isa;
 }
 
-std::unique_ptr<Backend> Request::backend(const Console& console) const {
+std::unique_ptr<Backend> Request::backend(const Console& console, const Plan& plan) const {
   if (device_ == "cpu") return cpu_backend(options_.isa);
-  const auto cuda = [this](const std::string& device) {
-    return cuda_backend({device, device_memory_bytes_, planning_.fast_product, libraries_});
+  using Decompose = DeviceOptions::Decompose;
+  // Whoever names a folder of libraries means it.
+  const Decompose decompose = plan.joints().empty() ? Decompose::no
+                              : libraries_.empty()  ? Decompose::if_possible
+                                                    : Decompose::must;
+  const auto cuda = [&](const std::string& device) {
+    return cuda_backend(
+        {device, device_memory_bytes_, planning_.fast_product, libraries_, decompose});
   };
   if (device_ != "auto") return cuda(device_);
   try {
