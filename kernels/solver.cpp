@@ -14,7 +14,7 @@
 #include "dense.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/error.hpp"
-#include "linalg/gemm.hpp"
+#include "ingot/linalg.hpp"
 #include "loader.hpp"
 #include "memory.hpp"
 #include "stream.hpp"

@@ -1,8 +1,7 @@
-// The products of f32 and of f64 matrices as BLAS has them, and sums of squares.
+// The products of f32 and of f64 matrices as BLAS has them.
 #pragma once
 
 #include <cstddef>
-#include <span>
 
 #include "ingot/linalg.hpp"
 
@@ -23,14 +22,5 @@ void gemm(std::size_t rows, std::size_t cols, std::size_t depth, float alpha, co
 // c (rows x cols) = a * b over `depth` terms in double, rows as wide as they are.
 void gemm(std::size_t rows, std::size_t cols, std::size_t depth, const double* a, As a_as,
           const double* b, As b_as, double* c);
-
-// Elements of a large matrix that are read at a time, and the rows that they are.
-inline constexpr std::size_t kPiece = std::size_t{1} << 20;
-[[nodiscard]] constexpr std::size_t rows_at_once(std::size_t width) {
-  return width < kPiece ? kPiece / width : 1;
-}
-
-// In double.
-[[nodiscard]] double squares(std::span<const float> values);
 
 }  // namespace ingot::linalg

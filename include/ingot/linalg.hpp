@@ -93,6 +93,15 @@ struct Rows {
   std::function<void(std::size_t first, std::span<float> values)> read;
 };
 
+// Elements of a large matrix that are read at a time, and the rows that they are.
+inline constexpr std::size_t kPiece = std::size_t{1} << 20;
+[[nodiscard]] constexpr std::size_t rows_at_once(std::size_t width) {
+  return width < kPiece ? kPiece / width : 1;
+}
+
+// In double.
+[[nodiscard]] double squares(std::span<const float> values);
+
 // `count` matrices of doubles of one shape, row-major, in the memory that a session works in.
 class Stack {
  public:

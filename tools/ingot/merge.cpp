@@ -165,6 +165,10 @@ int merge_by(Request& request) {
   const Console console(request.quiet());
   request.settle(console);
   const std::unique_ptr<Disk> disk = system_disk();
+  // That a device cannot be had is said before anything is read, but for what the plan has to say
+  // how the device is used.
+  std::unique_ptr<Backend> backend;
+  if (!request.may_decompose()) backend = request.backend(console, false);
   const Plan plan = request.plan(*disk);
   report(console, plan);
   if (!plan.sound()) {
@@ -172,7 +176,7 @@ int merge_by(Request& request) {
                                     [](const Problem& problem) { return problem.fatal; });
     return exit_code(first->code);
   }
-  const std::unique_ptr<Backend> backend = request.backend(console, plan);
+  if (backend == nullptr) backend = request.backend(console, !plan.joints().empty());
   const Report done = run(console, *disk, *backend, plan, request);
   for (const std::string& warning : done.warnings) {
     const bool known = std::any_of(plan.problems.begin(), plan.problems.end(),

@@ -94,7 +94,7 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
   command.add_option("--device-memory", device_memory_, "Ceiling on memory of a CUDA device")
       ->type_name("SIZE")
       ->capture_default_str();
-  if (form == Form::fuse || form == Form::extract) {
+  if (may_decompose()) {
     command
         .add_option("--cuda-libraries", libraries_,
                     "Folder of cuBLAS and cuSOLVER for decompositions on CUDA")
@@ -207,13 +207,15 @@ void Request::settle(const Console& console) {
   options_.isa = isa == nullptr ? "" : isa;
 }
 
-std::unique_ptr<Backend> Request::backend(const Console& console, const Plan& plan) const {
+bool Request::may_decompose() const { return form_ == Form::fuse || form_ == Form::extract; }
+
+std::unique_ptr<Backend> Request::backend(const Console& console, bool decomposes) const {
   if (device_ == "cpu") return cpu_backend(options_.isa);
   using Decompose = DeviceOptions::Decompose;
   // Whoever names a folder of libraries means it.
-  const Decompose decompose = plan.joints().empty() ? Decompose::no
-                              : libraries_.empty()  ? Decompose::if_possible
-                                                    : Decompose::must;
+  const Decompose decompose = !decomposes          ? Decompose::no
+                              : libraries_.empty() ? Decompose::if_possible
+                                                   : Decompose::must;
   const auto cuda = [&](const std::string& device) {
     return cuda_backend(
         {device, device_memory_bytes_, planning_.fast_product, libraries_, decompose});

@@ -31,7 +31,9 @@ class Request {
   void settle(const Console& console);
   // The machine that does the arithmetic. Throws Error{device} where it cannot be had; `auto` takes
   // the CPU instead and says why.
-  [[nodiscard]] std::unique_ptr<Backend> backend(const Console& console, const Plan& plan) const;
+  [[nodiscard]] std::unique_ptr<Backend> backend(const Console& console, bool decomposes) const;
+  // Whether a plan of this command may have decompositions.
+  [[nodiscard]] bool may_decompose() const;
   // Reads the recipe and builds the plan.
   [[nodiscard]] Plan plan(Disk& disk) const;
 
