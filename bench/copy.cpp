@@ -28,13 +28,18 @@ int main(int argc, char** argv) try {
   std::vector<std::string> words;
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i];
-    if (arg == "--direct") direct = true;
-    else if (arg == "--buffered") direct = false;
-    else if (arg == "--no-sync") sync = false;
-    else words.push_back(arg);
+    if (arg == "--direct")
+      direct = true;
+    else if (arg == "--buffered")
+      direct = false;
+    else if (arg == "--no-sync")
+      sync = false;
+    else
+      words.push_back(arg);
   }
   if (words.size() < 3) {
-    std::fputs("usage: bench-copy [--direct|--buffered] [--no-sync] OUT OUT_BYTES INPUT...\n", stderr);
+    std::fputs("usage: bench-copy [--direct|--buffered] [--no-sync] OUT OUT_BYTES INPUT...\n",
+               stderr);
     return 2;
   }
   const auto disk = system_disk();
@@ -67,13 +72,15 @@ int main(int argc, char** argv) try {
         ++input;
         at = 0;
       }
-      ring->submit({inputs[input].get(), at, buffer(free_reads.back()), false, direct, free_reads.back()});
+      ring->submit(
+          {inputs[input].get(), at, buffer(free_reads.back()), false, direct, free_reads.back()});
       free_reads.pop_back();
       at += kPiece;
       read += kPiece;
     } else if (written < out_bytes && !free_writes.empty() &&
                (read == in_bytes || written * in_bytes <= read * out_bytes)) {
-      ring->submit({out.get(), written, buffer(free_writes.back()), true, direct, free_writes.back()});
+      ring->submit(
+          {out.get(), written, buffer(free_writes.back()), true, direct, free_writes.back()});
       free_writes.pop_back();
       written += kPiece;
     } else {
@@ -83,9 +90,11 @@ int main(int argc, char** argv) try {
     }
   }
   if (sync) out->sync();
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   std::printf("{\"bytes\": %llu, \"seconds\": %.6f, \"ring\": \"%s\"}\n",
-              static_cast<unsigned long long>(in_bytes + out_bytes), seconds, ring->describe().c_str());
+              static_cast<unsigned long long>(in_bytes + out_bytes), seconds,
+              ring->describe().c_str());
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "bench-copy: %s\n", error.what());

@@ -280,7 +280,8 @@ void amend(benchmark::State& state, const std::string& isa, std::uint32_t rank, 
       benchmark::DoNotOptimize(values.data());
     }
   }
-  const double count = static_cast<double>(state.iterations()) * static_cast<double>(kWidth * kHeight);
+  const double count =
+      static_cast<double>(state.iterations()) * static_cast<double>(kWidth * kHeight);
   state.counters["elements"] = benchmark::Counter(count, benchmark::Counter::kIsRate);
   state.counters["multiply-adds"] = benchmark::Counter(count * rank, benchmark::Counter::kIsRate);
 }
@@ -355,7 +356,8 @@ void enlist_all() {
     for (const std::uint32_t rank : {8u, 32u, 128u}) {
       const std::string name = isa + "/amend/bf16/rank " + std::to_string(rank);
       enlist(name, [=](auto& state) { amend(state, isa, rank, false); });
-      if (isa == "v4") enlist(name + " by BLAS", [=](auto& state) { amend(state, isa, rank, true); });
+      if (isa == "v4")
+        enlist(name + " by BLAS", [=](auto& state) { amend(state, isa, rank, true); });
     }
     const std::string folding = isa + "/fold/";
     enlist(folding + "slerp/2/bf16",

@@ -1,13 +1,13 @@
-// Writes checkpoints of true Llama-2-7B shapes at reduced depth, for the gates: a base and fine-tunes
-// whose updates are as coarse as real bf16 ones.
+// Writes checkpoints of true Llama-2-7B shapes at reduced depth, for the gates: a base and
+// fine-tunes whose updates are as coarse as real bf16 ones.
 //
 //   bench_models OUT [--shapes 7b|70b] [--layers 2] [--models 4] [--no-head] [--sparse] [--seed 0]
 //
-// OUT/base, OUT/tune1, ... each with model.safetensors and config.json. Values are a function of seed,
-// model, tensor and element. Besides ordinary updates (sigma 2e-4, every other model 2e-3) one tensor of
-// every fine-tune has all-equal updates, one has none, and one is ordered by size, so that a sample
-// of its beginning says nothing about its end. --sparse leaves holes for data: shapes and bytes without
-// the disk space, for measurements of memory.
+// OUT/base, OUT/tune1, ... each with model.safetensors and config.json. Values are a function of
+// seed, model, tensor and element. Besides ordinary updates (sigma 2e-4, every other model 2e-3)
+// one tensor of every fine-tune has all-equal updates, one has none, and one is ordered by size, so
+// that a sample of its beginning says nothing about its end. --sparse leaves holes for data: shapes
+// and bytes without the disk space, for measurements of memory.
 
 #include <algorithm>
 #include <cstdio>
@@ -98,15 +98,16 @@ void fill(std::uint64_t seed, int model, std::uint64_t tensor, Update update, st
       if (update == Update::ordinary) value += sigma * noise;
       if (update == Update::equal) value += noise < 0 ? -0x1p-9F : 0x1p-9F;
       if (update == Update::ordered) {
-        value += sigma * 4 * static_cast<float>(index) / static_cast<float>(count) * (noise < 0 ? -1.0F : 1.0F);
+        value += sigma * 4 * static_cast<float>(index) / static_cast<float>(count) *
+                 (noise < 0 ? -1.0F : 1.0F);
       }
     }
     out[i] = Bf16::encode(value, {});
   }
 }
 
-void write_model(const std::string& folder, std::uint64_t seed, int model, const Size& size, int layers,
-                 bool head, bool sparse) {
+void write_model(const std::string& folder, std::uint64_t seed, int model, const Size& size,
+                 int layers, bool head, bool sparse) {
   std::filesystem::create_directories(folder);
   const auto tensors = shapes(size, layers, head);
   const std::string path = folder + "/model.safetensors";
@@ -129,13 +130,15 @@ void write_model(const std::string& folder, std::uint64_t seed, int model, const
   std::filesystem::resize_file(path, bytes);
   std::ofstream(folder + "/config.json")
       << "{\n  \"architectures\": [\n    \"LlamaForCausalLM\"\n  ],\n  \"dtype\": \"bfloat16\",\n"
-         "  \"hidden_act\": \"silu\",\n  \"hidden_size\": " << size.hidden
-      << ",\n  \"intermediate_size\": " << size.inner
-      << ",\n  \"max_position_embeddings\": 4096,\n  \"model_type\": \"llama\",\n  \"num_attention_heads\": "
-      << size.heads << ",\n  \"num_hidden_layers\": " << layers << ",\n  \"num_key_value_heads\": "
-      << size.keys / 128 << ",\n"
-         "  \"rms_norm_eps\": 1e-05,\n  \"tie_word_embeddings\": " << (head ? "false" : "true")
-      << ",\n  \"vocab_size\": 32000\n}\n";
+         "  \"hidden_act\": \"silu\",\n  \"hidden_size\": "
+      << size.hidden << ",\n  \"intermediate_size\": " << size.inner
+      << ",\n  \"max_position_embeddings\": 4096,\n  \"model_type\": \"llama\",\n  "
+         "\"num_attention_heads\": "
+      << size.heads << ",\n  \"num_hidden_layers\": " << layers
+      << ",\n  \"num_key_value_heads\": " << size.keys / 128
+      << ",\n"
+         "  \"rms_norm_eps\": 1e-05,\n  \"tie_word_embeddings\": "
+      << (head ? "false" : "true") << ",\n  \"vocab_size\": 32000\n}\n";
 }
 
 }  // namespace
@@ -149,23 +152,34 @@ int main(int argc, char** argv) try {
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i];
     const auto value = [&] { return i + 1 < argc ? std::string(argv[++i]) : std::string(); };
-    if (arg == "--layers") layers = std::stoi(value());
-    else if (arg == "--models") models = std::stoi(value());
-    else if (arg == "--seed") seed = std::stoull(value());
-    else if (arg == "--no-head") head = false;
-    else if (arg == "--sparse") sparse = true;
-    else if (arg == "--shapes") size = value() == "70b" ? k70b : k7b;
-    else out = arg;
+    if (arg == "--layers")
+      layers = std::stoi(value());
+    else if (arg == "--models")
+      models = std::stoi(value());
+    else if (arg == "--seed")
+      seed = std::stoull(value());
+    else if (arg == "--no-head")
+      head = false;
+    else if (arg == "--sparse")
+      sparse = true;
+    else if (arg == "--shapes")
+      size = value() == "70b" ? k70b : k7b;
+    else
+      out = arg;
   }
   if (out.empty()) {
-    std::fputs("usage: bench_models OUT [--shapes 7b|70b] [--layers 2] [--models 4] [--no-head] [--sparse] "
-               "[--seed 0]\n", stderr);
+    std::fputs(
+        "usage: bench_models OUT [--shapes 7b|70b] [--layers 2] [--models 4] [--no-head] "
+        "[--sparse] "
+        "[--seed 0]\n",
+        stderr);
     return 2;
   }
   std::vector<std::thread> writers;
   for (int m = 0; m < models; ++m) {
     writers.emplace_back([&, m] {
-      write_model(out + (m == 0 ? "/base" : "/tune" + std::to_string(m)), seed, m, size, layers, head, sparse);
+      write_model(out + (m == 0 ? "/base" : "/tune" + std::to_string(m)), seed, m, size, layers,
+                  head, sparse);
     });
     if (m % 2 == 1 || m + 1 == models) {
       for (auto& w : writers) w.join();

@@ -46,7 +46,8 @@ constexpr std::uint64_t kWindow = kMiB;
 constexpr std::uint64_t kSmall = std::uint64_t{32} << 10;
 // One chunk of the most inputs of the widest type, their candidates twice (as found, in order), its
 // output, and change.
-constexpr std::uint64_t kLargestCall = (math::kSources + 2) * 4 * kMiB + math::kSources * 2 * kMiB + 8 * kMiB;
+constexpr std::uint64_t kLargestCall =
+    (math::kSources + 2) * 4 * kMiB + math::kSources * 2 * kMiB + 8 * kMiB;
 
 math::Format format_of(Dtype dtype) {
   switch (dtype) {

@@ -35,7 +35,8 @@ class Folder {
 
 inline void write_file(const std::string& path, const std::string& bytes) {
   std::filesystem::create_directories(std::filesystem::path(path).parent_path());
-  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  std::ofstream(path, std::ios::binary)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
 inline std::string read_file(const std::string& path) {
@@ -60,8 +61,8 @@ class Random {
   std::uint64_t state_;
 };
 
-// A folder or file of the repository's examples ("models/base"); of those in INGOT_EXAMPLES where tests
-// run without the repository.
+// A folder or file of the repository's examples ("models/base"); of those in INGOT_EXAMPLES where
+// tests run without the repository.
 inline std::string example(const std::string& name) {
   const char* folder = std::getenv("INGOT_EXAMPLES");
   return (folder != nullptr ? std::string(folder) : std::string(INGOT_SOURCE) + "/examples") + "/" +

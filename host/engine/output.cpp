@@ -34,7 +34,8 @@ Digest write_text(Disk& disk, const std::string& path, const std::string& text, 
   const auto file = disk.create(path);
   std::vector<Digest> digests;
   for (std::size_t at = 0; at < text.size(); at += kHashBlock) {
-    digests.push_back(hash_block(bytes_of(text).subspan(at, std::min(kHashBlock, text.size() - at))));
+    digests.push_back(
+        hash_block(bytes_of(text).subspan(at, std::min(kHashBlock, text.size() - at))));
   }
   if (!text.empty()) write_exact(*file, 0, bytes_of(text));
   if (sync) file->sync();
@@ -61,7 +62,8 @@ void check_target(Disk& disk, const Plan& plan, const std::string& out) {
     const auto folder = canonical(model.folder);
     if (target == folder || within(folder, target)) {
       fail(Code::usage, fmt::format("{} holds the model {} that the recipe reads: choose another "
-                                    "output folder", out, model.ref.text));
+                                    "output folder",
+                                    out, model.ref.text));
     }
   }
   if (const auto kind = disk.kind(out); kind == Disk::Kind::file || kind == Disk::Kind::other) {
@@ -79,7 +81,8 @@ Output::Output(Disk& disk, const Plan& plan, std::string out, const MergeOptions
 
   check_target(disk, plan, out_);
   if (disk.kind(out_) == Disk::Kind::folder && !options.force) {
-    fail(Code::usage, fmt::format("{} exists: --force replaces it once the new merge is complete", out_));
+    fail(Code::usage,
+         fmt::format("{} exists: --force replaces it once the new merge is complete", out_));
   }
   if (disk.kind(parent_) == Disk::Kind::absent) disk.make_folder(parent_);
 
@@ -88,7 +91,8 @@ Output::Output(Disk& disk, const Plan& plan, std::string out, const MergeOptions
     if (options.resume && disk.kind(journal) == Disk::Kind::file && reopen(journal)) return;
     if (!options.resume && !options.force) {
       fail(Code::usage, fmt::format("an unfinished merge to {} is in {}: --resume continues it, "
-                                    "--force starts afresh", out_, partial_));
+                                    "--force starts afresh",
+                                    out_, partial_));
     }
     disk.remove(partial_);
   }
@@ -111,8 +115,8 @@ std::uint64_t Output::place(const Job& job) const {
   return plan_.shards[job.shard].header.size() + job.offset;
 }
 
-// What must not have changed for a former run's bytes to be this run's: the recipe, the options, the
-// output's layout, and the inputs by size and time of change.
+// What must not have changed for a former run's bytes to be this run's: the recipe, the options,
+// the output's layout, and the inputs by size and time of change.
 std::string Output::fingerprint() const {
   std::string text = plan_.recipe.text + '\0' + describe_options(plan_.options).dump() + '\0';
   for (const Shard& shard : plan_.shards) text += shard.file + '\0' + shard.header;
@@ -133,8 +137,8 @@ void Output::create() {
   std::uint64_t need = 0;
   for (const Shard& shard : plan_.shards) need += shard.header.size() + shard.data_bytes;
   if (const std::uint64_t room = disk_.free_bytes(parent_); room < need) {
-    fail(Code::io, fmt::format("{}: the merge needs {} bytes and the file system has {} free", parent_,
-                               need, room));
+    fail(Code::io, fmt::format("{}: the merge needs {} bytes and the file system has {} free",
+                               parent_, need, room));
   }
   disk_.make_folder(partial_);
   for (const Shard& shard : plan_.shards) {
@@ -167,12 +171,15 @@ bool Output::reopen(const std::string& journal) {
     if (first) {
       if (!line.is_object() || line.value("fingerprint", "") != fingerprint()) {
         fail(Code::usage,
-             fmt::format("{} was left by a merge of another recipe, other options or inputs that have "
-                         "changed since: --force starts afresh", partial_));
+             fmt::format(
+                 "{} was left by a merge of another recipe, other options or inputs that have "
+                 "changed since: --force starts afresh",
+                 partial_));
       }
       first = false;
     } else if (line.is_object() && line.contains("job") && line.contains("entry") &&
-               line["job"].is_number_unsigned() && line["job"].get<std::size_t>() < plan_.jobs.size()) {
+               line["job"].is_number_unsigned() &&
+               line["job"].get<std::size_t>() < plan_.jobs.size()) {
       finished_[line["job"].get<std::size_t>()] = line["entry"];
     }
     at = end + 1;
@@ -182,8 +189,8 @@ bool Output::reopen(const std::string& journal) {
   for (const Shard& shard : plan_.shards) {
     auto file = disk_.update(partial_ + "/" + shard.file);
     if (const std::uint64_t size = shard.header.size() + shard.data_bytes; file->size() != size) {
-      fail(Code::io, fmt::format("{}: {} bytes found, {} expected: --force starts afresh", file->path(),
-                                 file->size(), size));
+      fail(Code::io, fmt::format("{}: {} bytes found, {} expected: --force starts afresh",
+                                 file->path(), file->size(), size));
     }
     shards_.push_back(std::move(file));
   }
@@ -207,7 +214,8 @@ void Output::flush() {
   std::string text;
   for (const auto& [job, entry] : batch) {
     touched[plan_.jobs[job].shard] = true;
-    text += Json{{"job", job}, {"entry", entry}}.dump(-1, ' ', false, Json::error_handler_t::replace);
+    text +=
+        Json{{"job", job}, {"entry", entry}}.dump(-1, ' ', false, Json::error_handler_t::replace);
     text += '\n';
   }
   if (options_.sync) {
@@ -225,9 +233,9 @@ void Output::publish(const std::vector<Json>& entries) {
   std::vector<std::pair<std::string, Digest>> files;
   for (const Companion& companion : plan_.companions) {
     const std::string to = partial_ + "/" + companion.name;
-    files.emplace_back(companion.name,
-                       companion.from.empty() ? write_text(disk_, to, companion.text, options_.sync)
-                                              : copy_file(disk_, companion.from, to, options_.sync));
+    files.emplace_back(companion.name, companion.from.empty()
+                                           ? write_text(disk_, to, companion.text, options_.sync)
+                                           : copy_file(disk_, companion.from, to, options_.sync));
   }
   write_text(disk_, partial_ + "/" + kReceiptName, print_receipt(plan_, entries, files),
              options_.sync);

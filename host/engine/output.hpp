@@ -16,8 +16,9 @@ namespace ingot {
 // without publish() it stays for --resume. done() is thread-safe, the rest is for one thread.
 class Output {
  public:
-  // Throws Error{usage} where OUT or an unfinished merge is in the way, naming the option that helps;
-  // Error{io} where the disk has no room. A fresh partial folder that cannot be completed is removed.
+  // Throws Error{usage} where OUT or an unfinished merge is in the way, naming the option that
+  // helps; Error{io} where the disk has no room. A fresh partial folder that cannot be completed is
+  // removed.
   Output(Disk& disk, const Plan& plan, std::string out, const MergeOptions& options);
   ~Output();
 

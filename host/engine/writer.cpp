@@ -75,9 +75,13 @@ void Writer::loop() {
       if (end > last) write_exact(*write->file, last, write->data.subspan(last - begin));
       const auto pages = write->data.subspan(first - begin, last - first);
       flying.emplace(token, std::move(write->done));
-      ring->submit({write->file, first,
-                    {const_cast<std::byte*>(pages.data()), pages.size()},  // a Transfer goes both ways
-                    true, true, token++});
+      ring->submit(
+          {write->file,
+           first,
+           {const_cast<std::byte*>(pages.data()), pages.size()},  // a Transfer goes both ways
+           true,
+           true,
+           token++});
     }
   } catch (...) {
     {

@@ -19,8 +19,8 @@ struct Write {
   std::function<void()> done;       // called on the writer's thread
 };
 
-// Writes whole pages directly and the odd ends through the page cache. push() may be called from any
-// thread; the first failure is passed to the listener and everything after it is dropped.
+// Writes whole pages directly and the odd ends through the page cache. push() may be called from
+// any thread; the first failure is passed to the listener and everything after it is dropped.
 class Writer {
  public:
   Writer(bool allow_uring, std::function<void(std::exception_ptr)> failed);

@@ -105,12 +105,13 @@ Plan build(Disk& disk, Recipe recipe, PlanOptions options) {
   result.recipe = std::move(recipe);
   result.options = std::move(options);
   plan::Problems problems;
-  if (result.options.fast_product && (result.recipe.kind != Recipe::Kind::models ||
-                                      result.recipe.method != "passthrough")) {
-    problems.error(Code::usage,
-                   fmt::format("{}: --fast-product is for passthrough, as `ingot bake` does it: its "
-                               "sums depend on library and machine, and other methods choose by them",
-                               result.recipe.file));
+  if (result.options.fast_product &&
+      (result.recipe.kind != Recipe::Kind::models || result.recipe.method != "passthrough")) {
+    problems.error(
+        Code::usage,
+        fmt::format("{}: --fast-product is for passthrough, as `ingot bake` does it: its "
+                    "sums depend on library and machine, and other methods choose by them",
+                    result.recipe.file));
   }
   if (result.recipe.kind != Recipe::Kind::models) {
     try {

@@ -81,7 +81,8 @@ using Renames = std::vector<std::pair<std::string, std::string>>;
                                   const std::unordered_set<std::string>& known);
 
 // Joins the names of the models. The donor's names are the output's, except that the prefix of the
-// base module is added where its checkpoint lacks it, unless its class is the base module; other models' names are translated to them.
+// base module is added where its checkpoint lacks it, unless its class is the base module; other
+// models' names are translated to them.
 [[nodiscard]] Catalogue catalogue(std::span<const View> models, std::span<const Config> configs,
                                   std::uint32_t donor, const Family* family, Problems& problems);
 

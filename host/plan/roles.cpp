@@ -25,7 +25,8 @@ constexpr Family kFamilies[] = {
      "StableLMEpoch Gemma Gemma2 Gemma3 Cohere Cohere2 Olmo Olmo2 Olmo3 Olmoe Granite GraniteMoe "
      "GraniteMoeHybrid Starcoder2 Deepseek DeepseekV2 DeepseekV3 Solar InternLM Baichuan Yi Glm "
      "Glm4 Glm4Moe Arcee Apertus SmolLM3 Exaone4 MiniCPM GptOss Ernie4_5 Lfm2 Jamba Afmoe SeedOss "
-     "HunYuanDenseV1 Nemotron Qwen3Next Qwen3_5 Qwen3_5Moe Helium BitNet Persimmon Bamba Zamba2 JetMoe "
+     "HunYuanDenseV1 Nemotron Qwen3Next Qwen3_5 Qwen3_5Moe Helium BitNet Persimmon Bamba Zamba2 "
+     "JetMoe "
      "Ernie4_5_Moe DiffLlama VaultGemma Doge MiniMax MiniMaxM2 GlmMoeDsa ExaoneMoe FlexOlmo "
      "OlmoHybrid GraniteMoeShared RecurrentGemma KimiLinear",
      "model.", "model.layers", "num_hidden_layers", "model.embed_tokens.weight", "lm_head.weight"},

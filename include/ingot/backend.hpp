@@ -21,8 +21,8 @@ namespace linalg {
 class Solver;
 }
 
-// Elements of a chunk: every chunk but a tensor's last has exactly this many, so a chunk starts at a
-// multiple of 1 MiB in every input and in the output, and of fold tiles (64 of 16,384).
+// Elements of a chunk: every chunk but a tensor's last has exactly this many, so a chunk starts at
+// a multiple of 1 MiB in every input and in the output, and of fold tiles (64 of 16,384).
 inline constexpr std::uint64_t kChunk = std::uint64_t{1} << 20;
 inline constexpr std::uint64_t kFoldTile = std::uint64_t{1} << 14;
 
@@ -40,8 +40,8 @@ class Residence {
   virtual ~Residence() = default;
 };
 
-// A low-rank product in f32: B (height x rank) times A (rank x width), both row-major, times a scale.
-// math/product.hpp has the formula.
+// A low-rank product in f32: B (height x rank) times A (rank x width), both row-major, times a
+// scale. math/product.hpp has the formula.
 struct Product {
   std::span<const float> a, b;
   std::uint32_t rank = 0;
@@ -60,9 +60,9 @@ class Factors {
 // Consecutive elements of one tensor.
 struct Chunk {
   const Work* work = nullptr;
-  std::uint64_t first = 0;   // index of the first element in the whole tensor, multiple of kFoldTile;
-                             // of kChunk for everything but apply
-  std::uint32_t count = 0;   // 1 to kChunk, never across a multiple of kChunk
+  std::uint64_t first = 0;  // index of the first element in the whole tensor, multiple of
+                            // kFoldTile; of kChunk for everything but apply
+  std::uint32_t count = 0;  // 1 to kChunk, never across a multiple of kChunk
   // First byte of the chunk in each input, in the order of Work::inputs; element-aligned only.
   // May be null where `residence` holds the chunk.
   const std::byte* const* inputs = nullptr;
@@ -81,7 +81,8 @@ struct Candidate {
   std::uint32_t index = 0;  // within the chunk
 };
 
-// How one source's keys of a chunk lie to its bracket. Where low == high, ties are counted in at_high.
+// How one source's keys of a chunk lie to its bracket. Where low == high, ties are counted in
+// at_high.
 struct Verdict {
   std::uint32_t above = 0;
   std::uint32_t at_high = 0;
@@ -94,24 +95,24 @@ struct Verdict {
 struct Tally {
   std::uint64_t kept[math::kSources] = {};  // elements of each source that the mask let through
   std::uint64_t conflicts = 0;              // elements where kept, non-zero terms disagree in sign
-  std::uint32_t change = 0;                 // bits of the largest |merged - base| in f32, before encode
+  std::uint32_t change = 0;  // bits of the largest |merged - base| in f32, before encode
 
   void add(const Tally& other);
 };
 
-// What a device did and what it cost: sums over all calls. A share of the run's time near 1 shows what
-// bounds the run.
+// What a device did and what it cost: sums over all calls. A share of the run's time near 1 shows
+// what bounds the run.
 struct Activity {
-  std::string device;            // "cuda:0 NVIDIA H200"
-  double copy_in = 0;            // seconds, of the stream that copies to the device, ...
-  double kernels = 0;            // ... the one that computes, ...
-  double copy_out = 0;           // ... and the one that copies back
-  double waiting = 0;            // seconds that callers waited, added up over threads
+  std::string device;   // "cuda:0 NVIDIA H200"
+  double copy_in = 0;   // seconds, of the stream that copies to the device, ...
+  double kernels = 0;   // ... the one that computes, ...
+  double copy_out = 0;  // ... and the one that copies back
+  double waiting = 0;   // seconds that callers waited, added up over threads
   std::uint64_t bytes_in = 0, bytes_out = 0;
   std::uint64_t kernel_bytes = 0;  // tensors' bytes that kernels read and wrote
   std::uint64_t memory = 0;        // bytes of device memory held
-  // Bytes per second of bare copies, measured when the activity is asked for the first time: over the
-  // link in, out, and within the device (read and written). 0: not measured.
+  // Bytes per second of bare copies, measured when the activity is asked for the first time: over
+  // the link in, out, and within the device (read and written). 0: not measured.
   double link_in = 0, link_out = 0, copy = 0;
 };
 
@@ -122,8 +123,8 @@ class Backend {
   // One line for the report: "cpu, AVX-512 (v4)", "cuda:0 NVIDIA H200".
   [[nodiscard]] virtual std::string describe() const = 0;
 
-  // True if inputs must lie in memory of allocate() (pinned): the engine then never maps files, and hands
-  // over whole chunks.
+  // True if inputs must lie in memory of allocate() (pinned): the engine then never maps files, and
+  // hands over whole chunks.
   [[nodiscard]] virtual bool staged() const { return false; }
 
   // Host memory for staging, at least 4 KiB-aligned; pinned where the backend copies from it.
@@ -142,13 +143,14 @@ class Backend {
   virtual void sample(const Chunk& chunk, std::uint32_t stride,
                       std::span<std::vector<std::uint32_t>> keys) = 0;
 
-  // Counts against the brackets of all sources in one sweep. Sources with `active[s] == 0` are skipped.
+  // Counts against the brackets of all sources in one sweep. Sources with `active[s] == 0` are
+  // skipped.
   virtual void verify(const Chunk& chunk, std::span<const Bracket> brackets,
                       std::span<const std::uint8_t> active, std::uint32_t limit,
                       std::span<Verdict> verdicts) = 0;
 
-  // Adds to counts[key >> 16] (32,768 bins), or, given `prefix`, to counts[key & 0xffff] (65,536 bins)
-  // of the keys whose upper 15 bits equal it. One source.
+  // Adds to counts[key >> 16] (32,768 bins), or, given `prefix`, to counts[key & 0xffff] (65,536
+  // bins) of the keys whose upper 15 bits equal it. One source.
   virtual void histogram(const Chunk& chunk, int source, const std::uint32_t* prefix,
                          std::span<std::uint64_t> counts) = 0;
 
@@ -162,8 +164,8 @@ class Backend {
 
   // Takes a product's factors; their memory must outlive what is returned.
   [[nodiscard]] virtual std::unique_ptr<Factors> stage(const Product& product) = 0;
-  // values = elements [first, first + values.size()) of a tensor, decoded from `own` (null: zeros), plus
-  // each product in turn. All products have the tensor's width and agree in `fast`.
+  // values = elements [first, first + values.size()) of a tensor, decoded from `own` (null: zeros),
+  // plus each product in turn. All products have the tensor's width and agree in `fast`.
   virtual void amend(Dtype dtype, const std::byte* own, std::span<const Factors* const> products,
                      std::uint64_t first, std::span<float> values) = 0;
 
@@ -180,28 +182,30 @@ class Backend {
   // What decomposes, for callers in several threads.
   [[nodiscard]] virtual linalg::Solver& solver() = 0;
 
-  // What each device did so far; empty where the arithmetic is the CPU's. Between calls only, as its first
-  // use measures the device.
+  // What each device did so far; empty where the arithmetic is the CPU's. Between calls only, as
+  // its first use measures the device.
   [[nodiscard]] virtual std::vector<Activity> activity() const { return {}; }
 };
 
-// The CPU backend. `isa` is "v2", "v3", "v4" or empty for the best this machine has; a wish it cannot
-// fulfil is Error{device}.
+// The CPU backend. `isa` is "v2", "v3", "v4" or empty for the best this machine has; a wish it
+// cannot fulfil is Error{device}.
 [[nodiscard]] std::unique_ptr<Backend> cpu_backend(const std::string& isa);
 
 struct DeviceOptions {
-  std::string device = "cuda";                        // "cuda", "cuda:1", "cuda:0,1"
-  std::uint64_t memory = std::uint64_t{2} << 30;      // ceiling on each device's memory, bytes
-  bool fast_product = false;                          // products with `fast` will come: opens cuBLAS
-  std::string libraries = {};                         // folder of cuBLAS; empty: the search path
-  // Decompositions will come: opens cuBLAS and cuSOLVER, which get the memory that tensors would stay in.
-  // Where they cannot be opened, that is an error, or (if_possible) LAPACK decomposes and solver() says why.
+  std::string device = "cuda";                    // "cuda", "cuda:1", "cuda:0,1"
+  std::uint64_t memory = std::uint64_t{2} << 30;  // ceiling on each device's memory, bytes
+  bool fast_product = false;                      // products with `fast` will come: opens cuBLAS
+  std::string libraries = {};                     // folder of cuBLAS; empty: the search path
+  // Decompositions will come: opens cuBLAS and cuSOLVER, which get the memory that tensors would
+  // stay in. Where they cannot be opened, that is an error, or (if_possible) LAPACK decomposes and
+  // solver() says why.
   enum class Decompose : std::uint8_t { no, if_possible, must } decompose = Decompose::no;
 };
 
-// The CUDA backend over one or several devices. Throws Error{device} with one sentence where it cannot
-// be used (no driver, a driver too old, no such device, a build without CUDA), Error{memory} if a
-// device has too little free, Error{usage} for a text that names no device. It never falls back.
+// The CUDA backend over one or several devices. Throws Error{device} with one sentence where it
+// cannot be used (no driver, a driver too old, no such device, a build without CUDA), Error{memory}
+// if a device has too little free, Error{usage} for a text that names no device. It never falls
+// back.
 [[nodiscard]] std::unique_ptr<Backend> cuda_backend(const DeviceOptions& options);
 
 // How fast a device did one thing.
@@ -212,13 +216,13 @@ struct Rate {
   bool on_device = false;   // in the device's own memory: to compare with "copy on the device"
 };
 
-// Measures the first device that the options name: its link in both directions, alone and together, its
-// own copy rate, every kind of kernel on generated weights. Takes a second or two and up to
+// Measures the first device that the options name: its link in both directions, alone and together,
+// its own copy rate, every kind of kernel on generated weights. Takes a second or two and up to
 // options.memory. Throws as cuda_backend() does.
 [[nodiscard]] std::vector<Rate> device_rates(const DeviceOptions& options);
 
-// Which cuBLAS and cuSOLVER would be used, in one line with their versions and places: those in `folder`, or
-// without one those of the search path. Throws Error{device} if one is missing.
+// Which cuBLAS and cuSOLVER would be used, in one line with their versions and places: those in
+// `folder`, or without one those of the search path. Throws Error{device} if one is missing.
 [[nodiscard]] std::string device_libraries(const std::string& folder);
 
 }  // namespace ingot

@@ -1,5 +1,5 @@
-// Operands that are computed instead of read as they lie: a base tensor under its adapters, factors of
-// a decomposition.
+// Operands that are computed instead of read as they lie: a base tensor under its adapters, factors
+// of a decomposition.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,8 @@ struct Plan;
 class Backend;
 class Checkpoint;
 
-// A tensor that computed values depend on beside the operand's own: index into Plan::models and into
-// that checkpoint's entries().
+// A tensor that computed values depend on beside the operand's own: index into Plan::models and
+// into that checkpoint's entries().
 struct Ingredient {
   std::uint32_t model = 0;
   std::uint32_t entry = 0;
@@ -36,15 +36,16 @@ class Working {
  public:
   virtual ~Working() = default;
 
-  // Elements [first, first + values.size()) of the operand in f32. `own` holds the same elements of the
-  // operand's own tensor as stored; it is empty where Derived::own() is false. Called from several
-  // threads at once; a pure function of its arguments, the same bits on every backend for what is
-  // of the exact class.
-  virtual void fill(std::uint64_t first, std::span<const std::byte> own, std::span<float> values) = 0;
+  // Elements [first, first + values.size()) of the operand in f32. `own` holds the same elements of
+  // the operand's own tensor as stored; it is empty where Derived::own() is false. Called from
+  // several threads at once; a pure function of its arguments, the same bits on every backend for
+  // what is of the exact class.
+  virtual void fill(std::uint64_t first, std::span<const std::byte> own,
+                    std::span<float> values) = 0;
 };
 
-// Work that operands of several jobs share and that is done before their turns come: a decomposition gives
-// both factors of a module, and a library may decompose many modules at once.
+// Work that operands of several jobs share and that is done before their turns come: a
+// decomposition gives both factors of a module, and a library may decompose many modules at once.
 class Joint {
  public:
   virtual ~Joint() = default;
@@ -61,8 +62,8 @@ class Derived {
  public:
   virtual ~Derived() = default;
 
-  // True if the operand's own tensor is an input of every element, so that the engine reads, hashes and
-  // hands it over in stored form. False: everything is made of the ingredients.
+  // True if the operand's own tensor is an input of every element, so that the engine reads, hashes
+  // and hands it over in stored form. False: everything is made of the ingredients.
   [[nodiscard]] virtual bool own() const = 0;
 
   // Everything else that is read. Each is read whole, hashed, and stands in the receipt.
@@ -77,25 +78,27 @@ class Derived {
   // What it shares with others of its plan, or null.
   [[nodiscard]] virtual Joint* joint() const { return nullptr; }
 
-  // Reads the ingredients. Without a backend the plain loops of the second path are used (verify). May
-  // throw Error, also for values that no header shows (NaN in a factor).
-  [[nodiscard]] virtual std::unique_ptr<Working> begin(const Plan& plan, Backend* backend) const = 0;
+  // Reads the ingredients. Without a backend the plain loops of the second path are used (verify).
+  // May throw Error, also for values that no header shows (NaN in a factor).
+  [[nodiscard]] virtual std::unique_ptr<Working> begin(const Plan& plan,
+                                                       Backend* backend) const = 0;
 
-  // Elements [first, first + count) in double, element by element; `own` are the own tensor's values,
-  // or empty. Not called where judge() answers.
+  // Elements [first, first + count) in double, element by element; `own` are the own tensor's
+  // values, or empty. Not called where judge() answers.
   [[nodiscard]] virtual std::vector<Truth> recompute(const Plan& plan, std::uint64_t first,
                                                      std::uint64_t count,
                                                      std::span<const float> own) const = 0;
 
-  // For results that are judged as a whole, not element by element (decompositions): nothing wrong (an
-  // empty sentence) or what is wrong with tensor `name` of the folder. nullopt: recompute() decides.
+  // For results that are judged as a whole, not element by element (decompositions): nothing wrong
+  // (an empty sentence) or what is wrong with tensor `name` of the folder. nullopt: recompute()
+  // decides.
   [[nodiscard]] virtual std::optional<std::string> judge(const Plan&, const Checkpoint& /*output*/,
                                                          const std::string& /*name*/) const {
     return std::nullopt;
   }
 
-  // What the run learnt, as one JSON object for the receipt's entry (errors of a decomposition, share
-  // of a delta that survived), or empty. Called after the last fill.
+  // What the run learnt, as one JSON object for the receipt's entry (errors of a decomposition,
+  // share of a delta that survived), or empty. Called after the last fill.
   [[nodiscard]] virtual std::string found(const Working&) const { return {}; }
 };
 

@@ -8,10 +8,27 @@
 namespace ingot {
 
 enum class Dtype : std::uint8_t {
-  f64, f32, f16, bf16, f8_e4m3, f8_e5m2,
-  i64, i32, i16, i8, u64, u32, u16, u8, boolean,
+  f64,
+  f32,
+  f16,
+  bf16,
+  f8_e4m3,
+  f8_e5m2,
+  i64,
+  i32,
+  i16,
+  i8,
+  u64,
+  u32,
+  u16,
+  u8,
+  boolean,
   // Known by name and width, so that a header with them can be read; never decoded.
-  c64, f8_e8m0, f6_e2m3, f6_e3m2, f4,
+  c64,
+  f8_e8m0,
+  f6_e2m3,
+  f6_e3m2,
+  f4,
 };
 
 inline constexpr int kDtypes = static_cast<int>(Dtype::f4) + 1;
@@ -39,8 +56,8 @@ inline constexpr int kDtypes = static_cast<int>(Dtype::f4) + 1;
          d == Dtype::f6_e3m2 || d == Dtype::f4;
 }
 
-// Largest relative error of rounding a real number to a type with a codec: 2^-8 for bf16. Holds where
-// the type is normal.
+// Largest relative error of rounding a real number to a type with a codec: 2^-8 for bf16. Holds
+// where the type is normal.
 [[nodiscard]] constexpr double roundoff(Dtype d) noexcept {
   switch (d) {
     case Dtype::f8_e5m2:

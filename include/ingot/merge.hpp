@@ -26,18 +26,18 @@ struct MergeOptions {
 struct Report {
   std::string out;
   std::string backend;
-  std::string solver;            // what decomposed, with its version; empty: nothing was decomposed
-  std::string storage;           // which path the bytes took
+  std::string solver;   // what decomposed, with its version; empty: nothing was decomposed
+  std::string storage;  // which path the bytes took
   std::uint64_t tensors = 0, merged = 0, copied = 0, unused = 0, resumed = 0;
   std::uint64_t bytes_read = 0, bytes_written = 0;
   double seconds = 0;
-  double storage_rate = 0;       // bytes/s the storage was measured at; 0: not measured
-  std::uint64_t peak_memory = 0; // anonymous resident bytes
-  int threads = 0;               // that compute and hash
-  double busy = 0;               // share of those threads' time that they spent on a core: near 1, the
-                                 // arithmetic bounds the run, not the storage
+  double storage_rate = 0;        // bytes/s the storage was measured at; 0: not measured
+  std::uint64_t peak_memory = 0;  // anonymous resident bytes
+  int threads = 0;                // that compute and hash
+  double busy = 0;  // share of those threads' time that they spent on a core: near 1, the
+                    // arithmetic bounds the run, not the storage
   std::vector<std::string> warnings;
-  std::string receipt;           // path of ingot.json
+  std::string receipt;  // path of ingot.json
 };
 
 // Called from the run's own threads, at most about ten times a second.
@@ -47,15 +47,16 @@ struct Progress {
 };
 using Watcher = std::function<void(const Progress&)>;
 
-// Runs a sound plan and puts the folder `out` in place by rename. All or nothing; see docs/architecture.md.
+// Runs a sound plan and puts the folder `out` in place by rename. All or nothing; see
+// docs/architecture.md.
 [[nodiscard]] Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& out,
                            const MergeOptions& options, const Watcher& watcher = {});
 
 struct VerifyOptions {
-  bool all = false;            // recompute every element instead of a sample
-  bool outputs_only = false;   // do not look at the inputs
+  bool all = false;           // recompute every element instead of a sample
+  bool outputs_only = false;  // do not look at the inputs
   bool allow_unchanged = false;
-  std::string root;            // where the recipe's relative paths start
+  std::string root;  // where the recipe's relative paths start
   int threads = 0;
 };
 
@@ -65,9 +66,9 @@ struct Finding {
 
 struct Verdicts {
   std::uint64_t tensors = 0, hashed_bytes = 0, recomputed = 0;  // recomputed: elements
-  std::uint64_t exact = 0;       // of those, equal bit for bit
-  std::uint64_t judged = 0;      // tensors judged as a whole (decompositions)
-  std::vector<Finding> findings; // empty: the folder holds what its recipe says
+  std::uint64_t exact = 0;                                      // of those, equal bit for bit
+  std::uint64_t judged = 0;       // tensors judged as a whole (decompositions)
+  std::vector<Finding> findings;  // empty: the folder holds what its recipe says
 };
 
 [[nodiscard]] Verdicts verify(Disk& disk, const std::string& out, const VerifyOptions& options,

@@ -30,15 +30,15 @@ struct AdapterRef {
 
 // `path[@revision][+adapter[@revision]]...` or the mapping form.
 //
-// The parser splits the text; it cannot know that a folder has `+` or `@` in its name. Where the disk
-// is at hand, settle() of plan.hpp puts that right: call it before looking at `adapters`.
+// The parser splits the text; it cannot know that a folder has `+` or `@` in its name. Where the
+// disk is at hand, settle() of plan.hpp puts that right: call it before looking at `adapters`.
 struct ModelRef {
   std::string text;      // canonical form of what the file says; identity and display name
   std::string path;      // folder, file or Hub name
   std::string revision;  // empty: none given
   std::vector<AdapterRef> adapters;   // applied in this order
   std::string override_architecture;  // replaces config.json's `architectures`; empty: none given
-  bool mapped = false;   // written as a mapping, whose `path` is never split
+  bool mapped = false;                // written as a mapping, whose `path` is never split
   Mark mark;
 
   friend bool operator==(const ModelRef& a, const ModelRef& b) { return a.text == b.text; }
@@ -83,7 +83,7 @@ struct Slice {
 
 struct Module {
   std::string name;
-  std::vector<Slice> slices;    // exactly one of slices and models is non-empty
+  std::vector<Slice> slices;  // exactly one of slices and models is non-empty
   std::vector<Source> models;
   Parameters parameters;
   Mark mark;
@@ -92,47 +92,48 @@ struct Module {
 struct Vocabulary {
   enum class Kind { none, base, model, unite };
   Kind kind = Kind::none;
-  ModelRef model;                 // for Kind::model
+  ModelRef model;  // for Kind::model
   std::uint64_t pad_to_multiple_of = 0;
-  bool tokens = false;            // per-token sources were given
+  bool tokens = false;  // per-token sources were given
   Mark mark;
 };
 
 // What a recipe of adapters, or of an extraction, says beside models and parameters.
 struct Adaptation {
-  std::uint64_t rank = 0;    // of the result's modules; 0: not given
-  bool automatic = false;    // `rank: auto`
-  double energy = 0;         // share of the sum of squares that automatic ranks keep; 0: not given
-  std::uint64_t bytes = 0;   // of all factors together, at most; 0: no bound
+  std::uint64_t rank = 0;   // of the result's modules; 0: not given
+  bool automatic = false;   // `rank: auto`
+  double energy = 0;        // share of the sum of squares that automatic ranks keep; 0: not given
+  std::uint64_t bytes = 0;  // of all factors together, at most; 0: no bound
   std::map<std::string, std::uint64_t> ranks;  // by module: what automatic ranks came to
   std::string majority_sign;                   // total or frequency; empty: not given
-  std::string whole_tensors;  // refuse or average (adapters), save or skip (extraction); empty: not given
+  std::string
+      whole_tensors;  // refuse or average (adapters), save or skip (extraction); empty: not given
   bool keep_scaling = false;
   std::vector<std::string> compat;  // behaviours of older programs, by name
   Mark rank_mark, energy_mark, majority_sign_mark, whole_tensors_mark, compat_mark;
 };
 
 struct Recipe {
-  // Models into a model; adapters into an adapter (`adapter_method`); what a model has over its base
-  // into an adapter (`extract`).
+  // Models into a model; adapters into an adapter (`adapter_method`); what a model has over its
+  // base into an adapter (`extract`).
   enum class Kind : std::uint8_t { models, adapters, extraction };
   Kind kind = Kind::models;
-  std::string file;   // as the caller named it
-  std::string text;   // verbatim
+  std::string file;  // as the caller named it
+  std::string text;  // verbatim
   std::string method;
   Mark method_mark;
-  std::vector<Source> models;     // exactly one of models, slices, modules is non-empty
+  std::vector<Source> models;  // exactly one of models, slices, modules is non-empty
   std::vector<Slice> slices;
   std::vector<Module> modules;
   std::optional<ModelRef> base_model;
   Parameters parameters;
-  std::string dtype, out_dtype;   // as written without a `torch.` prefix; empty: not given
+  std::string dtype, out_dtype;  // as written without a `torch.` prefix; empty: not given
   Mark dtype_mark, out_dtype_mark;
   Vocabulary vocabulary;
-  std::string chat_template;      // empty: not given
+  std::string chat_template;  // empty: not given
   Mark chat_template_mark;
-  Adaptation adaptation;              // for the other kinds than models
-  std::vector<std::string> waived;    // unknown keys let through, as "key (line n)"
+  Adaptation adaptation;            // for the other kinds than models
+  std::vector<std::string> waived;  // unknown keys let through, as "key (line n)"
 };
 
 struct ParseOptions {
@@ -140,19 +141,21 @@ struct ParseOptions {
 };
 
 // Parses one YAML document. Throws Error{usage} with file, line, and the nearest valid name for an
-// unknown key, a wrong type, a duplicate key, an alias bomb or several documents. The language alone is
-// checked here: names of methods, parameters and dtypes, ranges, and what is not supported yet
+// unknown key, a wrong type, a duplicate key, an alias bomb or several documents. The language
+// alone is checked here: names of methods, parameters and dtypes, ranges, and what is not supported
+// yet
 // (`union`, `tokens`) are the plan's to judge.
-[[nodiscard]] Recipe parse(std::string_view text, const std::string& file, const ParseOptions& options);
+[[nodiscard]] Recipe parse(std::string_view text, const std::string& file,
+                           const ParseOptions& options);
 
-// Every model whose weights the recipe names: those of models, slices and modules in file order, each
-// slice's own base after its sources, base_model last unless it is listed; each once. The model of
-// `tokenizer_source` is not among them unless it is listed too.
+// Every model whose weights the recipe names: those of models, slices and modules in file order,
+// each slice's own base after its sources, base_model last unless it is listed; each once. The
+// model of `tokenizer_source` is not among them unless it is listed too.
 [[nodiscard]] std::vector<ModelRef> models_of(const Recipe& recipe);
 
 // The value of a setting for a tensor at gradient position t in [0, 1]; nothing if no filter
-// matches. `kind` says how points are read and interpolated (mergekit 1.4). Throws Error{usage} for a
-// point of the wrong type, with line and parameter name.
+// matches. `kind` says how points are read and interpolated (mergekit 1.4). Throws Error{usage} for
+// a point of the wrong type, with line and parameter name.
 enum class Kind { real, integer, boolean };
 [[nodiscard]] std::optional<double> evaluate(const Setting& setting, std::string_view parameter,
                                              std::string_view tensor, double t, Kind kind,

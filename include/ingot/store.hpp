@@ -31,7 +31,8 @@ class File {
   // Reads up to data.size() bytes at offset; returns how many, 0 at end of file. May return fewer.
   [[nodiscard]] virtual std::size_t read(std::uint64_t offset, std::span<std::byte> data) = 0;
   // Writes up to data.size() bytes at offset; returns how many, at least one.
-  [[nodiscard]] virtual std::size_t write(std::uint64_t offset, std::span<const std::byte> data) = 0;
+  [[nodiscard]] virtual std::size_t write(std::uint64_t offset,
+                                          std::span<const std::byte> data) = 0;
   // Gives the file exactly this size and its blocks, so that a full disk is met now and not later.
   virtual void reserve(std::uint64_t bytes) = 0;
   // Returns once everything written is on stable storage. A failure is an Error, never a warning.
@@ -81,11 +82,13 @@ class Disk {
 [[nodiscard]] std::string read_text(Disk& disk, const std::string& path,
                                     std::uint64_t limit = 100'000'000);
 
-// Lets tensors be computed on where they lie in the page cache. While a Guard lives, a mapped file that
-// shrinks or cannot be read ends in an Error and not in SIGBUS; without one, bytes are copied first.
+// Lets tensors be computed on where they lie in the page cache. While a Guard lives, a mapped file
+// that shrinks or cannot be read ends in an Error and not in SIGBUS; without one, bytes are copied
+// first.
 //
-// A program makes one in main, before its other threads, and keeps it to the end: it installs a signal
-// handler, which a library must not do unasked. A second one at the same time is Error{internal}.
+// A program makes one in main, before its other threads, and keeps it to the end: it installs a
+// signal handler, which a library must not do unasked. A second one at the same time is
+// Error{internal}.
 class Guard {
  public:
   Guard();
@@ -119,12 +122,12 @@ class Checkpoint {
   Checkpoint& operator=(Checkpoint&&) noexcept;
   ~Checkpoint();
 
-  [[nodiscard]] const std::string& path() const noexcept;   // the folder (or the file's folder)
+  [[nodiscard]] const std::string& path() const noexcept;  // the folder (or the file's folder)
   [[nodiscard]] const std::string& shown() const noexcept;
   [[nodiscard]] const std::vector<Entry>& entries() const noexcept;  // sorted by name
   [[nodiscard]] const Entry* find(std::string_view name) const noexcept;
-  // Opened weight files, shards in natural order. File::path() is the whole path; its last component
-  // is the name in the folder.
+  // Opened weight files, shards in natural order. File::path() is the whole path; its last
+  // component is the name in the folder.
   [[nodiscard]] File& file(std::uint32_t index) const;
   [[nodiscard]] std::uint32_t file_count() const noexcept;
   [[nodiscard]] bool pickled() const noexcept;

@@ -105,6 +105,7 @@ struct Recipe {
   bool normalize = true;
   bool rescale = true;
   math::Vote vote = math::Vote::none;  // other than the method's own
+  bool base = true;                    // where the method takes one; adapters merge without
 };
 
 // Selections by sorting, folds by walking: none of the code under test.
@@ -117,7 +118,7 @@ inline Case make(const Recipe& recipe, std::uint64_t count, const std::vector<Dt
   rule.method = math::find(recipe.method);
   const math::Method& method = math::method(rule.method);
   rule.sources = recipe.sources;
-  rule.base = method.base != math::Base::ignored;
+  rule.base = method.base != math::Base::ignored && recipe.base;
   rule.elements = count;
   rule.seed = random.next();
   if (method.formula == math::Formula::slerp) {
@@ -144,8 +145,10 @@ inline Case make(const Recipe& recipe, std::uint64_t count, const std::vector<Dt
       for (std::uint64_t e = 0; e < count; ++e)
         base.push_back(decode(c.inputs[0].data(), e, dtype));
   }
-  c.name = std::string(recipe.method) + " of " + std::to_string(recipe.sources) + ", " +
-           std::to_string(count) + " elements, first input " +
+  if (!rule.base) base.assign(count, 0.0F);
+  c.name = std::string(recipe.method) + (recipe.base ? "" : " without a base") + " of " +
+           std::to_string(recipe.sources) + ", " + std::to_string(count) +
+           " elements, first input " +
            std::string(name(c.work.inputs.empty() ? output : c.work.inputs[0])) + ", output " +
            std::string(name(output));
 

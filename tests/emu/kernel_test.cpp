@@ -61,6 +61,12 @@ const std::vector<Recipe> kRecipes = {
     {"ties", 3, 0.5, true, true, math::Vote::total},
     {"ties", 3, 0.5, true, true, math::Vote::frequency},
     {"dare_ties", 5, 0.5, true, true, math::Vote::total},
+    {"ties", 3, 0.5, true, true, math::Vote::total, false},
+    {"ties", 7, 0.5, true, true, math::Vote::frequency, false},
+    {"task_arithmetic", 2, 1, false, true, math::Vote::none, false},
+    {"dare_linear", 3, 0.5, false, false, math::Vote::none, false},
+    {"dare_linear", 7, 0.5, false, false, math::Vote::none, false},
+    {"dare_ties", 3, 0.5, false, false, math::Vote::total, false},
 };
 
 void check(cudaError_t error) { ASSERT_EQ(error, cudaSuccess); }

@@ -1,5 +1,5 @@
-// A disk that fails on demand: the n-th operation errs, comes up short, or finds the disk full. Syncs
-// are counted but not made: what a test's files survive is the process, not the power.
+// A disk that fails on demand: the n-th operation errs, comes up short, or finds the disk full.
+// Syncs are counted but not made: what a test's files survive is the process, not the power.
 #pragma once
 
 #include <atomic>
@@ -15,11 +15,11 @@ namespace ingot::test {
 // What happens at the chosen operation, and from then on.
 enum class Fault {
   none,
-  error,    // this operation fails; the next ones work
-  dead,     // this and every later operation fails: the disk is gone
-  shorten,  // transfers move one byte; nothing fails
-  full,     // writes and reservations fail from here on
-  unsynced, // this sync and all later ones fail
+  error,     // this operation fails; the next ones work
+  dead,      // this and every later operation fails: the disk is gone
+  shorten,   // transfers move one byte; nothing fails
+  full,      // writes and reservations fail from here on
+  unsynced,  // this sync and all later ones fail
 };
 
 // Counts operations of all files and of itself; shared by the files it opened, which it outlives.
@@ -34,12 +34,15 @@ struct Script {
     const std::int64_t n = count++;
     if (at < 0 || n < at) return false;
     switch (fault) {
-      case Fault::none: return false;
+      case Fault::none:
+        return false;
       case Fault::error:
         if (n == at) fail(Code::io, path + ": injected fault");
         return false;
-      case Fault::dead: fail(Code::io, path + ": injected fault");
-      case Fault::shorten: return true;
+      case Fault::dead:
+        fail(Code::io, path + ": injected fault");
+      case Fault::shorten:
+        return true;
       case Fault::full:
         if (sort == Sort::write) fail(Code::io, path + ": injected: no space left on device");
         return false;
@@ -53,7 +56,8 @@ struct Script {
 
 class FaultyFile : public File {
  public:
-  FaultyFile(std::unique_ptr<File> file, Script& script) : file_(std::move(file)), script_(script) {}
+  FaultyFile(std::unique_ptr<File> file, Script& script)
+      : file_(std::move(file)), script_(script) {}
 
   const std::string& path() const noexcept override { return file_->path(); }
   std::uint64_t size() override { return file_->size(); }
@@ -69,9 +73,7 @@ class FaultyFile : public File {
     script_.step(Script::Sort::write, path());
     file_->reserve(bytes);
   }
-  void sync() override {
-    script_.step(Script::Sort::sync, path());
-  }
+  void sync() override { script_.step(Script::Sort::sync, path()); }
 
  private:
   std::unique_ptr<File> file_;
@@ -115,9 +117,7 @@ class FaultyDisk : public Disk {
     script_.step(Script::Sort::other, path);
     disk_->remove(path);
   }
-  void sync_folder(const std::string& path) override {
-    script_.step(Script::Sort::sync, path);
-  }
+  void sync_folder(const std::string& path) override { script_.step(Script::Sort::sync, path); }
   std::uint64_t free_bytes(const std::string& path) override { return disk_->free_bytes(path); }
 
  private:

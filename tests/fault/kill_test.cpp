@@ -1,4 +1,5 @@
-// kill -9 at random moments: what is left resumes to the same bytes, and the target is whole or absent.
+// kill -9 at random moments: what is left resumes to the same bytes, and the target is whole or
+// absent.
 #include <chrono>
 #include <csignal>
 #include <thread>
@@ -12,7 +13,8 @@
 namespace ingot::test {
 namespace {
 
-// Starts the program on a recipe file and kills it after `life`, if it still lives. Returns its status.
+// Starts the program on a recipe file and kills it after `life`, if it still lives. Returns its
+// status.
 int run_program(const std::vector<std::string>& arguments, std::chrono::microseconds life) {
   const pid_t child = ::fork();
   if (child == 0) {
@@ -40,24 +42,25 @@ TEST(Kill, AtFiftyMomentsThenResumeGivesTheSameBytes) {
   Folder folder;
   write_file(folder / "recipe.yml", recipes().at("ties"));
   const auto command = [&](const std::string& out, bool resume) {
-    std::vector<std::string> words = {INGOT_PROGRAM, "merge", folder / "recipe.yml", out,
-                                      "--root", example(""), "--quiet", "--shard-size", "60KB"};
+    std::vector<std::string> words = {INGOT_PROGRAM, "merge",        folder / "recipe.yml",
+                                      out,           "--root",       example(""),
+                                      "--quiet",     "--shard-size", "60KB"};
     if (resume) words.emplace_back("--resume");
     return words;
   };
   constexpr std::chrono::microseconds kForever = std::chrono::minutes(1);
   const auto begin = std::chrono::steady_clock::now();
   ASSERT_EQ(run_program(command(folder / "whole", false), kForever), 0);
-  auto length = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() -
-                                                                      begin);
+  auto length = std::chrono::duration_cast<std::chrono::microseconds>(
+      std::chrono::steady_clock::now() - begin);
   const auto expected = fingerprint(folder / "whole");
 
   Random random(20260101);
   int killed = 0;
   for (int run = 0; run < 300 && killed < 50; ++run) {
     const std::string out = folder / "out";
-    const auto life = std::chrono::microseconds(
-        random.below(static_cast<std::uint64_t>(length.count())));
+    const auto life =
+        std::chrono::microseconds(random.below(static_cast<std::uint64_t>(length.count())));
     if (WIFSIGNALED(run_program(command(out, false), life))) {
       ++killed;
     } else {
@@ -66,7 +69,8 @@ TEST(Kill, AtFiftyMomentsThenResumeGivesTheSameBytes) {
     if (std::filesystem::exists(out)) {
       EXPECT_EQ(fingerprint(out), expected) << "complete, or not there at all";
     } else {
-      ASSERT_EQ(run_program(command(out, true), kForever), 0) << "killed after " << life.count() << " us";
+      ASSERT_EQ(run_program(command(out, true), kForever), 0)
+          << "killed after " << life.count() << " us";
       ASSERT_EQ(fingerprint(out), expected) << "killed after " << life.count() << " us";
     }
     EXPECT_FALSE(std::filesystem::exists(folder / ".out.partial"));

@@ -1,5 +1,5 @@
-// Every single operation of a merge fails once: the target stays as it was, and --resume ends in the
-// same bytes.
+// Every single operation of a merge fails once: the target stays as it was, and --resume ends in
+// the same bytes.
 #include <gtest/gtest.h>
 
 #include "fault/disk.hpp"
@@ -72,12 +72,13 @@ std::string name_of(const std::pair<std::string, Fault>& one) {
   return one.first + "_" + kNames[static_cast<int>(one.second)];
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Faults, EveryOperation,
-    testing::Values(std::pair("ties", Fault::error), std::pair("ties", Fault::full),
-                    std::pair("linear", Fault::dead), std::pair("dare_ties", Fault::error),
-                    std::pair("slerp", Fault::unsynced)),
-    [](const auto& one) { return name_of(one.param); });
+INSTANTIATE_TEST_SUITE_P(Faults, EveryOperation,
+                         testing::Values(std::pair("ties", Fault::error),
+                                         std::pair("ties", Fault::full),
+                                         std::pair("linear", Fault::dead),
+                                         std::pair("dare_ties", Fault::error),
+                                         std::pair("slerp", Fault::unsynced)),
+                         [](const auto& one) { return name_of(one.param); });
 
 TEST(ShortTransfers, ChangeNoByte) {
   Folder folder;
@@ -88,7 +89,8 @@ TEST(ShortTransfers, ChangeNoByte) {
     script.at = 0;
     FaultyDisk disk(script);
     run_merge(recipe, folder / (name + "-short"), small(), &disk);
-    EXPECT_EQ(fingerprint(folder / (name + "-whole")), fingerprint(folder / (name + "-short"))) << name;
+    EXPECT_EQ(fingerprint(folder / (name + "-whole")), fingerprint(folder / (name + "-short")))
+        << name;
   }
 }
 
@@ -116,7 +118,8 @@ TEST(ExistingTarget, IsKeptUntilTheNewOneIsComplete) {
 
 TEST(Target, MayNotBeAnInput) {
   Folder folder;
-  std::filesystem::copy(example("models"), folder / "models", std::filesystem::copy_options::recursive);
+  std::filesystem::copy(example("models"), folder / "models",
+                        std::filesystem::copy_options::recursive);
   Settings settings = small();
   settings.plan.root = folder.path();
   settings.merge.force = true;

@@ -26,7 +26,8 @@ class Verify : public testing::Test {
     options.outputs_only = outputs_only;
     const auto disk = system_disk();
     std::string text;
-    for (const Finding& finding : verify(*disk, out(), options).findings) text += finding.text + "\n";
+    for (const Finding& finding : verify(*disk, out(), options).findings)
+      text += finding.text + "\n";
     return text;
   }
 
@@ -84,7 +85,8 @@ TEST_F(Verify, FindsAnInputThatChangedOrWentAway) {
 }
 
 TEST_F(Verify, FindsAReceiptThatWasEditedByAccident) {
-  edit(file("ingot.json"), [](std::string& text) { text.replace(text.find("\"seed\": 0"), 9, "\"seed\": 1"); });
+  edit(file("ingot.json"),
+       [](std::string& text) { text.replace(text.find("\"seed\": 0"), 9, "\"seed\": 1"); });
   EXPECT_NE(findings().find("self-hash"), std::string::npos);
 }
 
@@ -126,14 +128,17 @@ TEST_F(Verify, FailsAMergeThatChangedNothing) {
   settings.plan.root = folder_.path();
   settings.merge.force = true;
   const Report report = run_merge(
-      "models: [{model: ./models/python, parameters: {weight: 1}}]\nmerge_method: linear\ndtype: bfloat16\n",
+      "models: [{model: ./models/python, parameters: {weight: 1}}]\nmerge_method: linear\ndtype: "
+      "bfloat16\n",
       out(), settings);
   ASSERT_FALSE(report.warnings.empty());
   EXPECT_NE(report.warnings.back().find("changed nothing"), std::string::npos);
   EXPECT_NE(findings().find("changed nothing"), std::string::npos);
   settings.plan.allow_unchanged = true;
-  run_merge("models: [{model: ./models/python, parameters: {weight: 1}}]\nmerge_method: linear\ndtype: bfloat16\n",
-            out(), settings);
+  run_merge(
+      "models: [{model: ./models/python, parameters: {weight: 1}}]\nmerge_method: linear\ndtype: "
+      "bfloat16\n",
+      out(), settings);
   EXPECT_EQ(findings(), "");
 }
 

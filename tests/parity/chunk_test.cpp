@@ -1,4 +1,5 @@
-// Tensors of several chunks and of every kind, in every lodging: the same bytes, and a proof of each.
+// Tensors of several chunks and of every kind, in every lodging: the same bytes, and a proof of
+// each.
 #include <gtest/gtest.h>
 
 #include "ingot/math/codec.hpp"
@@ -32,11 +33,20 @@ void write_mixed(const std::string& folder, std::uint64_t model) {
       const float x = static_cast<float>(base.uniform() - 0.5) * 0.04F;
       const float update = model == 0 ? 0.0F : static_cast<float>(tune.uniform() - 0.5) * 0.002F;
       switch (tensors[t].dtype) {
-        case Dtype::f64: put(0.5); break;
-        case Dtype::i64: put(i); break;
-        case Dtype::f32: put(x + update); break;
-        case Dtype::f16: put(F16::encode(x + update, {})); break;
-        default: put(Bf16::encode(x + update, {}));
+        case Dtype::f64:
+          put(0.5);
+          break;
+        case Dtype::i64:
+          put(i);
+          break;
+        case Dtype::f32:
+          put(x + update);
+          break;
+        case Dtype::f16:
+          put(F16::encode(x + update, {}));
+          break;
+        default:
+          put(Bf16::encode(x + update, {}));
       }
     }
   }
@@ -47,18 +57,24 @@ void write_mixed(const std::string& folder, std::uint64_t model) {
 
 const std::map<std::string, std::string>& mixed_recipes() {
   static const std::map<std::string, std::string> all = {
-      {"linear", "models: [{model: ./a, parameters: {weight: 0.7}}, {model: ./b, parameters: {weight: 0.4}}]\n"
-                 "merge_method: linear\n"},
-      {"slerp", "models: [{model: ./a}, {model: ./b}]\nmerge_method: slerp\nbase_model: ./a\n"
-                "parameters: {t: 0.3}\ndtype: bfloat16\n"},
-      {"ties", "models: [{model: ./a, parameters: {weight: 0.7, density: 0.3}}, "
-               "{model: ./b, parameters: {weight: -0.4, density: 0.8}}]\n"
-               "merge_method: ties\nbase_model: ./base\nparameters: {rescale: true}\n"},
-      {"dare_ties", "models: [{model: ./a, parameters: {weight: 0.7, density: 0.3}}, "
-                    "{model: ./b, parameters: {weight: 0.4, density: 0.8}}]\n"
-                    "merge_method: dare_ties\nbase_model: ./base\ndtype: bfloat16\n"},
-      {"task_arithmetic", "models: [{model: ./a, parameters: {weight: 0.7}}]\n"
-                          "merge_method: task_arithmetic\nbase_model: ./base\ndtype: float16\n"},
+      {"linear",
+       "models: [{model: ./a, parameters: {weight: 0.7}}, {model: ./b, parameters: {weight: "
+       "0.4}}]\n"
+       "merge_method: linear\n"},
+      {"slerp",
+       "models: [{model: ./a}, {model: ./b}]\nmerge_method: slerp\nbase_model: ./a\n"
+       "parameters: {t: 0.3}\ndtype: bfloat16\n"},
+      {"ties",
+       "models: [{model: ./a, parameters: {weight: 0.7, density: 0.3}}, "
+       "{model: ./b, parameters: {weight: -0.4, density: 0.8}}]\n"
+       "merge_method: ties\nbase_model: ./base\nparameters: {rescale: true}\n"},
+      {"dare_ties",
+       "models: [{model: ./a, parameters: {weight: 0.7, density: 0.3}}, "
+       "{model: ./b, parameters: {weight: 0.4, density: 0.8}}]\n"
+       "merge_method: dare_ties\nbase_model: ./base\ndtype: bfloat16\n"},
+      {"task_arithmetic",
+       "models: [{model: ./a, parameters: {weight: 0.7}}]\n"
+       "merge_method: task_arithmetic\nbase_model: ./base\ndtype: float16\n"},
   };
   return all;
 }

@@ -597,7 +597,8 @@ TEST_F(AdaptTest, FactorsOfSingleExpertsLandInFusedTensors) {
 }
 
 TEST_F(AdaptTest, PhisRouterIsFoundUnderItsOldAndNewName) {
-  const std::string gate = "model.layers.0.block_sparse_moe.gate", router = "model.layers.0.mlp.router";
+  const std::string gate = "model.layers.0.block_sparse_moe.gate",
+                    router = "model.layers.0.mlp.router";
   for (const auto& [stored, adapted] : {std::pair{gate, router}, {router, gate}}) {
     Tensors tensors = llama(1);
     tensors.push_back({stored + ".weight", Dtype::bf16, {2, 4}});

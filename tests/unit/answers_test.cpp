@@ -11,7 +11,8 @@ namespace {
 std::uint32_t first_mask(const char* tensor, std::uint64_t position, double density) {
   std::uint32_t mask = 0;
   for (std::uint32_t i = 0; i < 32; ++i) {
-    const bool kept = math::keep(0, stream_key(tensor, "drop", position), i, math::probability(density));
+    const bool kept =
+        math::keep(0, stream_key(tensor, "drop", position), i, math::probability(density));
     mask |= (kept ? 1U : 0U) << i;
   }
   return mask;

@@ -324,10 +324,11 @@ TEST_F(PlanTest, LayersOfAnotherKindThanTheirNumberHasAreWarnedOf) {
   model("period", hybrid, period);
   model("list", hybrid, list);
   const auto stacked = [&](const std::string& name, int first) {
-    return plan(fmt::format("merge_method: passthrough\nslices:\n"
-                            "- sources: [{{model: {}, layer_range: [0, {}]}}]\n"
-                            "- sources: [{{model: {}, layer_range: [0, 3]}}]\n",
-                            name, first, name));
+    return plan(
+        fmt::format("merge_method: passthrough\nslices:\n"
+                    "- sources: [{{model: {}, layer_range: [0, {}]}}]\n"
+                    "- sources: [{{model: {}, layer_range: [0, 3]}}]\n",
+                    name, first, name));
   };
   const Plan moved = stacked("period", 2);
   EXPECT_SAYS(moved, "layer 2 of the output has other tensors than layer 2 of period");

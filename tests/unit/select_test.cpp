@@ -20,11 +20,13 @@ std::vector<math::Selection> by_machine(Backend& backend, const Work& work,
     if (steps != nullptr) steps->push_back(selector.step());
     for (const std::uint32_t c : selector.chunks()) {
       std::vector<const std::byte*> at;
-      for (const auto& x : inputs) at.push_back(reinterpret_cast<const std::byte*>(x.data() + c * kChunk));
+      for (const auto& x : inputs)
+        at.push_back(reinterpret_cast<const std::byte*>(x.data() + c * kChunk));
       Chunk chunk;
       chunk.work = &work;
       chunk.first = c * kChunk;
-      chunk.count = static_cast<std::uint32_t>(std::min<std::uint64_t>(kChunk, work.rule.elements - chunk.first));
+      chunk.count = static_cast<std::uint32_t>(
+          std::min<std::uint64_t>(kChunk, work.rule.elements - chunk.first));
       chunk.inputs = at.data();
       selector.visit(backend, chunk);
     }
@@ -34,8 +36,8 @@ std::vector<math::Selection> by_machine(Backend& backend, const Work& work,
 }
 
 // Number of elements kept that a stable sort by falling magnitude would not keep, or the other way.
-std::uint64_t disagreement(const std::vector<float>& base, const std::vector<float>& x, std::uint64_t k,
-                           const math::Selection& s) {
+std::uint64_t disagreement(const std::vector<float>& base, const std::vector<float>& x,
+                           std::uint64_t k, const math::Selection& s) {
   std::vector<std::uint32_t> keys(x.size());
   for (std::size_t i = 0; i < x.size(); ++i) keys[i] = math::key(x[i] - base[i]);
   std::vector<std::size_t> order(x.size());
@@ -64,17 +66,20 @@ float gauss(Random& random) {
 
 const Case kCases[] = {
     {"normal", [](Random& r, std::size_t, std::size_t) { return gauss(r); }},
-    {"coarse", [](Random& r, std::size_t, std::size_t) {  // few distinct values, as bf16 deltas have
+    {"coarse",
+     [](Random& r, std::size_t, std::size_t) {  // few distinct values, as bf16 deltas have
        return static_cast<float>(static_cast<int>(gauss(r) * 4)) / 4;
      }},
     {"equal", [](Random& r, std::size_t, std::size_t) { return r.below(2) == 0 ? 0.5F : -0.5F; }},
     {"zeros", [](Random&, std::size_t, std::size_t) { return 0.0F; }},
     {"rising", [](Random&, std::size_t i, std::size_t) { return static_cast<float>(i); }},
     // All large values in a place no run of the sample touches often: the bracket misses.
-    {"cluster", [](Random& r, std::size_t i, std::size_t n) {
+    {"cluster",
+     [](Random& r, std::size_t i, std::size_t n) {
        return i > n / 2 && i < n / 2 + n / 50 ? 1000.0F + gauss(r) : gauss(r) * 1e-3F;
      }},
-    {"special", [](Random& r, std::size_t i, std::size_t) {
+    {"special",
+     [](Random& r, std::size_t i, std::size_t) {
        if (i % 1000 == 7) return std::numeric_limits<float>::infinity();
        if (i % 1000 == 9) return std::numeric_limits<float>::quiet_NaN();
        return i % 3 == 0 ? -0.0F : gauss(r) * 1e-40F;
@@ -84,8 +89,9 @@ const Case kCases[] = {
 TEST(Selector, KeepsWhatAStableSortKeeps) {
   const auto backend = cpu_backend("");
   for (const Case& c : kCases) {
-    for (const std::size_t n : {std::size_t{1}, std::size_t{7}, std::size_t{1000}, std::size_t{40000},
-                                std::size_t{kChunk + 3}, std::size_t{3 * kChunk - 1}}) {
+    for (const std::size_t n :
+         {std::size_t{1}, std::size_t{7}, std::size_t{1000}, std::size_t{40000},
+          std::size_t{kChunk + 3}, std::size_t{3 * kChunk - 1}}) {
       Random random(n);
       std::vector<std::vector<float>> inputs(3, std::vector<float>(n));
       for (std::size_t s = 1; s < 3; ++s) {
@@ -104,7 +110,8 @@ TEST(Selector, KeepsWhatAStableSortKeeps) {
       for (int s = 0; s < 2; ++s) {
         const std::uint64_t k = math::kept(work.rule, s);
         EXPECT_EQ(disagreement(inputs[0], inputs[static_cast<std::size_t>(s) + 1], k,
-                               result[static_cast<std::size_t>(s)]), 0)
+                               result[static_cast<std::size_t>(s)]),
+                  0)
             << c.name << ", n " << n << ", source " << s;
       }
     }

@@ -19,8 +19,8 @@
 namespace ingot::tool {
 namespace {
 
-// OpenBLAS's build for threads starts one for every processor when it is loaded, and they spin for a
-// while, though each call stays on its own thread (host/linalg/lapack.cpp): on two processors a
+// OpenBLAS's build for threads starts one for every processor when it is loaded, and they spin for
+// a while, though each call stays on its own thread (host/linalg/lapack.cpp): on two processors a
 // merge of 65 ms took 100. It counts the processors that the process may use, so it is loaded with
 // one: what stands in this section runs before the constructors of shared libraries, too early for
 // a variable of the environment to last. main() gives the others back.
@@ -38,9 +38,8 @@ take_one_processor(int, char**, char**) {
     return;
   }
 }
-__attribute__((section(".preinit_array"), used)) void (*const before_libraries)(int, char**,
-                                                                                char**) =
-    take_one_processor;
+__attribute__((section(".preinit_array"),
+               used)) void (*const before_libraries)(int, char**, char**) = take_one_processor;
 
 constexpr int kUsage = 2;
 constexpr int kInternal = 6;
@@ -106,8 +105,8 @@ int run(int count, char** words) {
       "\n"
       "ingot COMMAND --help tells more about a command.");
   std::vector<std::unique_ptr<Command>> commands;
-  for (const auto make : {make_merge, make_bake, make_adapter, make_extract, make_plan, make_verify, make_inspect, make_diff,
-                          make_bench, make_completion, make_manual}) {
+  for (const auto make : {make_merge, make_bake, make_adapter, make_extract, make_plan, make_verify,
+                          make_inspect, make_diff, make_bench, make_completion, make_manual}) {
     commands.push_back(make(program));
   }
   try {

@@ -22,8 +22,8 @@ std::string method(const Plan& plan) {
   return plan.recipe.kind == Recipe::Kind::extraction ? "extract" : plan.recipe.method;
 }
 
-// Where the whole of a tensor is computed and the rule only passes it on: what it is, "factor of the
-// difference" or "rows".
+// Where the whole of a tensor is computed and the rule only passes it on: what it is, "factor of
+// the difference" or "rows".
 std::string made(const Job& job) {
   const bool passed = job.operands.size() == 1 && job.operands[0].derived &&
                       !job.operands[0].derived->own() &&
