@@ -26,6 +26,10 @@ class Decompositions(Case):
         self.assertRegex(out, r"layers\.\*\.mlp\.down_proj +2 +\d+\.\d{3} % +\d+\.\d{3} %  "
                               r"model\.layers\.[01]\.mlp\.down_proj\n")
 
+    def test_errors_of_rounded_factors_are_those_before_their_rounding(self):
+        out = self.extract("--dtype", "bfloat16").stdout
+        self.assertIn("14 modules decomposed; the factors, before their rounding to BF16, leave ", out)
+
     def test_json_has_every_module_and_adds_up(self):
         report = json.loads(self.extract("--json").stdout)["decompositions"]
         self.assertEqual(len(report["modules"]), 14)

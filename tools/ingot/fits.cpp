@@ -62,7 +62,7 @@ std::vector<Fit> fits_of(Disk& disk, const std::string& receipt) {
       if (source.at("derived").value("factor", "") != "A") continue;
       const Json& found = source["found"];
       fits.push_back({found.at("module").get<std::string>(), found.at("norm").get<double>(),
-                      found.at("error").get<double>()});
+                      found.at("error").get<double>(), tensor.at("dtype").get<std::string>()});
     }
   }
   return fits;
@@ -74,10 +74,14 @@ std::string narrate(const std::vector<Fit>& fits) {
   std::size_t width = 4;
   for (const auto& [name, kind] : kinds) width = std::max(width, printable(name).size());
   const Fit all = total(fits);
+  // All have one type.
+  const std::string& stored = fits.front().stored;
   std::string text = fmt::format(
-      "{} decomposed; the factors leave {:.3f} % of the whole\n  {:<{}}  {:>7}  {:>9}  {:>9}  in\n",
-      show_count(fits.size(), "module"), 100 * relative(all.error, all.norm), "kind", width,
-      "modules", "mean", "worst");
+      "{} decomposed; the factors{} leave {:.3f} % of the whole\n"
+      "  {:<{}}  {:>7}  {:>9}  {:>9}  in\n",
+      show_count(fits.size(), "module"),
+      stored == "F32" ? "" : fmt::format(", before their rounding to {},", stored),
+      100 * relative(all.error, all.norm), "kind", width, "modules", "mean", "worst");
   for (const auto& [name, kind] : kinds) {
     text += fmt::format("  {:<{}}  {:>7}  {:>7.3f} %  {:>7.3f} %  {}\n", printable(name), width,
                         kind.modules, 100 * kind.mean(), 100 * kind.worst, printable(kind.module));
@@ -90,6 +94,7 @@ Json describe(const std::vector<Fit>& fits) {
   Json json{{"norm", all.norm},
             {"error", all.error},
             {"relative_error", relative(all.error, all.norm)},
+            {"stored", fits.empty() ? Json() : Json(fits.front().stored)},
             {"kinds", Json::array()},
             {"modules", Json::array()}};
   for (const auto& [name, kind] : kinds_of(fits)) {

@@ -13,7 +13,8 @@ namespace ingot::tool {
 struct Fit {
   std::string module;
   double norm = 0;   // of the matrix
-  double error = 0;  // norm of what B A leaves of it
+  double error = 0;  // norm of what B A leaves of it, before they are rounded to `stored`
+  std::string stored;
 };
 
 // In the receipt's order; empty where nothing was decomposed.
