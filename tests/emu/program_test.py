@@ -2,7 +2,7 @@
 
   program_test.py PROGRAM EMULATED FOLDER LIBRARIES
 
-Merges every recipe of FOLDER/recipes, whose models lie in FOLDER, with both programs and in several ways; prints
+Merges every recipe of FOLDER/recipes, whose models lie in FOLDER or FOLDER/models, with both programs and in several ways; prints
 the hash of each receipt, which holds the hash of every tensor and file.
 """
 
@@ -16,6 +16,7 @@ import sys
 import tempfile
 
 plain, emulated, examples, libraries = sys.argv[1:5]
+models = next(path for path in (f"{examples}/models", examples) if pathlib.Path(path, "base").is_dir())
 
 
 def run(*command, seed="0"):
@@ -58,7 +59,7 @@ with tempfile.TemporaryDirectory() as folder:
         print(f"{recipe.stem}: the same bytes, receipt {receipt[:16]}", flush=True)
 
     # Adapters: the same bytes by kernels; by cuBLAS other ones, which verify holds to their bound.
-    words = [f"{examples}/models/base", f"{examples}/adapters/c-lora:0.5", f"{examples}/adapters/python-dora"]
+    words = [f"{models}/base", f"{examples}/adapters/c-lora:0.5", f"{examples}/adapters/python-dora"]
     for name, program, more in (("bake-cpu", plain, []), ("bake-cuda", emulated, ["--device", "cuda"]),
                                 ("bake-fast", emulated, ["--device", "cuda", "--fast-product", "--cuda-libraries",
                                                          libraries])):
@@ -93,7 +94,7 @@ with tempfile.TemporaryDirectory() as folder:
         if "cuSOLVER 7.8.9" not in said["solver"]:
             sys.exit(f"{kind}: decomposed by {said['solver']}")
         run(plain, "verify", folder / kind, "--all")
-    said, _ = json.JSONDecoder().raw_decode(run(emulated, "extract", f"{examples}/models/base", f"{examples}/models/python", "--rank", "8",
+    said, _ = json.JSONDecoder().raw_decode(run(emulated, "extract", f"{models}/base", f"{models}/python", "--rank", "8",
                           "-o", folder / "extract", *device))
     if "cuSOLVER 7.8.9" not in said["solver"]:
         sys.exit(f"extract: decomposed by {said['solver']}")
