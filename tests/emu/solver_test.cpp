@@ -16,6 +16,7 @@
 #include "adapting.hpp"
 #include "libraries/fake.hpp"
 #include "loader.hpp"
+#include "matrix.hpp"
 #include "merging.hpp"
 #include "stand.hpp"
 #include "support.hpp"
@@ -85,24 +86,10 @@ std::unique_ptr<Backend> device(std::uint64_t memory = kMemory, const std::strin
   return cuda_backend({name, memory, false, kLibraries, Decompose::must});
 }
 
+using test::distance;
+
 Matrix random(std::size_t rows, std::size_t cols, std::uint64_t seed) {
-  test::Random random(seed);
-  Matrix m(rows, cols);
-  for (double& x : m.data) {
-    double sum = -2;
-    for (int i = 0; i < 4; ++i) sum += random.uniform();
-    x = static_cast<double>(static_cast<float>(sum));
-  }
-  return m;
-}
-
-Matrix formed(const Matrix& b, const Matrix& a) {
-  return linalg::multiply(b, As::turned, a, As::is);
-}
-
-double distance(Matrix x, const Matrix& y) {
-  for (std::size_t i = 0; i < x.data.size(); ++i) x.data[i] -= y.data[i];
-  return linalg::norm(x);
+  return test::random_matrix(rows, cols, seed);
 }
 
 struct Pair {
@@ -144,7 +131,7 @@ std::vector<std::size_t> solve(linalg::Solver& solver, const std::vector<Pair>& 
   auto rest = linalg::recombine(solver, products, rank, [&](std::size_t i, const Low& low) {
     ++taken;
     const Low best = linalg::recombine(all[i].b, all[i].a, {rank, 1});
-    const double left = distance(formed(all[i].b, all[i].a), formed(low.b, low.a));
+    const double left = distance(test::product(all[i].b, all[i].a), test::product(low.b, low.a));
     EXPECT_LE(left, 1.0001 * best.error + 1e-7 * best.norm) << i;
     EXPECT_NEAR(low.error, best.error, 1e-4 * best.error + 1e-7 * best.norm) << i;
     EXPECT_NEAR(low.norm, best.norm, 1e-10 * best.norm) << i;
@@ -235,7 +222,7 @@ Matrix fading(std::size_t height, std::size_t width, std::uint64_t seed) {
   for (std::size_t r = 0; r < side; ++r) {
     for (std::size_t c = 0; c < height; ++c) b.at(r, c) /= 1.0 + static_cast<double>(r * r) / 20;
   }
-  Matrix m = formed(b, random(side, width, seed + 1));
+  Matrix m = test::product(b, random(side, width, seed + 1));
   for (double& x : m.data) x = static_cast<double>(static_cast<float>(x));
   return m;
 }

@@ -9,29 +9,16 @@
 #include <gtest/gtest.h>
 
 #include "ingot/error.hpp"
-#include "support.hpp"
+#include "matrix.hpp"
 
 namespace ingot::linalg {
 namespace {
 
+using test::distance;
+using test::product;
+
 Matrix random(std::size_t rows, std::size_t cols, std::uint64_t seed) {
-  test::Random random(seed);
-  Matrix m(rows, cols);
-  // The sum of four uniforms is near enough to normal; as f32, like what is stored.
-  for (double& x : m.data) {
-    double sum = -2;
-    for (int i = 0; i < 4; ++i) sum += random.uniform();
-    x = static_cast<double>(static_cast<float>(sum));
-  }
-  return m;
-}
-
-Matrix product(const Matrix& b, const Matrix& a) { return multiply(b, As::turned, a, As::is); }
-
-double distance(const Matrix& x, const Matrix& y) {
-  Matrix rest = x;
-  for (std::size_t i = 0; i < rest.data.size(); ++i) rest.data[i] -= y.data[i];
-  return norm(rest);
+  return test::random_matrix(rows, cols, seed);
 }
 
 // Height x width with the singular values given.
