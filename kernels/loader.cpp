@@ -29,7 +29,7 @@ std::string version(const Library& library, const char* function) {
     int number = 0;
     if (library.symbol<int(int, int*)>(function)(part, &number) != 0)
       fail(Code::device, library.path() + " does not say which version it is");
-    text += (part == 0 ? "" : ".") + std::to_string(number);
+    text.append(part == 0 ? "" : ".").append(std::to_string(number));
   }
   return text;
 }

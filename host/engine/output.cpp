@@ -76,7 +76,7 @@ Output::Output(Disk& disk, const Plan& plan, std::string out, const MergeOptions
   while (out_.size() > 1 && out_.ends_with('/')) out_.pop_back();
   const auto path = std::filesystem::absolute(out_).lexically_normal();
   parent_ = path.parent_path().string();
-  partial_ = (path.parent_path() / ("." + path.filename().string() + ".partial")).string();
+  partial_ = (path.parent_path() / fmt::format(".{}.partial", path.filename().string())).string();
   if (path.filename().empty()) fail(Code::usage, fmt::format("{}: not a name for a folder", out_));
 
   check_target(disk, plan, out_);

@@ -36,14 +36,14 @@ std::string bash(const Table& table) {
       "  COMPREPLY=()\n"
       "  if ((COMP_CWORD == 1)); then\n";
   std::vector<std::string> names;
-  for (const Entry& entry : table.commands) names.push_back(entry.name);
+  for (const Subcommand& entry : table.commands) names.push_back(entry.name);
   for (const Option& option : table.options) {
     names.insert(names.end(), option.names.begin(), option.names.end());
   }
   text += fmt::format("    COMPREPLY=($(compgen -W {} -- \"$word\"))\n    return\n  fi\n",
                       literal(join(names, " ")));
   text += "  case $command in\n";
-  for (const Entry& entry : table.commands) {
+  for (const Subcommand& entry : table.commands) {
     text += fmt::format("    {})\n      case $before in\n", entry.name);
     std::vector<std::string> options;
     for (const Option& option : entry.options) {
@@ -98,13 +98,13 @@ std::string zsh(const Table& table) {
       "#compdef ingot\n# zsh completion for ingot; written by `ingot completion zsh`.\n"
       "_ingot() {\n"
       "  if ((CURRENT == 2)); then\n    local -a commands=(\n";
-  for (const Entry& entry : table.commands) {
+  for (const Subcommand& entry : table.commands) {
     text += fmt::format("      {}\n", literal(entry.name + ":" + escaped(entry.summary)));
   }
   text +=
       "    )\n    _describe command commands\n    return\n  fi\n"
       "  shift words\n  ((CURRENT--))\n  case $words[1] in\n";
-  for (const Entry& entry : table.commands) {
+  for (const Subcommand& entry : table.commands) {
     text += fmt::format("    {})\n      _arguments", entry.name);
     for (const Option& option : entry.options) {
       if (option.group == kForeign) continue;
@@ -132,7 +132,7 @@ std::string fish(const Table& table) {
   std::string text =
       "# fish completion for ingot; written by `ingot completion fish`.\n"
       "complete -c ingot -n __fish_use_subcommand -f\n";
-  for (const Entry& entry : table.commands) {
+  for (const Subcommand& entry : table.commands) {
     text += fmt::format("complete -c ingot -n __fish_use_subcommand -a {} -d {}\n", entry.name,
                         literal(entry.summary));
     const std::string when = literal("__fish_seen_subcommand_from " + entry.name);

@@ -48,10 +48,10 @@ std::string Help::make_help(const CLI::App* app, std::string, CLI::AppFormatMode
   if (app->get_parent() == nullptr) {
     const Table table = tabulate(*app);
     text = table.summary + "\n\nusage: ingot COMMAND ...\n\nCommands:\n";
-    for (const Entry& entry : table.commands) text += line(entry.name, entry.summary);
+    for (const Subcommand& entry : table.commands) text += line(entry.name, entry.summary);
     return text + describe(table.options) + "\n" + table.footer + "\n";
   }
-  const Entry entry = tabulate_command(*app);
+  const Subcommand entry = tabulate_command(*app);
   std::string words = entry.name;
   for (const CLI::App* p = app->get_parent(); p->get_parent() != nullptr; p = p->get_parent()) {
     words = p->get_name() + " " + words;

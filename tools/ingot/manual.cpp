@@ -55,7 +55,7 @@ std::string page(const Table& table) {
   std::string text = ".TH INGOT 1 \"\" \"ingot " INGOT_VERSION
                      "\" \"User Commands\"\n.SH NAME\ningot \\- merge language-model checkpoints\n"
                      ".SH SYNOPSIS\n";
-  for (const Entry& entry : table.commands) {
+  for (const Subcommand& entry : table.commands) {
     text += fmt::format(".B ingot {}\n[\\fIoptions\\fR]", entry.name);
     for (const Option& argument : entry.arguments) {
       const std::string name = fmt::format("\\fI{}\\fR", argument.names.front());
@@ -69,7 +69,7 @@ std::string page(const Table& table) {
       "and\n"
       "writes a folder that serves, with a receipt that accounts for every tensor.\n",
       plain(table.summary));
-  for (const Entry& entry : table.commands) {
+  for (const Subcommand& entry : table.commands) {
     text += fmt::format(".SH {}\n{}.\n", upper("ingot " + entry.name), plain(entry.summary));
     for (const Option& argument : entry.arguments) text += describe(argument);
     std::map<std::string, std::string> groups;

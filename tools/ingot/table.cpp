@@ -43,12 +43,12 @@ Option describe(const CLI::Option& option) {
 
 }  // namespace
 
-Entry tabulate_command(const CLI::App& command) {
-  Entry entry{command.get_name(), command.get_description(), command.get_footer(), {}, {}};
+Subcommand tabulate_command(const CLI::App& command) {
+  Subcommand entry{command.get_name(), command.get_description(), command.get_footer(), {}, {}};
   // A command whose work is done by commands of its own: the word that chooses, and its options.
   const auto inner = command.get_subcommands([](const CLI::App*) { return true; });
   if (inner.size() == 1) {
-    Entry own = tabulate_command(*inner.front());
+    Subcommand own = tabulate_command(*inner.front());
     entry.arguments.push_back({{own.name}, "", {own.name}, "", own.summary, "Options", true});
     entry.arguments.insert(entry.arguments.end(), own.arguments.begin(), own.arguments.end());
     entry.options = own.options;

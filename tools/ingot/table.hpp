@@ -21,7 +21,7 @@ struct Option {
   bool required = false;
 };
 
-struct Entry {
+struct Subcommand {
   std::string name, summary, footer;
   std::vector<Option> arguments, options;
 };
@@ -29,10 +29,10 @@ struct Entry {
 struct Table {
   std::string summary, footer;
   std::vector<Option> options;
-  std::vector<Entry> commands;
+  std::vector<Subcommand> commands;
 };
 
 [[nodiscard]] Table tabulate(const CLI::App& program);
-[[nodiscard]] Entry tabulate_command(const CLI::App& command);
+[[nodiscard]] Subcommand tabulate_command(const CLI::App& command);
 
 }  // namespace ingot::tool

@@ -30,6 +30,7 @@ INGOT_HD void scramble(Counter<typename Machine::Lane>& c, std::uint64_t seed) {
   using Lane = typename Machine::Lane;
   std::uint32_t k0 = static_cast<std::uint32_t>(seed);
   std::uint32_t k1 = static_cast<std::uint32_t>(seed >> 32);
+  INGOT_UNROLL
   for (int round = 0; round < 10; ++round) {
     const Lane p0 = Machine::product(c.word[0], Machine::splat(0xd2511f53u));
     const Lane p1 = Machine::product(c.word[2], Machine::splat(0xcd9e8d57u));

@@ -18,6 +18,14 @@
 #define INGOT_HD inline __attribute__((always_inline))
 #endif
 
+// Before a short loop that must be unrolled for the loop around it to become vectors: g++ leaves
+// it as it is below -O3. nvcc decides for itself.
+#if defined(__CUDACC__)
+#define INGOT_UNROLL
+#else
+#define INGOT_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace ingot::math {
 
 INGOT_HD std::uint32_t bits(float x) {

@@ -73,11 +73,13 @@ struct Consensus {
     const int k = K > 0 ? K : sources;
     // The first voice opens the vote: adding it to zero could only change the sign of a zero.
     float votes = k > 0 ? ballot<vote>(voice[0]) : 0.0F;
+    INGOT_UNROLL
     for (int i = 1; i < k; ++i) votes += ballot<vote>(voice[i]);
     const std::uint32_t side = majority(votes);
     T sum{0};
     float shares = 0.0F;
     bool opposed = false;
+    INGOT_UNROLL
     for (int i = 0; i < k; ++i) {
       const float opinion = heard(voice[i], side);
       sum = agrees(opinion) ? sum + term<vote>(survivor[i], weight[i]) : sum;
