@@ -129,7 +129,6 @@ void Selector::visit(Backend& backend, const Chunk& chunk) {
   }
 }
 
-// Order statistics of the sample at k/n, 8 standard deviations to either side.
 namespace {
 
 // By how much the runs of a sample differ more than independent keys would, as a factor of the
@@ -160,6 +159,7 @@ double unevenness(const std::vector<std::uint32_t>& keys, double share) {
 
 }  // namespace
 
+// Order statistics of the sample at k/n, kDeviations standard deviations to either side.
 void Selector::bracket_from_sample(State& state) {
   auto& keys = state.sample;
   const auto size = static_cast<double>(keys.size());
@@ -169,9 +169,12 @@ void Selector::bracket_from_sample(State& state) {
       kDeviations * unevenness(keys, share) * std::sqrt(size * share * (1 - share)) + 2;
   const double first = std::floor(size * share - spread);
   const double last = std::ceil(size * share + spread);
+  // Ranks are asked for in ascending order: what stands before one is not looked at again.
+  auto behind = keys.begin();
   const auto ranked = [&](double rank) {
     const auto at = keys.begin() + static_cast<std::ptrdiff_t>(rank);
-    std::nth_element(keys.begin(), at, keys.end(), std::greater<>());
+    std::nth_element(behind, at, keys.end(), std::greater<>());
+    behind = at;
     return *at;
   };
   state.bracket.high = first < 0 ? kLargest : ranked(first);

@@ -16,6 +16,14 @@ Settings small() {
   return settings;
 }
 
+// Under the thread sanitizer, where a merge takes twenty times as long, every third operation
+// fails.
+#if defined(__SANITIZE_THREAD__)
+constexpr std::int64_t kStride = 3;
+#else
+constexpr std::int64_t kStride = 1;
+#endif
+
 class EveryOperation : public testing::TestWithParam<std::pair<std::string, Fault>> {};
 
 TEST_P(EveryOperation, FailsCleanlyAndResumesToTheSameBytes) {
@@ -33,7 +41,7 @@ TEST_P(EveryOperation, FailsCleanlyAndResumesToTheSameBytes) {
 
   std::int64_t failures = 0;
   std::uint64_t resumed = 0;
-  for (std::int64_t n = 0; n < operations; ++n) {
+  for (std::int64_t n = 0; n < operations; n += kStride) {
     const std::string out = folder / "out";
     Script script;
     script.fault = fault;
@@ -62,7 +70,7 @@ TEST_P(EveryOperation, FailsCleanlyAndResumesToTheSameBytes) {
     ASSERT_FALSE(std::filesystem::exists(folder / ".out.partial")) << "operation " << n;
   }
   EXPECT_GT(failures, 20);
-  EXPECT_GT(resumed, 100) << "tensors that a resumed run did not merge again";
+  EXPECT_GT(resumed, 100 / kStride) << "tensors that a resumed run did not merge again";
   RecordProperty("operations", std::to_string(operations));
   RecordProperty("failures", std::to_string(failures));
 }

@@ -136,12 +136,17 @@ class DerivedOperands : public testing::TestWithParam<bool> {
 
 TEST_P(DerivedOperands, give_the_bytes_of_their_values_in_every_lodging) {
   using Storage = MergeOptions::Storage;
+#if defined(__SANITIZE_THREAD__)
+  const std::vector<int> crews = {4};  // one thread has nobody to race with
+#else
+  const std::vector<int> crews = {1, 4};
+#endif
   for (const char* method : {"passthrough", "linear", "ties", "dare_ties"}) {
     const std::string expected = merged(method, "written", false, {});
     for (const Storage storage :
          {Storage::automatic, Storage::mapped, Storage::direct, Storage::buffered}) {
       for (const std::uint64_t memory : {std::uint64_t{96}, std::uint64_t{1024}}) {
-        for (const int threads : {1, 4}) {
+        for (const int threads : crews) {
           SCOPED_TRACE(std::string(method) + " storage " +
                        std::to_string(static_cast<int>(storage)) + " memory " +
                        std::to_string(memory) + " threads " + std::to_string(threads));
