@@ -407,7 +407,7 @@ void linear_words(const Input* inputs, const Facts& facts, std::uint32_t n, Over
       Pair* joined = reinterpret_cast<Pair*>(out + begin);
       for (std::uint32_t p = 0; p < (end - begin) / 2; ++p) {
         float a = 0.0F, b = 0.0F;
-#pragma GCC unroll 8
+        INGOT_UNROLL
         for (int s = 0; s < K; ++s) {
           const std::uint32_t pair = reinterpret_cast<const Pair*>(x[s] + begin)[p];
           a = math::weigh(a, weight[s], first(pair));
@@ -421,7 +421,7 @@ void linear_words(const Input* inputs, const Facts& facts, std::uint32_t n, Over
     }
     for (; e < end; ++e) {
       float sum = 0.0F;
-#pragma GCC unroll 8
+      INGOT_UNROLL
       for (int s = 0; s < K; ++s) {
         sum = math::weigh(sum, weight[s], math::Codec<f>::decode(x[s][e]));
       }
@@ -527,7 +527,7 @@ std::uint32_t sum_unrolled(const float (*__restrict alive)[kStep], std::uint32_t
   for (std::uint32_t e = 0; e < n; ++e) {
     float merged = 0.0F;
     math::Spread spread;
-#pragma GCC unroll 8
+    INGOT_UNROLL
     for (int s = 0; s < K; ++s) {
       merged += alive[s][e];
       if (K > 1) spread.add(alive[s][e]);
@@ -577,7 +577,7 @@ std::uint32_t consensus_unrolled(const Step& step, const Facts& facts, std::uint
   std::uint32_t conflicts = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
     float alive[static_cast<std::size_t>(K)];
-#pragma GCC unroll 8
+    INGOT_UNROLL
     for (int s = 0; s < K; ++s) alive[s] = step.alive[s][e];
     bool conflict = false;
     out[e] = formula(alive, alive, base[e], conflict);
@@ -788,7 +788,7 @@ inline constexpr std::uint32_t kRows = kStep / math::kLanes;
 void fold_products(const float* __restrict a, const float* __restrict b, double* __restrict lanes) {
   for (std::uint32_t l = 0; l < math::kLanes; ++l) {
     double lane = lanes[l];
-#pragma GCC unroll 8
+    INGOT_UNROLL
     for (std::uint32_t row = 0; row < kRows; ++row) {
       lane = math::add_product(lane, a[row * math::kLanes + l], b[row * math::kLanes + l]);
     }
@@ -801,7 +801,7 @@ void fold_products(const float* __restrict a, const float* __restrict b, double*
                    double* __restrict bb, double* __restrict ab) {
   for (std::uint32_t l = 0; l < math::kLanes; ++l) {
     double lane_aa = aa[l], lane_bb = bb[l], lane_ab = ab[l];
-#pragma GCC unroll 8
+    INGOT_UNROLL
     for (std::uint32_t row = 0; row < kRows; ++row) {
       const float x = a[row * math::kLanes + l], y = b[row * math::kLanes + l];
       lane_aa = math::add_product(lane_aa, x, x);
@@ -817,7 +817,7 @@ void fold_products(const float* __restrict a, const float* __restrict b, double*
 void fold_absolutes(const float* __restrict a, double* __restrict lanes) {
   for (std::uint32_t l = 0; l < math::kLanes; ++l) {
     double lane = lanes[l];
-#pragma GCC unroll 8
+    INGOT_UNROLL
     for (std::uint32_t row = 0; row < kRows; ++row) {
       lane = math::add_absolute(lane, a[row * math::kLanes + l]);
     }

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <iterator>
+#include <set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -83,6 +84,34 @@ void check_index(const std::string& path, const Index& index, const std::vector<
   }
 }
 
+// What the names of one model's shards share: model-00002-of-00003.safetensors without its 00002.
+// Empty for other names.
+std::string series(std::string_view name) {
+  const std::size_t of = name.rfind("-of-");
+  if (of == name.npos || of == 0) return "";
+  const std::size_t dash = name.find_last_not_of("0123456789", of - 1);
+  if (dash == name.npos || dash + 1 == of || name[dash] != '-') return "";
+  return fmt::format("{}{}", name.substr(0, dash), name.substr(of));
+}
+
+// A shard beside the listed ones that the index leaves out would be a part of the model lost in
+// silence.
+void check_shards(Disk& disk, const std::string& folder, const std::string& path,
+                  const std::vector<std::string>& listed) {
+  std::set<std::string> all;
+  for (const std::string& file : listed) all.insert(series(file));
+  all.erase("");
+  for (const std::string& name : disk.list(folder)) {
+    if (all.contains(series(name)) &&
+        std::find(listed.begin(), listed.end(), name) == listed.end()) {
+      fail(Code::format,
+           fmt::format("{}: shard {} lies beside it but is not in the index; fetch the "
+                       "index again, or remove that file if it is no part of the model",
+                       path, cite(name)));
+    }
+  }
+}
+
 }  // namespace
 
 Checkpoint Checkpoint::open(Disk& disk, const std::string& path, std::string shown) {
@@ -114,6 +143,7 @@ Checkpoint Checkpoint::open(Disk& disk, const std::string& path, std::string sho
   std::vector<std::string> paths{weights};
   if (sharded) {
     index = read_index(disk, weights, body->pickled ? kPickle : kSafetensors);
+    check_shards(disk, body->path, weights, index.files);
     paths.clear();
     for (const std::string& file : index.files) {
       try {

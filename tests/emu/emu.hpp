@@ -18,6 +18,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "annotate.hpp"
+
 #define __global__
 #define __device__
 #define __host__
@@ -88,6 +90,7 @@ struct Meeting {
   Place place;
   std::uint32_t mask = 0, arrived = 0, left = 0;
   bool closed = false;
+  mutable unsigned joined = 0;  // of a reduction: the first lane to read it makes it
   alignas(16) unsigned char value[32][16];
 
   template <class T>
@@ -133,14 +136,18 @@ concept Atomic =
 template <Reduced T, class F>
 T reduce(const char* operation, unsigned mask, T value, Place place, F&& join) {
   return collect(operation, mask, value, place, [&](const Meeting& m) {
-    T sum{};
-    bool first = true;
-    for (int l = 0; l < 32; ++l) {
-      if ((m.arrived >> l & 1U) == 0) continue;
-      sum = first ? m.at<T>(l) : join(sum, m.at<T>(l));
-      first = false;
+    const Backstage quiet;
+    if (m.left == 0) {
+      T sum{};
+      bool first = true;
+      for (int l = 0; l < 32; ++l) {
+        if ((m.arrived >> l & 1U) == 0) continue;
+        sum = first ? m.at<T>(l) : join(sum, m.at<T>(l));
+        first = false;
+      }
+      m.joined = static_cast<unsigned>(sum);
     }
-    return sum;
+    return static_cast<T>(m.joined);
   });
 }
 

@@ -47,7 +47,7 @@ with tempfile.TemporaryDirectory() as folder:
         expected = folder / recipe.stem / "cpu"
         expected.parent.mkdir()
         merge(plain, recipe, expected)
-        for words, seed in ways[turn % len(ways):][:1] if one_way else ways:
+        for words, seed in [ways[turn % len(ways)]] if one_way else ways:
             found = expected.with_name(f"cuda-{seed}")
             said = merge(emulated, recipe, found, *words, seed=seed)
             if "cuda:0 Emulated device" not in said:

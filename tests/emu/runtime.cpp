@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
@@ -13,7 +14,13 @@
 #include <thread>
 #include <vector>
 
+#include <sys/mman.h>
+
 #include "annotate.hpp"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 // Device work of one stream in order. Under ThreadSanitizer a stream has a fiber of its own, so
 // that only enqueueing, events and waiting order its accesses with those of others.
@@ -53,6 +60,42 @@ struct Allocation {
   std::size_t bytes = 0;
   int device = 0;  // -1: pinned host memory
 };
+
+// Memory of a device, followed by a page nobody may touch where it is an arena: the operating
+// system's lazy zeros, since AddressSanitizer marks every byte that malloc gives and takes.
+// Otherwise rubbish, as on a device. Null if there is none.
+constexpr std::size_t kPage = 4096, kArena = std::size_t{8} << 20;
+
+std::size_t pages(std::size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+
+char* take(std::size_t bytes) {
+  const std::size_t size = pages(bytes);
+  if (bytes < kArena) {
+    void* memory = std::aligned_alloc(kPage, size);
+    if (memory != nullptr) std::memset(memory, 0xCD, bytes);
+    return static_cast<char*>(memory);
+  }
+  void* memory = ::mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  char* const begin = static_cast<char*>(memory);
+  if (::mprotect(begin + size, kPage, PROT_NONE) != 0) die("no page behind an arena");
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_POISON_MEMORY_REGION(begin + bytes, size - bytes);
+#endif
+  return begin;
+}
+
+void give(char* memory, std::size_t bytes) {
+  if (bytes < kArena) {
+    std::free(memory);
+    return;
+  }
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(memory, pages(bytes));
+#endif
+  ::munmap(memory, pages(bytes) + kPage);
+}
 
 thread_local int current_device = 0;
 thread_local cudaError_t last_error = cudaSuccess;
@@ -128,10 +171,8 @@ class Runtime {
       used += bytes;
       traffic_.peak = std::max(traffic_.peak, used);
     }
-    *memory = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    *memory = take(bytes);
     if (*memory == nullptr) return note(cudaErrorMemoryAllocation);
-    // Rubbish, as on a device; large arenas are left to the operating system's lazy zeros.
-    if (bytes <= std::size_t{8} << 20) std::memset(*memory, 0xCD, bytes);
     allocations_[static_cast<char*>(*memory)] = {bytes, device};
     ++traffic_.allocations;
     return cudaSuccess;
@@ -146,7 +187,7 @@ class Runtime {
     if (at == allocations_.end() || (at->second.device < 0) != host)
       die("freed memory that was not allocated so");
     if (!host) used_[static_cast<std::size_t>(at->second.device)] -= at->second.bytes;
-    std::free(memory);
+    give(at->first, at->second.bytes);
     allocations_.erase(at);
     return e;
   }

@@ -103,6 +103,23 @@ TEST_F(HostileIndex, ATensorTheIndexDoesNotListIsNamed) {
                  "tensor 'b' is in x.safetensors but not in the index");
 }
 
+TEST_F(HostileIndex, AShardLeftOutIsNamed) {
+  test::write_file(folder_ / "m/model-00001-of-00002.safetensors", weights({"d"}));
+  test::write_file(folder_ / "m/model-00002-of-00002.safetensors", weights({"e"}));
+  EXPECT_REFUSAL(R"({"weight_map":{"d":"model-00001-of-00002.safetensors"}})",
+                 "shard 'model-00002-of-00002.safetensors' lies beside it but is not in the index");
+  // Files of other names, and shards of another count, are no part of it.
+  test::write_file(folder_ / "m/model-00001-of-00001.safetensors", weights({"f"}));
+  test::write_file(folder_ / "m/other-00003-of-00002.safetensors", weights({"f"}));
+  test::write_file(folder_ / "m/-of-00002.safetensors", weights({"f"}));
+  index(R"({"weight_map":{"d":"model-00001-of-00002.safetensors",)"
+        R"("e":"model-00002-of-00002.safetensors"}})");
+  EXPECT_EQ(open().entries().size(), 2U);
+  // A model may be a part of another, and have its files alone.
+  index(R"({"weight_map":{"f":"model-00001-of-00001.safetensors"}})");
+  EXPECT_EQ(open().entries().size(), 1U);
+}
+
 TEST_F(HostileIndex, ATensorInAnotherShardThanListedIsNamed) {
   EXPECT_REFUSAL(R"({"weight_map":{"a":"x.safetensors","b":"y.safetensors","c":"y.safetensors"}})",
                  "tensor 'b' is placed in y.safetensors but is in x.safetensors");

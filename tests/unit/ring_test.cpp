@@ -297,11 +297,16 @@ TEST(Resident, TellsCachedFromUncachedAndBothWaysAgree) {
   EXPECT_GT(resident_sampled(*file, 0, size), 0.99);
   const auto writer = system_disk()->update(folder / "a");
   writer->sync();
-  ASSERT_EQ(::posix_fadvise(file->descriptor(), 0, 0, POSIX_FADV_DONTNEED), 0);
-  const double after = resident(*file, 0, size);
-  if (after > 0.99) GTEST_SKIP() << "this file system keeps its pages";
-  EXPECT_LT(after, 0.1);
-  EXPECT_LT(resident_sampled(*file, 0, size), 0.5);  // looking may start to read ahead
+  double sampled = 1;
+  // Looking makes newer kernels read ahead, at times faster than this thread looks.
+  for (int round = 0; round < 10 && sampled >= 0.5; ++round) {
+    ASSERT_EQ(::posix_fadvise(file->descriptor(), 0, 0, POSIX_FADV_DONTNEED), 0);
+    const double after = resident(*file, 0, size);
+    if (after > 0.99) GTEST_SKIP() << "this file system keeps its pages";
+    EXPECT_LT(after, 0.1);
+    sampled = resident_sampled(*file, 0, size);
+  }
+  EXPECT_LT(sampled, 0.5);
 }
 
 TEST(Resident, IsZeroWhereThereIsNothingToAsk) {
