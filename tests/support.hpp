@@ -68,8 +68,9 @@ class Random {
 // tests run without the repository.
 inline std::string example(const std::string& name) {
   const char* folder = std::getenv("INGOT_EXAMPLES");
-  return (folder != nullptr ? std::string(folder) : std::string(INGOT_SOURCE) + "/examples") + "/" +
-         name;
+  std::string path = folder != nullptr ? folder : INGOT_SOURCE "/examples";
+  path += '/';
+  return path += name;
 }
 
 }  // namespace ingot::test

@@ -136,7 +136,8 @@ TEST(Header, NamesInMessagesAreShortAndPrintable) {
   EXPECT_EQ(cite("a.b"), "'a.b'");
   EXPECT_EQ(cite("a\x1b[2J\n"), "'a?[2J?'");
   EXPECT_EQ(cite(std::string(1'000'000, 'x')).size(), 205U);
-  EXPECT_EQ(cite(std::string(199, 'x') + "\xc3\xa9zzz"), "'" + std::string(199, 'x') + "…'");
+  const std::string most(199, 'x');
+  EXPECT_EQ(cite(most + "\xc3\xa9zzz"), "'" + most + "…'");
 }
 
 }  // namespace
