@@ -8,7 +8,6 @@
 #include <vector>
 
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include "annotate.hpp"
 #include "emu.hpp"
@@ -17,6 +16,44 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
+
+// Leaves what a function must keep on the stack it is called on, `from` to find it by, and goes on
+// where `to` left the same. swapcontext enters the kernel twice; sanitizers enter it at every
+// longjmp.
+extern "C" void emu_switch(void** from, void* to);
+asm(R"(
+  .text
+  .p2align 4
+  .type emu_switch, @function
+emu_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size emu_switch, .-emu_switch
+)");
+
+// What emu_switch finds on a new stack: six registers, `start` to return to, and nowhere to return
+// from that. A function starts 8 bytes off a multiple of 16.
+static void* emu_prepare(char* end, void (*start)()) {
+  const auto top = reinterpret_cast<std::uintptr_t>(end) & ~std::uintptr_t{15};
+  void** const at = reinterpret_cast<void**>(top) - 8;
+  std::fill_n(at, 8, nullptr);
+  at[6] = reinterpret_cast<void*>(start);
+  return at;
+}
+
 constinit thread_local uint3 threadIdx, blockIdx;
 constinit thread_local dim3 blockDim, gridDim;
 
@@ -30,17 +67,9 @@ constexpr std::size_t kRedzone = 256;
 
 enum class State { fresh, ready, at_barrier, at_meeting, done };
 
-// What changes stacks has a frame of its own that no sanitizer looks at.
-#define INGOT_PLAIN [[gnu::noinline, gnu::no_sanitize("address", "thread")]]
-
-// Where a stack goes on. The compiler's own jumps: swapcontext enters the kernel twice, and
-// sanitizers enter it at every longjmp of the C library's.
-using Jump = void* [5];
-
 // A stack on which CUDA threads run, one at a time.
 struct Carrier {
-  Jump jump;
-  ucontext_t context;
+  void* top = nullptr;  // where it goes on, while it does not run
   char* mapping = nullptr;
   char* stack = nullptr;
   std::size_t size = 0;
@@ -108,8 +137,8 @@ class Machine {
   void wake(Warp& warp);
   bool open_barrier();
   Carrier& carrier(unsigned index);
-  INGOT_PLAIN void to_carrier(Carrier& carrier);
-  INGOT_PLAIN void to_home(Carrier& carrier);
+  void to_carrier(Carrier& carrier);
+  void to_home(Carrier& carrier);
   static void carry();
   std::uint64_t random();
 
@@ -126,7 +155,7 @@ class Machine {
   unsigned count_ = 0, live_ = 0, cursor_ = 0, waiting_ = 0;
   unsigned votes_[2] = {}, result_[2] = {};
   std::uint64_t seed_ = 0, state_ = 0, block_ = 0;
-  Jump home_;
+  void* home_ = nullptr;
   const void* home_stack_ = nullptr;
   std::size_t home_size_ = 0;
   void* home_fake_ = nullptr;
@@ -171,24 +200,19 @@ Carrier& Machine::carrier(unsigned index) {
 
 void Machine::to_carrier(Carrier& c) {
   if (!c.started) {
-    ::getcontext(&c.context);
-    c.context.uc_stack.ss_sp = c.stack;
-    c.context.uc_stack.ss_size = c.size;
-    c.context.uc_link = nullptr;
-    ::makecontext(&c.context, &Machine::carry, 0);
+    c.started = true;
+    c.top = emu_prepare(c.stack + c.size, &Machine::carry);
+#if defined(__SANITIZE_THREAD__)
+    c.fiber = __tsan_create_fiber(0);
+#endif
   }
 #if defined(__SANITIZE_THREAD__)
-  if (!c.started) c.fiber = __tsan_create_fiber(0);
   home_fiber_ = __tsan_get_current_fiber();
   __tsan_switch_to_fiber(c.fiber, __tsan_switch_to_fiber_no_sync);
 #elif defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&home_fake_, c.stack, c.size);
 #endif
-  if (__builtin_setjmp(home_) == 0) {
-    if (c.started) __builtin_longjmp(c.jump, 1);
-    c.started = true;
-    ::setcontext(&c.context);
-  }
+  emu_switch(&home_, c.top);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(home_fake_, nullptr, nullptr);
 #endif
@@ -200,7 +224,7 @@ void Machine::to_home(Carrier& c) {
 #elif defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&c.fake_stack, home_stack_, home_size_);
 #endif
-  if (__builtin_setjmp(c.jump) == 0) __builtin_longjmp(home_, 1);
+  emu_switch(&c.top, home_);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(c.fake_stack, &home_stack_, &home_size_);
 #endif
