@@ -44,16 +44,6 @@ emu_switch:
   .size emu_switch, .-emu_switch
 )");
 
-// What emu_switch finds on a new stack: six registers, `start` to return to, and nowhere to return
-// from that. A function starts 8 bytes off a multiple of 16.
-static void* emu_prepare(char* end, void (*start)()) {
-  const auto top = reinterpret_cast<std::uintptr_t>(end) & ~std::uintptr_t{15};
-  void** const at = reinterpret_cast<void**>(top) - 8;
-  std::fill_n(at, 8, nullptr);
-  at[6] = reinterpret_cast<void*>(start);
-  return at;
-}
-
 constinit thread_local uint3 threadIdx, blockIdx;
 constinit thread_local dim3 blockDim, gridDim;
 
@@ -66,6 +56,16 @@ constexpr std::size_t kSharedMost = 48 << 10;  // static shared memory of any ar
 constexpr std::size_t kRedzone = 256;
 
 enum class State { fresh, ready, at_barrier, at_meeting, done };
+
+// What emu_switch finds on a new stack: six registers, `start` to return to, and nowhere to return
+// from that. A function starts 8 bytes off a multiple of 16.
+void* prepare(char* end, void (*start)()) {
+  const auto top = reinterpret_cast<std::uintptr_t>(end) & ~std::uintptr_t{15};
+  void** const at = reinterpret_cast<void**>(top) - 8;
+  std::fill_n(at, 8, nullptr);
+  at[6] = reinterpret_cast<void*>(start);
+  return at;
+}
 
 // A stack on which CUDA threads run, one at a time.
 struct Carrier {
@@ -201,7 +201,7 @@ Carrier& Machine::carrier(unsigned index) {
 void Machine::to_carrier(Carrier& c) {
   if (!c.started) {
     c.started = true;
-    c.top = emu_prepare(c.stack + c.size, &Machine::carry);
+    c.top = prepare(c.stack + c.size, &Machine::carry);
 #if defined(__SANITIZE_THREAD__)
     c.fiber = __tsan_create_fiber(0);
 #endif

@@ -61,16 +61,16 @@ struct Allocation {
   int device = 0;  // -1: pinned host memory
 };
 
-// Memory of a device, followed by a page nobody may touch where it is an arena: the operating
-// system's lazy zeros, since AddressSanitizer marks every byte that malloc gives and takes.
-// Otherwise rubbish, as on a device. Null if there is none.
+// Memory of a device: rubbish, as there, but in what is larger than kArena the operating system's
+// lazy zeros and a page behind that nobody may touch, since AddressSanitizer marks every byte that
+// malloc gives and takes. Null if there is none.
 constexpr std::size_t kPage = 4096, kArena = std::size_t{8} << 20;
 
 std::size_t pages(std::size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 char* take(std::size_t bytes) {
   const std::size_t size = pages(bytes);
-  if (bytes < kArena) {
+  if (bytes <= kArena) {
     void* memory = std::aligned_alloc(kPage, size);
     if (memory != nullptr) std::memset(memory, 0xCD, bytes);
     return static_cast<char*>(memory);
@@ -87,7 +87,7 @@ char* take(std::size_t bytes) {
 }
 
 void give(char* memory, std::size_t bytes) {
-  if (bytes < kArena) {
+  if (bytes <= kArena) {
     std::free(memory);
     return;
   }
