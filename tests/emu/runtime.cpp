@@ -402,6 +402,7 @@ class Runtime {
   }
 
   void work() {
+    release(&started_);
     std::unique_lock lock(mutex_);
     for (;;) {
       emu_stream* stream = nullptr;
@@ -440,12 +441,13 @@ class Runtime {
     }
   }
 
-  static void perform(emu_stream& stream, const std::function<void()>* act, emu_event* wait,
-                      emu_event* record) {
+  void perform(emu_stream& stream, const std::function<void()>* act, emu_event* wait,
+               emu_event* record) {
 #if defined(__SANITIZE_THREAD__)
     void* self = __tsan_get_current_fiber();
     __tsan_switch_to_fiber(stream.fiber, __tsan_switch_to_fiber_no_sync);
 #endif
+    acquire(&started_);  // a stream's fiber uses the thread's own variables
     acquire(&stream.token);
     if (wait != nullptr) acquire(wait);
     if (act != nullptr) (*act)();
@@ -468,6 +470,7 @@ class Runtime {
   std::uint64_t numbers_ = 0, state_ = 1;
   int waiters_ = 0;
   bool stop_ = false;
+  char started_ = 0;  // token: the worker's start
   std::thread worker_;
 };
 
