@@ -1,6 +1,7 @@
 #include "base/hash.hpp"
 
 #include <charconv>
+#include <new>
 #include <vector>
 
 #include <fmt/format.h>
@@ -33,6 +34,27 @@ std::optional<Digest> Digest::parse(std::string_view text) noexcept {
 
 Digest hash_block(std::span<const std::byte> bytes) noexcept {
   return xxh3(bytes.data(), bytes.size());
+}
+
+struct Hasher::State {
+  XXH3_state_t* xxh = XXH3_createState();
+  ~State() { XXH3_freeState(xxh); }
+};
+
+Hasher::Hasher() : state_(std::make_unique<State>()) {
+  if (state_->xxh == nullptr) throw std::bad_alloc();
+  XXH3_128bits_reset(state_->xxh);
+}
+
+Hasher::~Hasher() = default;
+
+void Hasher::add(std::string_view text) noexcept {
+  XXH3_128bits_update(state_->xxh, text.data(), text.size());
+}
+
+Digest Hasher::digest() const noexcept {
+  const XXH128_hash_t hash = XXH3_128bits_digest(state_->xxh);
+  return {hash.high64, hash.low64};
 }
 
 Digest hash_digests(std::span<const Digest> digests) {

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -30,6 +31,22 @@ struct Digest {
 
 // XXH3-128, seed 0, of the bytes; callers split a tensor at multiples of kHashBlock.
 [[nodiscard]] Digest hash_block(std::span<const std::byte> bytes) noexcept;
+
+// hash_block() of a text that comes in pieces.
+class Hasher {
+ public:
+  Hasher();
+  ~Hasher();
+  Hasher(const Hasher&) = delete;
+  Hasher& operator=(const Hasher&) = delete;
+
+  void add(std::string_view text) noexcept;
+  [[nodiscard]] Digest digest() const noexcept;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 // XXH3-128, seed 0, of the digests written one after another as 16 big-endian bytes, high half
 // first.

@@ -180,7 +180,7 @@ bool Output::reopen(const std::string& journal) {
     } else if (line.is_object() && line.contains("job") && line.contains("entry") &&
                line["job"].is_number_unsigned() &&
                line["job"].get<std::size_t>() < plan_.jobs.size()) {
-      finished_[line["job"].get<std::size_t>()] = line["entry"];
+      finished_[line["job"].get<std::size_t>()] = print_line(line["entry"]);
     }
     at = end + 1;
     journal_end_ = at;
@@ -198,13 +198,13 @@ bool Output::reopen(const std::string& journal) {
   return true;
 }
 
-void Output::done(std::size_t job, Json entry) {
+void Output::done(std::size_t job, std::string line) {
   const std::lock_guard lock(mutex_);
-  waiting_.emplace_back(job, std::move(entry));
+  waiting_.emplace_back(job, std::move(line));
 }
 
 void Output::flush() {
-  std::vector<std::pair<std::size_t, Json>> batch;
+  std::vector<std::pair<std::size_t, std::string>> batch;
   {
     const std::lock_guard lock(mutex_);
     batch.swap(waiting_);
@@ -212,11 +212,9 @@ void Output::flush() {
   if (batch.empty()) return;
   std::vector<bool> touched(shards_.size());
   std::string text;
-  for (const auto& [job, entry] : batch) {
+  for (const auto& [job, line] : batch) {
     touched[plan_.jobs[job].shard] = true;
-    text +=
-        Json{{"job", job}, {"entry", entry}}.dump(-1, ' ', false, Json::error_handler_t::replace);
-    text += '\n';
+    text += fmt::format("{{\"job\":{},\"entry\":{}}}\n", job, line);
   }
   if (options_.sync) {
     for (std::size_t i = 0; i < shards_.size(); ++i) {
@@ -228,7 +226,7 @@ void Output::flush() {
   if (options_.sync) journal_->sync();
 }
 
-void Output::publish(const std::vector<Json>& entries) {
+void Output::publish(const std::vector<std::string>& lines) {
   flush();
   std::vector<std::pair<std::string, Digest>> files;
   for (const Companion& companion : plan_.companions) {
@@ -237,8 +235,15 @@ void Output::publish(const std::vector<Json>& entries) {
                                            ? write_text(disk_, to, companion.text, options_.sync)
                                            : copy_file(disk_, companion.from, to, options_.sync));
   }
-  write_text(disk_, partial_ + "/" + kReceiptName, print_receipt(plan_, entries, files),
-             options_.sync);
+  {
+    const auto receipt = disk_.create(partial_ + "/" + kReceiptName);
+    std::uint64_t end = 0;
+    print_receipt(plan_, lines, files, [&](std::string_view piece) {
+      write_exact(*receipt, end, std::as_bytes(std::span(piece.data(), piece.size())));
+      end += piece.size();
+    });
+    if (options_.sync) receipt->sync();
+  }
   if (options_.sync) {
     for (auto& file : shards_) file->sync();
   }

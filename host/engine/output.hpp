@@ -26,15 +26,17 @@ class Output {
   // Offset in the shard's file of a job's first byte.
   [[nodiscard]] std::uint64_t place(const Job& job) const;
 
-  // Receipt entries of jobs a former run finished, by job index.
-  [[nodiscard]] const std::map<std::size_t, Json>& finished() const noexcept { return finished_; }
+  // Receipt entries (print_line) of jobs a former run finished, by job index.
+  [[nodiscard]] const std::map<std::size_t, std::string>& finished() const noexcept {
+    return finished_;
+  }
 
-  // A job whose every byte was handed to the system.
-  void done(std::size_t job, Json entry);
+  // A job whose every byte was handed to the system, and its entry's line.
+  void done(std::size_t job, std::string line);
   // Makes all done() jobs durable and enters them in the journal.
   void flush();
   // Writes companions and receipt, syncs, and puts the folder in place of OUT.
-  void publish(const std::vector<Json>& entries);
+  void publish(const std::vector<std::string>& lines);
 
   [[nodiscard]] const std::string& partial() const noexcept { return partial_; }
 
@@ -51,9 +53,9 @@ class Output {
   std::vector<std::unique_ptr<File>> shards_;
   std::unique_ptr<File> journal_;
   std::uint64_t journal_end_ = 0;
-  std::map<std::size_t, Json> finished_;
+  std::map<std::size_t, std::string> finished_;
   std::mutex mutex_;
-  std::vector<std::pair<std::size_t, Json>> waiting_;  // done, not yet in the journal
+  std::vector<std::pair<std::size_t, std::string>> waiting_;  // done, not yet in the journal
 };
 
 // Throws Error{usage} if writing OUT would replace or lie within a folder the merge reads.

@@ -14,6 +14,9 @@ Digest digest_of(const std::string& text) {
   return hash_block(std::as_bytes(std::span(text.data(), text.size())));
 }
 
+// Text that is handed on at once.
+constexpr std::size_t kPiece = std::size_t{1} << 20;
+
 // Exact and the same on every machine: C's hexadecimal notation of an f32.
 std::string hex(float x) { return fmt::format("{:a}", x); }
 
@@ -24,6 +27,25 @@ Json number(double x) { return std::isnan(x) ? Json(nullptr) : Json(x); }
 // Names that are not UTF-8 are shown with replacement characters instead of failing the run.
 std::string print(const Json& json) {
   return json.dump(1, ' ', false, Json::error_handler_t::replace);
+}
+
+// A list's elements as print() writes them one level deep: strings hold no line feeds, so every
+// line feed is followed by indentation.
+void print_list(std::size_t count, const std::function<Json(std::size_t)>& element,
+                const std::function<void(std::string_view)>& sink) {
+  if (count == 0) return sink("[]");
+  std::string text = "[";
+  for (std::size_t i = 0; i < count; ++i) {
+    text += i == 0 ? "\n  " : ",\n  ";
+    for (const char c : print(element(i))) {
+      text += c;
+      if (c == '\n') text += "  ";
+    }
+    if (text.size() < kPiece) continue;
+    sink(text);
+    text.clear();
+  }
+  sink(text + "\n ]");
 }
 
 bool has_task_vectors(const Job& job) {
@@ -167,18 +189,29 @@ PlanOptions parse_options(const Json& json) {
   return o;
 }
 
+namespace {
+
+Json describe(const Plan& plan, const Unused& u) {
+  return {{"model", plan.models[u.model].ref.text},
+          {"tensor", plan.models[u.model].checkpoint.entries()[u.entry].info.name},
+          {"reason", u.reason}};
+}
+
+}  // namespace
+
 Json describe_unused(const Plan& plan) {
   Json left = Json::array();
-  for (const Unused& u : plan.unused) {
-    left.push_back({{"model", plan.models[u.model].ref.text},
-                    {"tensor", plan.models[u.model].checkpoint.entries()[u.entry].info.name},
-                    {"reason", u.reason}});
-  }
+  for (const Unused& u : plan.unused) left.push_back(describe(plan, u));
   return left;
 }
 
-std::string print_receipt(const Plan& plan, const std::vector<Json>& entries,
-                          const std::vector<std::pair<std::string, Digest>>& files) {
+std::string print_line(const Json& entry) {
+  return entry.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+void print_receipt(const Plan& plan, const std::vector<std::string>& lines,
+                   const std::vector<std::pair<std::string, Digest>>& files,
+                   const std::function<void(std::string_view)>& sink) {
   Json json;
   json["format"] = kReceiptFormat;
   json["recipe"] = {{"method", plan.recipe.method}, {"hash", digest_of(plan.recipe.text).text()}};
@@ -197,8 +230,9 @@ std::string print_receipt(const Plan& plan, const std::vector<Json>& entries,
                       {"unused", unused[m]}});
   }
   json["models"] = std::move(models);
-  json["tensors"] = entries;
-  json["unused"] = describe_unused(plan);
+  // As long as the models have tensors: written element by element, below.
+  json["tensors"] = Json::array();
+  json["unused"] = Json::array();
   Json others = Json::array();
   for (const auto& [file, digest] : files)
     others.push_back({{"file", file}, {"hash", digest.text()}});
@@ -208,8 +242,28 @@ std::string print_receipt(const Plan& plan, const std::vector<Json>& entries,
     if (!p.fatal) warnings.push_back(p.text);
   }
   json["warnings"] = std::move(warnings);
-  json["hash"] = digest_of(print(json)).text();
-  return print(json) + "\n";
+
+  Hasher hash;
+  const auto put = [&](std::string_view piece) {
+    hash.add(piece);
+    sink(piece);
+  };
+  // Only a key of the first level follows a line feed and one space.
+  const std::string text = print(json);
+  std::size_t at = 0;
+  const auto list = [&](std::string_view key, std::size_t count, const auto& element) {
+    const std::string head = fmt::format("\n \"{}\": ", key);
+    const std::size_t begin = text.find(head) + head.size();
+    put(std::string_view(text).substr(at, begin - at));
+    print_list(count, element, put);
+    at = begin + std::string_view("[]").size();
+  };
+  list("tensors", lines.size(), [&](std::size_t i) { return Json::parse(lines[i]); });
+  list("unused", plan.unused.size(), [&](std::size_t i) { return describe(plan, plan.unused[i]); });
+  const std::string_view end = "\n}";
+  put(std::string_view(text).substr(at, text.size() - end.size() - at));
+  hash.add(end);  // the object without its hash
+  sink(fmt::format(",\n \"hash\": \"{}\"\n}}\n", hash.digest().text()));
 }
 
 Json parse_receipt(const std::string& text, const std::string& path) {
@@ -241,16 +295,16 @@ Json parse_receipt(const std::string& text, const std::string& path) {
   return json;
 }
 
-int unchanged(const Plan& plan, const std::vector<Json>& entries) {
+int unchanged(const Plan& plan, const std::vector<std::string>& lines) {
   const bool alone = plan.models.size() == 1;
   const bool meant =
       plan.recipe.method == "passthrough" || plan.recipe.kind != Recipe::Kind::models;
-  if (entries.empty() || (alone && meant)) return -1;
+  if (lines.empty() || (alone && meant)) return -1;
   for (std::size_t m = 0; m < plan.models.size(); ++m) {
     const std::string& ref = plan.models[m].ref.text;
-    bool all = plan.models[m].checkpoint.entries().size() == entries.size();
-    for (std::size_t e = 0; all && e < entries.size(); ++e) {
-      const Json& entry = entries[e];
+    bool all = plan.models[m].checkpoint.entries().size() == lines.size();
+    for (std::size_t e = 0; all && e < lines.size(); ++e) {
+      const Json entry = Json::parse(lines[e]);
       bool same = false;
       for (const Json& source : entry["sources"]) {
         same = same || (source.contains("model") && source["model"] == ref &&

@@ -1,7 +1,9 @@
 // ingot.json: what became of every tensor, in a form that can be checked (docs/formats.md).
 #pragma once
 
+#include <functional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -41,16 +43,22 @@ struct Outcome {
 [[nodiscard]] Json describe_options(const PlanOptions& options);
 [[nodiscard]] PlanOptions parse_options(const Json& json);
 
-// The whole receipt: `entries` by job, in order, and the hashes of the folder's other files. Ends
-// in a self-hash that finds accidents.
-[[nodiscard]] std::string print_receipt(const Plan& plan, const std::vector<Json>& entries,
-                                        const std::vector<std::pair<std::string, Digest>>& files);
+// An entry as one line of JSON, without spaces: as a tree it would take ten times the memory, and a
+// run keeps one for every tensor.
+[[nodiscard]] std::string print_line(const Json& entry);
+
+// The whole receipt: `lines` are the entries by job, in order, then come the hashes of the folder's
+// other files. Ends in a self-hash that finds accidents. Handed to `sink` piece by piece, as one
+// text would take more memory than the run.
+void print_receipt(const Plan& plan, const std::vector<std::string>& lines,
+                   const std::vector<std::pair<std::string, Digest>>& files,
+                   const std::function<void(std::string_view)>& sink);
 
 // Parses a receipt and checks its format and self-hash; throws Error{format}.
 [[nodiscard]] Json parse_receipt(const std::string& text, const std::string& path);
 
 // Index into plan.models of a model whose every tensor came out bit for bit, or -1. One whole model
 // passed through on purpose, or one adapter alone, does not count.
-[[nodiscard]] int unchanged(const Plan& plan, const std::vector<Json>& entries);
+[[nodiscard]] int unchanged(const Plan& plan, const std::vector<std::string>& lines);
 
 }  // namespace ingot

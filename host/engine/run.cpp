@@ -60,7 +60,7 @@ class Run {
         options_(options),
         watcher_(watcher),
         report_(report),
-        entries_(plan.jobs.size()),
+        lines_(plan.jobs.size()),
         threads_(thread_count(options.threads)),
         scratch_(static_cast<std::size_t>(threads_)),
         digests_(plan),
@@ -74,10 +74,10 @@ class Run {
   }
 
   // Runs every job that a former run did not finish; entries by job.
-  std::vector<Json> go() {
+  std::vector<std::string> go() {
     const auto begin = Clock::now();
-    for (const auto& [job, entry] : output_.finished()) {
-      entries_[job] = entry;
+    for (const auto& [job, line] : output_.finished()) {
+      lines_[job] = line;
       ++finished_;
       ++report_.resumed;
       done_bytes_ += job_bytes(job);
@@ -106,7 +106,7 @@ class Run {
     report_.busy = all > 0 ? std::min(crew_.seconds() / all, 1.0) : 0;
     const std::lock_guard watching(watching_);
     note_memory();
-    return std::move(entries_);
+    return std::move(lines_);
   }
 
   // After a failure: what is finished stays resumable.
@@ -530,10 +530,10 @@ class Run {
   }
 
   void finish(Flight& flight) {
-    Json entry = describe(plan_, flight.job(), flight.outcome());
-    output_.done(flight.index(), entry);
+    std::string line = print_line(describe(plan_, flight.job(), flight.outcome()));
+    output_.done(flight.index(), line);
     const std::lock_guard lock(mutex_);
-    entries_[flight.index()] = std::move(entry);
+    lines_[flight.index()] = std::move(line);
     ++finished_;
     if (mapped_.erase(flight.index()) > 0) mapped_bytes_ -= job_bytes(flight.index());
     changed_.notify_all();
@@ -578,9 +578,9 @@ class Run {
   const MergeOptions& options_;
   const Watcher& watcher_;
   Report& report_;
-  std::vector<Json> entries_;
+  std::vector<std::string> lines_;  // of the receipt, by job
   int threads_;
-  std::mutex mutex_;  // guards entries_, finished_, mapped_, awaited_
+  std::mutex mutex_;  // guards lines_, finished_, mapped_, awaited_
   std::condition_variable changed_;
   std::size_t finished_ = 0;
   std::set<std::size_t> mapped_;  // jobs worked on from the page cache, and their bytes
@@ -657,23 +657,23 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
 
   Output output(disk, plan, out, options);
   report.storage_rate = probe(plan);
-  std::vector<Json> entries;
+  std::vector<std::string> lines;
   {
     Run run(backend, plan, output, options, watcher, report);
     try {
-      entries = run.go();
+      lines = run.go();
     } catch (Error& error) {
       run.rescue();
       throw error.add(fmt::format("--resume continues from {}", output.partial()));
     }
   }
-  if (const int same = options.hash ? unchanged(plan, entries) : -1; same >= 0) {
+  if (const int same = options.hash ? unchanged(plan, lines) : -1; same >= 0) {
     report.warnings.push_back(
         fmt::format("the merge changed nothing: every tensor equals {}'s bit for bit",
                     plan.models[static_cast<std::size_t>(same)].ref.text));
   }
   if (!plan.joints().empty()) report.solver = backend.solver().describe();
-  output.publish(entries);
+  output.publish(lines);
   report.receipt = out + "/" + kReceiptName;
   report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   return report;

@@ -184,8 +184,8 @@ class Verifier {
     each(plan.jobs.size(), [&](std::size_t j) { check_job(plan.jobs[j], entries); });
     verdicts_.hashed_bytes += digests_->bytes();
 
-    std::vector<Json> ordered;
-    for (const Json& tensor : tensors) ordered.push_back(tensor);
+    std::vector<std::string> ordered;
+    for (const Json& tensor : tensors) ordered.push_back(print_line(tensor));
     const bool waived = options_.allow_unchanged || told.allow_unchanged;
     const int same = waived ? -1 : unchanged(plan, ordered);
     if (same >= 0) {
