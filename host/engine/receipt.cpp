@@ -6,9 +6,13 @@
 #include <fmt/format.h>
 
 #include "ingot/math/methods.hpp"
+#include "store/json.hpp"
 
 namespace ingot {
 namespace {
+
+// A million tensors of some twenty fields each, and four sources.
+constexpr JsonBounds kBounds{128, 100'000'000};
 
 Digest digest_of(const std::string& text) {
   return hash_block(std::as_bytes(std::span(text.data(), text.size())));
@@ -267,8 +271,8 @@ void print_receipt(const Plan& plan, const std::vector<std::string>& lines,
 }
 
 Json parse_receipt(const std::string& text, const std::string& path) {
-  Json json = Json::parse(text, nullptr, false);
-  if (json.is_discarded() || !json.is_object() || !json.contains("format")) {
+  Json json = json_of(text, path, kBounds);
+  if (!json.is_object() || !json.contains("format")) {
     fail(Code::format, fmt::format("{}: not a receipt of ingot (expected a JSON object with "
                                    "\"format\": \"{}\")",
                                    path, kReceiptFormat));

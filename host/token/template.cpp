@@ -10,13 +10,13 @@
 
 #include "base/clip.hpp"
 #include "ingot/error.hpp"
+#include "store/json.hpp"
 
 namespace ingot {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;
 
-constexpr std::size_t kDepth = 64;
 constexpr std::size_t kShortest = 20;  // bytes of a literal template, as mergekit has it
 
 struct Builtin {
@@ -104,21 +104,10 @@ std::string_view trim(std::string_view text) {
   return text.substr(first, text.find_last_not_of(" \t\r\n") - first + 1);
 }
 
-// A small configuration file as a tree of bounded depth.
 json read_object(const std::string& text, const std::string& file) {
-  const auto bounded = [&](int depth, json::parse_event_t /*event*/, json& /*value*/) {
-    if (depth > static_cast<int>(kDepth)) {
-      fail(Code::format, fmt::format("{} has more than {} levels of nesting", file, kDepth));
-    }
-    return true;
-  };
-  try {
-    json tree = json::parse(text, bounded);
-    if (!tree.is_object()) fail(Code::format, fmt::format("{} is not a JSON object", file));
-    return tree;
-  } catch (const json::exception& e) {
-    fail(Code::format, fmt::format("{} is not JSON: {}", file, e.what()));
-  }
+  json tree = json_of(text, file);
+  if (!tree.is_object()) fail(Code::format, fmt::format("{} is not a JSON object", file));
+  return tree;
 }
 
 // End of the JSON value that starts at `at`, in text that is known to be JSON.

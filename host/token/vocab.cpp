@@ -10,6 +10,7 @@
 
 #include "ingot/error.hpp"
 #include "store/header.hpp"
+#include "store/json.hpp"
 
 namespace ingot {
 namespace {
@@ -92,7 +93,7 @@ class Walker : public nlohmann::json_sax<json> {
 
 void walk(Disk& disk, const std::string& file, const Visit& visit) {
   Walker walker(file, visit);
-  json::sax_parse(read_text(disk, file), &walker);
+  parse_json(read_text(disk, file), walker);
 }
 
 // Collects tokens; an added token is one with text and id of its own in a list of records.

@@ -82,6 +82,10 @@ class Disk {
 [[nodiscard]] std::string read_text(Disk& disk, const std::string& path,
                                     std::uint64_t limit = 100'000'000);
 
+// Throws Error{format} unless the text is JSON that may be built as a tree: at most 128 levels deep
+// and so many values. `where` names it in the message.
+void check_json(std::string_view text, const std::string& where, std::size_t values = 5'000'000);
+
 // Lets tensors be computed on where they lie in the page cache. While a Guard lives, a mapped file
 // that shrinks or cannot be read ends in an Error and not in SIGBUS; without one, bytes are copied
 // first.

@@ -14,6 +14,7 @@ namespace {
 
 constexpr double kLost = 0.99;
 constexpr std::uint64_t kReceipt = std::uint64_t{4} << 30;
+constexpr std::size_t kValues = 100'000'000;
 
 double mean(const Changes& kind) {
   return kind.weight > 0 ? std::sqrt(kind.change / kind.weight) : 0;
@@ -24,12 +25,12 @@ double left(const Changes& kind) { return kind.change > 0 ? kind.survived / kind
 }  // namespace
 
 std::vector<Changes> changes_of(Disk& disk, const std::string& receipt) {
-  const Json json = Json::parse(read_text(disk, receipt, kReceipt));
+  const nlohmann::json json = json_of(read_text(disk, receipt, kReceipt), receipt, kValues);
   std::map<std::string, Changes> kinds;
-  for (const Json& tensor : json.at("tensors")) {
-    for (const Json& source : tensor.at("sources")) {
+  for (const nlohmann::json& tensor : json.at("tensors")) {
+    for (const nlohmann::json& source : tensor.at("sources")) {
       if (!source.contains("found") || !source["found"].contains("change")) continue;
-      const Json& found = source["found"];
+      const nlohmann::json& found = source["found"];
       const std::string name = pattern(tensor.at("name").get<std::string>());
       Changes& kind = kinds[name];
       kind.kind = name;

@@ -13,6 +13,7 @@ namespace ingot::tool {
 namespace {
 
 constexpr std::uint64_t kReceipt = std::uint64_t{4} << 30;
+constexpr std::size_t kValues = 100'000'000;
 
 double relative(double error, double norm) { return norm > 0 ? error / norm : 0; }
 
@@ -53,14 +54,14 @@ Fit total(const std::vector<Fit>& fits) {
 }  // namespace
 
 std::vector<Fit> fits_of(Disk& disk, const std::string& receipt) {
-  const Json json = Json::parse(read_text(disk, receipt, kReceipt));
+  const nlohmann::json json = json_of(read_text(disk, receipt, kReceipt), receipt, kValues);
   std::vector<Fit> fits;
-  for (const Json& tensor : json.at("tensors")) {
-    for (const Json& source : tensor.at("sources")) {
+  for (const nlohmann::json& tensor : json.at("tensors")) {
+    for (const nlohmann::json& source : tensor.at("sources")) {
       // Both factors of a module tell the same.
       if (!source.contains("found") || !source["found"].contains("relative_error")) continue;
       if (source.at("derived").value("factor", "") != "A") continue;
-      const Json& found = source["found"];
+      const nlohmann::json& found = source["found"];
       fits.push_back({found.at("module").get<std::string>(), found.at("norm").get<double>(),
                       found.at("error").get<double>(), tensor.at("dtype").get<std::string>()});
     }

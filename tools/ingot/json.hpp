@@ -1,9 +1,12 @@
-// JSON on standard output, keys in the order they were put in.
+// JSON on standard output, keys in the order they were put in; and JSON from files.
 #pragma once
+
+#include <string>
 
 #include <nlohmann/json.hpp>
 
 #include "console.hpp"
+#include "ingot/store.hpp"
 
 namespace ingot::tool {
 
@@ -12,6 +15,14 @@ using Json = nlohmann::ordered_json;
 // Names from files may be no valid UTF-8: such bytes are replaced.
 inline void print_json(const Json& json) {
   print(json.dump(2, ' ', false, Json::error_handler_t::replace) + '\n');
+}
+
+// What a file of the model or folder holds. Its keys are sorted: an object may have many. Throws
+// Error{format} for what is not JSON or beyond bounds.
+inline nlohmann::json json_of(const std::string& text, const std::string& where,
+                              std::size_t values = 5'000'000) {
+  check_json(text, where, values);
+  return nlohmann::json::parse(text);
 }
 
 }  // namespace ingot::tool

@@ -3,14 +3,11 @@
 #include <set>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
-
 #include "ingot/plan.hpp"
+#include "json.hpp"
 
 namespace ingot::tool {
 namespace {
-
-using Json = nlohmann::json;
 
 bool number(std::string_view part) {
   return !part.empty() && part.size() <= 9 &&
@@ -61,7 +58,7 @@ std::optional<std::uint64_t> layer(std::string_view name) {
 std::optional<std::uint64_t> count_tokens(Disk& disk, const Checkpoint& model) {
   const std::string path = model.path() + "/tokenizer.json";
   if (disk.kind(path) != Disk::Kind::file) return std::nullopt;
-  const Json json = Json::parse(read_text(disk, path), nullptr, false);
+  const nlohmann::json json = json_of(read_text(disk, path), path);
   const auto fail_here = [&](const char* expected) {
     fail(Code::format, fmt::format("{}: expected {}", path, expected));
   };
@@ -69,7 +66,7 @@ std::optional<std::uint64_t> count_tokens(Disk& disk, const Checkpoint& model) {
       !json["model"].contains("vocab")) {
     fail_here("a JSON object with model.vocab");
   }
-  const Json& vocabulary = json["model"]["vocab"];
+  const nlohmann::json& vocabulary = json["model"]["vocab"];
   if (!vocabulary.is_object() && !vocabulary.is_array())
     fail_here("model.vocab to be a map or list");
   std::uint64_t count = vocabulary.size();
@@ -77,13 +74,13 @@ std::optional<std::uint64_t> count_tokens(Disk& disk, const Checkpoint& model) {
   // Added tokens may stand in the vocabulary as well; a list (Unigram) is searched by content.
   std::set<std::string> known;
   if (vocabulary.is_array()) {
-    for (const Json& entry : vocabulary) {
+    for (const nlohmann::json& entry : vocabulary) {
       if (entry.is_array() && !entry.empty() && entry[0].is_string()) {
         known.insert(entry[0].get<std::string>());
       }
     }
   }
-  for (const Json& token : json["added_tokens"]) {
+  for (const nlohmann::json& token : json["added_tokens"]) {
     if (!token.is_object() || !token.contains("content") || !token["content"].is_string()) {
       fail_here("every added token to have its content");
     }
