@@ -1,15 +1,16 @@
 #include "engine/output.hpp"
 
-#include <filesystem>
+#include <algorithm>
 
 #include <fmt/format.h>
+
+#include "engine/receipt.hpp"
+#include "store/json.hpp"
 
 namespace ingot {
 namespace {
 
-constexpr const char* kJournal = "journal.jsonl";
-
-std::span<const std::byte> bytes_of(const std::string& text) {
+std::span<const std::byte> bytes_of(std::string_view text) {
   return std::as_bytes(std::span(text.data(), text.size()));
 }
 
@@ -42,160 +43,164 @@ Digest write_text(Disk& disk, const std::string& path, const std::string& text, 
   return hash_digests(digests);
 }
 
-// Absolute and free of links as far as the path exists.
-std::filesystem::path canonical(const std::string& path) {
-  std::error_code ignored;
-  auto result = std::filesystem::weakly_canonical(std::filesystem::absolute(path), ignored);
-  return ignored ? std::filesystem::absolute(path).lexically_normal() : result;
+// The hash of a part of a file.
+Digest hash_part(File& file, std::uint64_t offset, std::uint64_t bytes) {
+  std::vector<std::byte> block(kHashBlock);
+  std::vector<Digest> digests;
+  for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
+    const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
+    read_exact(file, offset + at, piece);
+    digests.push_back(hash_block(piece));
+  }
+  return hash_digests(digests);
 }
 
-bool within(const std::filesystem::path& inner, const std::filesystem::path& outer) {
-  const auto relative = inner.lexically_relative(outer);
-  return !relative.empty() && *relative.begin() != "..";
+// True if `found` has everything that `expected` has: objects at least its keys, lists its length.
+bool holds(const Json& found, const Json& expected) {
+  if (expected.is_object() && found.is_object()) {
+    return std::all_of(expected.items().begin(), expected.items().end(), [&](const auto& item) {
+      return found.contains(item.key()) && holds(found.at(item.key()), item.value());
+    });
+  }
+  if (!expected.is_array() || !found.is_array()) return found == expected;
+  return std::equal(expected.begin(), expected.end(), found.begin(), found.end(),
+                    [](const Json& e, const Json& f) { return holds(f, e); });
 }
 
 }  // namespace
 
-void check_target(Disk& disk, const Plan& plan, const std::string& out) {
-  const auto target = canonical(out);
-  for (const Model& model : plan.models) {
-    const auto folder = canonical(model.folder);
-    if (target == folder || within(folder, target)) {
-      fail(Code::usage, fmt::format("{} holds the model {} that the recipe reads: choose another "
-                                    "output folder",
-                                    out, model.ref.text));
-    }
+Output::Output(Disk& disk, const Plan& plan, const std::string& out, const MergeOptions& options)
+    : disk_(disk),
+      plan_(plan),
+      options_(options),
+      target_(disk, plan, out, options.force, options.sync),
+      inputs_(disk, plan) {
+  const std::optional<Record> left = target_.unfinished();
+  const bool begun = left && left->begun;
+  if (target_.finished()) {
+    complete_ = options.resume && !begun;
+    if (complete_) return;
+    if (!options.force) target_.refuse_finished();
   }
-  if (const auto kind = disk.kind(out); kind == Disk::Kind::file || kind == Disk::Kind::other) {
-    fail(Code::usage, fmt::format("{} exists and is not a folder: choose another output", out));
+  if (begun && options.resume) {
+    reopen(*left);
+    return;
+  }
+  if (begun && !options.force) {
+    fail(Code::usage, fmt::format("an unfinished merge to {} is in {}: --resume continues it, "
+                                  "--force starts afresh",
+                                  out, target_.folder()));
+  }
+  if (left) target_.clear(left->files);
+  create();
+}
+
+void Output::replace_complete() {
+  if (!options_.force) target_.refuse_finished();
+  complete_ = false;
+  if (const auto& left = target_.unfinished()) target_.clear(left->files);
+  create();
+}
+
+Output::~Output() {
+  if (complete_ || published_ || kept_) return;
+  shards_.clear();
+  journal_.reset();
+  try {
+    target_.clear(names());
+  } catch (...) {  // the first error is the one to report
   }
 }
 
-Output::Output(Disk& disk, const Plan& plan, std::string out, const MergeOptions& options)
-    : disk_(disk), plan_(plan), out_(std::move(out)), options_(options) {
-  while (out_.size() > 1 && out_.ends_with('/')) out_.pop_back();
-  const auto path = std::filesystem::absolute(out_).lexically_normal();
-  parent_ = path.parent_path().string();
-  partial_ = (path.parent_path() / fmt::format(".{}.partial", path.filename().string())).string();
-  if (path.filename().empty()) fail(Code::usage, fmt::format("{}: not a name for a folder", out_));
+std::vector<std::string> Output::names() const {
+  std::vector<std::string> names = {kReceiptName};
+  for (const Shard& shard : plan_.shards) names.push_back(shard.file);
+  for (const Companion& companion : plan_.companions) names.push_back(companion.name);
+  return names;
+}
 
-  check_target(disk, plan, out_);
-  if (disk.kind(out_) == Disk::Kind::folder && !options.force) {
-    fail(Code::usage,
-         fmt::format("{} exists: --force replaces it once the new merge is complete", out_));
-  }
-  if (disk.kind(parent_) == Disk::Kind::absent) disk.make_folder(parent_);
+std::uint64_t Output::place(const Job& job) const {
+  return plan_.shards[job.shard].header.size() + job.offset;
+}
 
-  const std::string journal = partial_ + "/" + kJournal;
-  if (disk.kind(partial_) != Disk::Kind::absent) {
-    if (options.resume && disk.kind(journal) == Disk::Kind::file && reopen(journal)) return;
-    if (!options.resume && !options.force) {
-      fail(Code::usage, fmt::format("an unfinished merge to {} is in {}: --resume continues it, "
-                                    "--force starts afresh",
-                                    out_, partial_));
-    }
-    disk.remove(partial_);
+void Output::create() {
+  std::uint64_t need = 0;
+  for (const Shard& shard : plan_.shards) need += shard.header.size() + shard.data_bytes;
+  if (const std::uint64_t room = disk_.free_bytes(target_.parent()); room < need) {
+    fail(Code::io, fmt::format("{}: the merge needs {} bytes and the file system has {} free",
+                               target_.parent(), need, room));
   }
   try {
-    create();
+    target_.begin();
+    // First of all: it marks the folder as ours.
+    journal_.emplace(disk_, target_.journal(), fingerprint(plan_, options_.hash, inputs_), names(),
+                     options_.sync);
+    for (const Shard& shard : plan_.shards) {
+      auto file = disk_.create(target_.folder() + "/" + shard.file);
+      file->reserve(shard.header.size() + shard.data_bytes);
+      write_exact(*file, 0, bytes_of(shard.header));
+      shards_.push_back(std::move(file));
+    }
+    if (!options_.sync) return;
+    for (auto& file : shards_) file->sync();
+    disk_.sync_folder(target_.folder());
+    disk_.sync_folder(target_.parent());
   } catch (...) {
     shards_.clear();
     journal_.reset();
     try {
-      disk.remove(partial_);
+      target_.clear(names());
     } catch (const Error&) {  // the first error is the one to report
     }
     throw;
   }
 }
 
-Output::~Output() = default;
-
-std::uint64_t Output::place(const Job& job) const {
-  return plan_.shards[job.shard].header.size() + job.offset;
-}
-
-// What must not have changed for a former run's bytes to be this run's: the recipe, the options,
-// the output's layout, and the inputs by size and time of change.
-std::string Output::fingerprint() const {
-  std::string text = plan_.recipe.text + '\0' + describe_options(plan_.options).dump() + '\0';
-  for (const Shard& shard : plan_.shards) text += shard.file + '\0' + shard.header;
-  for (const Model& model : plan_.models) {
-    text += '\0' + model.ref.text;
-    for (std::uint32_t i = 0; i < model.checkpoint.file_count(); ++i) {
-      File& file = model.checkpoint.file(i);
-      std::error_code ignored;
-      const auto changed = std::filesystem::last_write_time(file.path(), ignored);
-      text += fmt::format("\0{} {} {}", file.path(), file.size(),
-                          ignored ? 0 : changed.time_since_epoch().count());
+void Output::reopen(const Record& record) {
+  const std::string& folder = target_.folder();
+  if (record.fingerprint != fingerprint(plan_, options_.hash, inputs_)) {
+    fail(Code::usage, fmt::format("{} was left by another job: recipe, options, an input or the "
+                                  "version of ingot differ; --force starts afresh",
+                                  folder));
+  }
+  const std::vector<std::string> known = names();
+  for (const std::string& name : disk_.list(folder)) {
+    if (name == kJournalName || std::find(known.begin(), known.end(), name) != known.end()) {
+      continue;
     }
+    fail(Code::usage, fmt::format("{} holds {}, which this merge did not write: move it away, then "
+                                  "--resume",
+                                  folder, name));
   }
-  return hash_block(bytes_of(text)).text();
-}
-
-void Output::create() {
-  std::uint64_t need = 0;
-  for (const Shard& shard : plan_.shards) need += shard.header.size() + shard.data_bytes;
-  if (const std::uint64_t room = disk_.free_bytes(parent_); room < need) {
-    fail(Code::io, fmt::format("{}: the merge needs {} bytes and the file system has {} free",
-                               parent_, need, room));
-  }
-  disk_.make_folder(partial_);
+  const auto damaged = [&](const std::string& path, const std::string& what) {
+    fail(Code::format, fmt::format("{}: {}: --force starts afresh", path, what));
+  };
   for (const Shard& shard : plan_.shards) {
-    auto file = disk_.create(partial_ + "/" + shard.file);
-    file->reserve(shard.header.size() + shard.data_bytes);
-    write_exact(*file, 0, bytes_of(shard.header));
-    shards_.push_back(std::move(file));
-  }
-  journal_ = disk_.create(partial_ + "/" + kJournal);
-  const std::string line = Json{{"fingerprint", fingerprint()}}.dump() + "\n";
-  write_exact(*journal_, 0, bytes_of(line));
-  journal_end_ = line.size();
-  if (options_.sync) {
-    for (auto& file : shards_) file->sync();
-    journal_->sync();
-    disk_.sync_folder(partial_);
-    disk_.sync_folder(parent_);
-  }
-}
-
-bool Output::reopen(const std::string& journal) {
-  const std::string text = read_text(disk_, journal, std::uint64_t{1} << 32);
-  bool first = true;
-  for (std::size_t at = 0; at < text.size();) {
-    const std::size_t end = text.find('\n', at);
-    if (end == std::string::npos) break;  // a line cut off by the interruption
-    const Json line = Json::parse(text.begin() + static_cast<std::ptrdiff_t>(at),
-                                  text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
-    if (line.is_discarded()) break;
-    if (first) {
-      if (!line.is_object() || line.value("fingerprint", "") != fingerprint()) {
-        fail(Code::usage,
-             fmt::format(
-                 "{} was left by a merge of another recipe, other options or inputs that have "
-                 "changed since: --force starts afresh",
-                 partial_));
-      }
-      first = false;
-    } else if (line.is_object() && line.contains("job") && line.contains("entry") &&
-               line["job"].is_number_unsigned() &&
-               line["job"].get<std::size_t>() < plan_.jobs.size()) {
-      finished_[line["job"].get<std::size_t>()] = print_line(line["entry"]);
-    }
-    at = end + 1;
-    journal_end_ = at;
-  }
-  if (first) return false;  // interrupted before it had begun
-  for (const Shard& shard : plan_.shards) {
-    auto file = disk_.update(partial_ + "/" + shard.file);
+    auto file = disk_.update(folder + "/" + shard.file);
     if (const std::uint64_t size = shard.header.size() + shard.data_bytes; file->size() != size) {
-      fail(Code::io, fmt::format("{}: {} bytes found, {} expected: --force starts afresh",
-                                 file->path(), file->size(), size));
+      damaged(file->path(), fmt::format("{} bytes found, {} expected", file->size(), size));
     }
+    std::string header(shard.header.size(), '\0');
+    read_exact(*file, 0, std::as_writable_bytes(std::span(header.data(), header.size())));
+    if (header != shard.header) damaged(file->path(), "its header is not the one that was written");
     shards_.push_back(std::move(file));
   }
-  journal_ = disk_.update(journal);
-  return true;
+  for (const auto& [index, line] : record.finished) {
+    const auto bad = [&] { damaged(target_.journal(), fmt::format("job {} is not known", index)); };
+    if (index >= plan_.jobs.size()) bad();
+    const Job& job = plan_.jobs[index];
+    const Json entry = json_of(line, target_.journal());
+    if (!holds(entry, describe_plan(plan_, job)) || !entry.contains("hash")) bad();
+    File& shard = *shards_[job.shard];
+    if (entry["hash"] != hash_part(shard, place(job), job.output.bytes()).text()) {
+      damaged(shard.path(), fmt::format("the bytes of {} are not those that the journal has the "
+                                        "hash of",
+                                        job.output.name));
+    }
+  }
+  finished_ = record.finished;
+  journal_.emplace(disk_, target_.journal(), record, options_.sync);
+  kept_ = true;
 }
 
 void Output::done(std::size_t job, std::string line) {
@@ -209,37 +214,45 @@ void Output::flush() {
     const std::lock_guard lock(mutex_);
     batch.swap(waiting_);
   }
-  if (batch.empty()) return;
-  std::vector<bool> touched(shards_.size());
-  std::string text;
-  for (const auto& [job, line] : batch) {
-    touched[plan_.jobs[job].shard] = true;
-    text += fmt::format("{{\"job\":{},\"entry\":{}}}\n", job, line);
-  }
+  // Without hashes nobody could tell later whether what is kept is whole.
+  if (batch.empty() || !options_.hash) return;
   if (options_.sync) {
+    std::vector<bool> touched(shards_.size());
+    for (const auto& [job, line] : batch) touched[plan_.jobs[job].shard] = true;
     for (std::size_t i = 0; i < shards_.size(); ++i) {
       if (touched[i]) shards_[i]->sync();
     }
   }
-  write_exact(*journal_, journal_end_, bytes_of(text));
-  journal_end_ += text.size();
-  if (options_.sync) journal_->sync();
+  journal_->finished(batch);
+  kept_ = true;
 }
 
 void Output::publish(const std::vector<std::string>& lines) {
   flush();
   std::vector<std::pair<std::string, Digest>> files;
   for (const Companion& companion : plan_.companions) {
-    const std::string to = partial_ + "/" + companion.name;
+    const std::string to = target_.folder() + "/" + companion.name;
+    // What a former run left there may be a link to something else by now.
+    disk_.remove(to);
     files.emplace_back(companion.name, companion.from.empty()
                                            ? write_text(disk_, to, companion.text, options_.sync)
                                            : copy_file(disk_, companion.from, to, options_.sync));
   }
+  if (const std::string path = inputs_.changed(Snapshot(disk_, plan_)); !path.empty()) {
+    kept_ = false;  // nobody knows which tensors were read before the change
+    fail(Code::io, fmt::format("{} changed while it was merged, so the result would be a mixture: "
+                               "nothing was written; run the merge again",
+                               path));
+  }
+  Hasher hash;
   {
-    const auto receipt = disk_.create(partial_ + "/" + kReceiptName);
+    const std::string to = fmt::format("{}/{}", target_.folder(), kReceiptName);
+    disk_.remove(to);
+    const auto receipt = disk_.create(to);
     std::uint64_t end = 0;
     print_receipt(plan_, lines, files, [&](std::string_view piece) {
-      write_exact(*receipt, end, std::as_bytes(std::span(piece.data(), piece.size())));
+      write_exact(*receipt, end, bytes_of(piece));
+      hash.add(piece);
       end += piece.size();
     });
     if (options_.sync) receipt->sync();
@@ -248,17 +261,9 @@ void Output::publish(const std::vector<std::string>& lines) {
     for (auto& file : shards_) file->sync();
   }
   shards_.clear();
-  journal_.reset();
-  disk_.remove(partial_ + "/" + kJournal);
-  if (options_.sync) disk_.sync_folder(partial_);
-  if (disk_.kind(out_) == Disk::Kind::folder) {
-    disk_.exchange(partial_, out_);
-    if (options_.sync) disk_.sync_folder(parent_);
-    disk_.remove(partial_);  // the former OUT
-  } else {
-    disk_.rename(partial_, out_);
-    if (options_.sync) disk_.sync_folder(parent_);
-  }
+  kept_ = true;  // whatever happens now, the folder is whole
+  target_.publish(*journal_, hash.digest().text());
+  published_ = true;
 }
 
 }  // namespace ingot

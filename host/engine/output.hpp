@@ -4,23 +4,33 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "engine/receipt.hpp"
+#include "engine/journal.hpp"
+#include "engine/snapshot.hpp"
+#include "engine/target.hpp"
 #include "ingot/merge.hpp"
 
 namespace ingot {
 
-// `.<name>.partial` beside OUT. Construction refuses or prepares it, publish() turns it into OUT;
-// without publish() it stays for --resume. done() is thread-safe, the rest is for one thread.
+// Construction refuses or prepares the working folder, publish() turns it into OUT; without
+// publish() it stays for --resume, if anything in it is finished. done() is thread-safe, the rest
+// is for one thread.
 class Output {
  public:
-  // Throws Error{usage} where OUT or an unfinished merge is in the way, naming the option that
-  // helps; Error{io} where the disk has no room. A fresh partial folder that cannot be completed is
-  // removed.
-  Output(Disk& disk, const Plan& plan, std::string out, const MergeOptions& options);
+  // Throws Error{usage} for what is in the way of OUT or of the working folder, naming the option
+  // that helps; Error{format} for a journal, a header or a finished tensor that is damaged;
+  // Error{io} where the disk has no room.
+  Output(Disk& disk, const Plan& plan, const std::string& out, const MergeOptions& options);
+  // Removes a working folder in which nothing is finished.
   ~Output();
+
+  // True if OUT holds a finished merge that may be this one, under --resume: nothing was prepared.
+  [[nodiscard]] bool complete() const noexcept { return complete_; }
+  // It is another one: starts afresh under --force, else throws.
+  void replace_complete();
 
   [[nodiscard]] File& shard(std::uint32_t index) { return *shards_[index]; }
   // Offset in the shard's file of a job's first byte.
@@ -35,30 +45,32 @@ class Output {
   void done(std::size_t job, std::string line);
   // Makes all done() jobs durable and enters them in the journal.
   void flush();
-  // Writes companions and receipt, syncs, and puts the folder in place of OUT.
+  // Writes companions and receipt, syncs, and puts the folder in place of OUT. Error{io} if a file
+  // that the merge read is not what it was when the merge began.
   void publish(const std::vector<std::string>& lines);
 
-  [[nodiscard]] const std::string& partial() const noexcept { return partial_; }
+  // True if the working folder holds something to go on from.
+  [[nodiscard]] bool resumable() const noexcept { return kept_; }
+  [[nodiscard]] const std::string& partial() const noexcept { return target_.folder(); }
 
  private:
-  [[nodiscard]] std::string fingerprint() const;
   void create();
-  // Takes up what a former run left; false if it left nothing to take up.
-  [[nodiscard]] bool reopen(const std::string& journal);
+  // Takes up the tensors that a former run finished, after a look at their bytes.
+  void reopen(const Record& record);
+  // Every name that the finished folder has.
+  [[nodiscard]] std::vector<std::string> names() const;
 
   Disk& disk_;
   const Plan& plan_;
-  std::string out_, parent_, partial_;
-  MergeOptions options_;
+  const MergeOptions options_;
+  Target target_;
+  Snapshot inputs_;
+  bool complete_ = false, kept_ = false, published_ = false;
   std::vector<std::unique_ptr<File>> shards_;
-  std::unique_ptr<File> journal_;
-  std::uint64_t journal_end_ = 0;
+  std::optional<Journal> journal_;
   std::map<std::size_t, std::string> finished_;
   std::mutex mutex_;
   std::vector<std::pair<std::size_t, std::string>> waiting_;  // done, not yet in the journal
 };
-
-// Throws Error{usage} if writing OUT would replace or lie within a folder the merge reads.
-void check_target(Disk& disk, const Plan& plan, const std::string& out);
 
 }  // namespace ingot

@@ -16,6 +16,7 @@
 #include "plan/sections.hpp"
 #include "plan/tensors.hpp"
 #include "plan/types.hpp"
+#include "store/recorder.hpp"
 
 namespace ingot {
 namespace plan {
@@ -100,7 +101,9 @@ void run(Disk& disk, Draft& draft, Rules& rules) {
 }  // namespace
 }  // namespace plan
 
-Plan build(Disk& disk, Recipe recipe, PlanOptions options) {
+namespace {
+
+Plan build_from(Disk& disk, Recipe recipe, PlanOptions options) {
   Plan result;
   result.recipe = std::move(recipe);
   result.options = std::move(options);
@@ -133,6 +136,15 @@ Plan build(Disk& disk, Recipe recipe, PlanOptions options) {
   result.problems = problems.finish();
   for (const std::string& name : rules.waived()) result.recipe.waived.push_back(name);
   return result;
+}
+
+}  // namespace
+
+Plan build(Disk& disk, Recipe recipe, PlanOptions options) {
+  Recorder recorder(disk);
+  Plan plan = build_from(recorder, std::move(recipe), std::move(options));
+  plan.read = recorder.opened();
+  return plan;
 }
 
 bool Plan::sound() const noexcept {

@@ -51,18 +51,6 @@ bool hexadecimal(std::string_view text) {
                      [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
 }
 
-// Where huggingface_hub keeps its downloads.
-std::string hub_cache() {
-  const std::string home = variable("HOME");
-  const auto expand = [&](const std::string& path) {
-    return path.starts_with("~/") ? under(home, path.substr(2)) : path;
-  };
-  if (const std::string cache = variable("HF_HUB_CACHE"); !cache.empty()) return expand(cache);
-  if (const std::string hub = variable("HF_HOME"); !hub.empty()) return under(expand(hub), "hub");
-  const std::string cache = variable("XDG_CACHE_HOME");
-  return under(cache.empty() ? under(home, ".cache") : expand(cache), "huggingface/hub");
-}
-
 // The commit a revision stands for in a repository's cache folder, or empty: a branch or tag
 // through refs/, else a commit, whole or abbreviated, among the snapshots.
 std::string commit_of(Disk& disk, const std::string& repository, const std::string& revision) {
@@ -97,6 +85,17 @@ std::string commit_of(Disk& disk, const std::string& repository, const std::stri
 }
 
 }  // namespace
+
+std::string hub_cache() {
+  const std::string home = variable("HOME");
+  const auto expand = [&](const std::string& path) {
+    return path.starts_with("~/") ? under(home, path.substr(2)) : path;
+  };
+  if (const std::string cache = variable("HF_HUB_CACHE"); !cache.empty()) return expand(cache);
+  if (const std::string hub = variable("HF_HOME"); !hub.empty()) return under(expand(hub), "hub");
+  const std::string cache = variable("XDG_CACHE_HOME");
+  return under(cache.empty() ? under(home, ".cache") : expand(cache), "huggingface/hub");
+}
 
 ModelRef settle(Disk& disk, ModelRef ref, const std::string& root) {
   if (!ref.mapped && (!ref.revision.empty() || !ref.adapters.empty() || ref.path != ref.text) &&

@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -50,6 +51,7 @@ class Descriptor {
   Descriptor& operator=(const Descriptor&) = delete;
 
   [[nodiscard]] int get() const noexcept { return number_; }
+  [[nodiscard]] int release() noexcept { return std::exchange(number_, -1); }
 
  private:
   int number_;
@@ -59,6 +61,76 @@ struct stat status(int descriptor, const std::string& path) {
   struct stat result {};
   if (::fstat(descriptor, &result) != 0) throw system_error("examine " + path, errno);
   return result;
+}
+
+Identity identity_of(const struct stat& info) {
+  const auto nanoseconds = [](const timespec& time) {
+    return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  };
+  return {info.st_dev, info.st_ino, static_cast<std::uint64_t>(info.st_size),
+          nanoseconds(info.st_mtim), nanoseconds(info.st_ctim)};
+}
+
+// Every lock file begins so: a file that does not is somebody else's.
+constexpr std::string_view kLockStart = "{\"ingot\":\"lock\"";
+
+class MachineLock final : public Lock {
+ public:
+  MachineLock(std::string path, int descriptor) : path_(std::move(path)), file_(descriptor) {}
+  // Removed while the lock is held, so that the next process either finds no file or notices that
+  // the one it has opened is gone.
+  ~MachineLock() override { ::unlink(path_.c_str()); }
+
+ private:
+  std::string path_;
+  Descriptor file_;
+};
+
+std::unique_ptr<Lock> lock_file(const std::string& path, const std::string& text,
+                                std::string& holder) {
+  for (;;) {
+    constexpr int kFlags = O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    int number = retry([&] { return ::open(path.c_str(), kFlags | O_CREAT | O_EXCL, 0666); });
+    const bool created = number >= 0;
+    if (!created && errno == EEXIST) {
+      number = retry([&] { return ::open(path.c_str(), kFlags); });
+      if (number < 0 && errno == ENOENT) continue;  // its holder has just removed it
+    }
+    if (number < 0) throw system_error("create the lock file " + path, errno);
+    Descriptor file(number);
+    const struct stat opened = status(number, path);
+    holder.resize(4096);
+    const ssize_t count =
+        S_ISREG(opened.st_mode) ? ::pread(number, holder.data(), holder.size(), 0) : -1;
+    holder.resize(count > 0 ? static_cast<std::size_t>(count) : 0);
+    // A lock file without text was left by a process that ended between two system calls.
+    if (!S_ISREG(opened.st_mode) || (!holder.empty() && !holder.starts_with(kLockStart))) {
+      fail(Code::usage, path + " is not a lock file of ingot: move it away, or choose another "
+                               "output folder");
+    }
+    if (retry([&] { return ::flock(number, LOCK_EX | LOCK_NB); }) != 0) {
+      if (errno == EWOULDBLOCK) return nullptr;
+      // No locks on this file system: that the file could be created is all there is.
+      if (!created) {
+        fail(Code::usage,
+             fmt::format("{} exists, and its file system has no locks that would tell whether its "
+                         "writer lives ({}): if no other ingot is at work there, remove the file",
+                         path, holder.substr(0, holder.find('\n'))));
+      }
+    }
+    struct stat now {};
+    if (::stat(path.c_str(), &now) != 0 || now.st_dev != opened.st_dev ||
+        now.st_ino != opened.st_ino) {
+      continue;  // its former holder removed it between the opening and the locking
+    }
+    if (::ftruncate(number, 0) != 0 ||
+        ::pwrite(number, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) {
+      const int error = errno;
+      ::unlink(path.c_str());
+      throw system_error("write the lock file " + path, error);
+    }
+    return std::make_unique<MachineLock>(path, file.release());
+  }
 }
 
 std::uint64_t free_bytes_at(const std::string& path) {
@@ -226,24 +298,39 @@ class MachineDisk final : public Disk {
     if (error) throw system_error("make the folder " + path, error.value());
   }
 
-  void rename(const std::string& from, const std::string& to) override {
-    if (::rename(from.c_str(), to.c_str()) != 0) {
-      throw system_error(fmt::format("rename {} to {}", from, to), errno);
-    }
+  [[nodiscard]] bool rename(const std::string& from, const std::string& to) override {
+    if (::rename(from.c_str(), to.c_str()) == 0) return true;
+    if (errno == EXDEV) return false;
+    throw system_error(fmt::format("rename {} to {}", from, to), errno);
   }
 
-  void exchange(const std::string& a, const std::string& b) override {
-    if (::renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) == 0) return;
-    const int error = errno;
-    if (error != EINVAL && error != ENOSYS) {
-      throw system_error(fmt::format("exchange {} and {}", a, b), error);
+  [[nodiscard]] bool rename_new(const std::string& from, const std::string& to) override {
+    if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) {
+      return true;
     }
-    exchange_in_steps(*this, a, b);
+    if (errno == EEXIST) return false;
+    if (errno != EINVAL && errno != ENOSYS) {
+      throw system_error(fmt::format("rename {} to {}", from, to), errno);
+    }
+    // This file system cannot do both at once. Between the two a folder could only take the place
+    // of an empty one.
+    struct stat info {};
+    if (::lstat(to.c_str(), &info) == 0) return false;
+    if (::rename(from.c_str(), to.c_str()) == 0) return true;
+    if (errno == EEXIST || errno == ENOTEMPTY || errno == ENOTDIR || errno == EISDIR) return false;
+    throw system_error(fmt::format("rename {} to {}", from, to), errno);
+  }
+
+  [[nodiscard]] bool exchange(const std::string& a, const std::string& b) override {
+    if (::renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) == 0) return true;
+    // EXDEV: an overlay's lower layer.
+    if (errno == EINVAL || errno == ENOSYS || errno == EXDEV || errno == EOPNOTSUPP) return false;
+    throw system_error(fmt::format("exchange {} and {}", a, b), errno);
   }
 
   void remove(const std::string& path) override {
     std::error_code error;
-    std::filesystem::remove_all(path, error);
+    std::filesystem::remove(path, error);
     if (error) throw system_error("remove " + path, error.value());
   }
 
@@ -255,6 +342,32 @@ class MachineDisk final : public Disk {
     if (retry([&] { return ::fsync(folder.get()); }) != 0 && errno != EINVAL) {
       throw system_error("bring the folder " + path + " to stable storage", errno);
     }
+  }
+
+  [[nodiscard]] std::optional<Identity> identity(const std::string& path) override {
+    struct stat info {};
+    if (::stat(path.c_str(), &info) == 0) return identity_of(info);
+    if (errno == ENOENT || errno == ENOTDIR || errno == ELOOP || errno == ENAMETOOLONG) {
+      return std::nullopt;
+    }
+    throw system_error("examine " + path, errno);
+  }
+
+  [[nodiscard]] bool mount_point(const std::string& path) override {
+    struct statx info {};
+    if (::statx(AT_FDCWD, path.c_str(), AT_NO_AUTOMOUNT, STATX_TYPE, &info) == 0 &&
+        (info.stx_attributes_mask & STATX_ATTR_MOUNT_ROOT) != 0) {
+      return (info.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
+    }
+    // Kernels before 5.8 do not say; another device than the parent's is what they show.
+    struct stat own {}, above {};
+    return ::stat(path.c_str(), &own) == 0 && ::stat((path + "/..").c_str(), &above) == 0 &&
+           (own.st_dev != above.st_dev || own.st_ino == above.st_ino);
+  }
+
+  [[nodiscard]] std::unique_ptr<Lock> lock(const std::string& path, const std::string& text,
+                                           std::string& holder) override {
+    return lock_file(path, text, holder);
   }
 
   [[nodiscard]] std::uint64_t free_bytes(const std::string& path) override {
@@ -281,21 +394,6 @@ void write_exact(File& file, std::uint64_t offset, std::span<const std::byte> da
     offset += count;
     data = data.subspan(count);
   }
-}
-
-void exchange_in_steps(Disk& disk, const std::string& a, const std::string& b) {
-  const std::string aside = b + ".exchange";
-  if (disk.kind(aside) != Disk::Kind::absent) {
-    fail(Code::io, fmt::format("cannot exchange {} and {}: {} is in the way", a, b, aside));
-  }
-  disk.rename(b, aside);
-  try {
-    disk.rename(a, b);
-  } catch (...) {
-    disk.rename(aside, b);
-    throw;
-  }
-  disk.rename(aside, a);
 }
 
 std::unique_ptr<Disk> system_disk() { return std::make_unique<MachineDisk>(); }

@@ -17,8 +17,4 @@ namespace ingot {
 // The error of a file that ends `wanted` bytes too early, at `offset`.
 [[nodiscard]] Error end_of_file(std::string_view path, std::uint64_t offset, std::uint64_t wanted);
 
-// Disk::exchange for file systems that cannot do it in one step: in three, nothing is ever without
-// a name, and if the second fails the first is undone.
-void exchange_in_steps(Disk& disk, const std::string& a, const std::string& b);
-
 }  // namespace ingot

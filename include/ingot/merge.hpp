@@ -15,7 +15,7 @@ struct MergeOptions {
   int threads = 0;                                // 0: as many as the machine has
   std::string isa;                                // "", "v2", "v3", "v4"
   bool force = false;                             // replace an existing OUT
-  bool resume = false;                            // continue a partial one
+  bool resume = false;  // continue a partial one; a finished one of the same job is left as it is
   bool sync = true;                               // wait for stable storage before the rename
   bool hash = true;                               // receipts; off only for measurements
   enum class Storage { automatic, mapped, direct, buffered };
@@ -29,7 +29,8 @@ struct Report {
   std::string solver;   // what decomposed, with its version; empty: nothing was decomposed
   std::string storage;  // which path the bytes took
   std::uint64_t tensors = 0, merged = 0, copied = 0, unused = 0, resumed = 0;
-  std::uint64_t bytes_read = 0, bytes_written = 0;
+  bool complete = false;  // OUT was finished before this run, and was verified: nothing was written
+  std::uint64_t bytes_read = 0, bytes_written = 0;  // by this run: without what was resumed
   double seconds = 0;
   double storage_rate = 0;        // bytes/s the storage was measured at; 0: not measured
   std::uint64_t peak_memory = 0;  // anonymous resident bytes

@@ -125,6 +125,7 @@ struct Plan {
   std::vector<Companion> companions;  // config.json, tokenizer, index, card, recipe, ...
   std::vector<Unused> unused;
   std::vector<Problem> problems;  // all of them, in the order found
+  std::vector<std::string> read;  // paths of all files that planning opened, sorted
   std::string architecture;       // "LlamaForCausalLM", or why it is not known
   std::uint64_t bytes_in = 0;     // read by a merge, each input byte once
   std::uint64_t bytes_out = 0;
@@ -147,5 +148,8 @@ struct Plan {
 // A model reference as a folder on this machine: an existing folder or file, or a Hub name in the
 // local cache (HF_HUB_CACHE, HF_HOME). Throws Error{missing} with the command that downloads it.
 [[nodiscard]] std::string resolve(Disk& disk, const ModelRef& ref, const std::string& root);
+
+// Where huggingface_hub keeps its downloads; the folder need not exist.
+[[nodiscard]] std::string hub_cache();
 
 }  // namespace ingot

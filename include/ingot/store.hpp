@@ -49,6 +49,24 @@ class File {
 void read_exact(File& file, std::uint64_t offset, std::span<std::byte> data);
 void write_exact(File& file, std::uint64_t offset, std::span<const std::byte> data);
 
+// A state of a file or folder: equal identities mean the same object, unchanged in between.
+struct Identity {
+  std::uint64_t device = 0, inode = 0, size = 0;
+  std::int64_t modified = 0, changed = 0;  // nanoseconds since 1970: of the content, of anything
+
+  friend bool operator==(const Identity&, const Identity&) = default;
+};
+
+// A lock file that this process holds. The destructor removes the file; the operating system
+// releases the lock however the process ends.
+class Lock {
+ public:
+  virtual ~Lock() = default;
+  Lock() = default;
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+};
+
 // A file system. The one of the machine is system_disk(); tests put a failing one in its place.
 class Disk {
  public:
@@ -66,12 +84,26 @@ class Disk {
   // Names (not paths) in a folder, sorted.
   [[nodiscard]] virtual std::vector<std::string> list(const std::string& folder) = 0;
   virtual void make_folder(const std::string& path) = 0;  // and its parents; existing is fine
-  virtual void rename(const std::string& from, const std::string& to) = 0;
-  // Exchanges two existing paths, atomically where the file system can.
-  virtual void exchange(const std::string& a, const std::string& b) = 0;
-  // Removes a file or a whole folder; absent is fine.
+  // Renames. A folder may take the place of an empty folder, never of anything else. False where
+  // the file system cannot move this folder (an overlay's lower layer); every other failure throws.
+  [[nodiscard]] virtual bool rename(const std::string& from, const std::string& to) = 0;
+  // Renames, and returns false and does nothing if `to` exists.
+  [[nodiscard]] virtual bool rename_new(const std::string& from, const std::string& to) = 0;
+  // Exchanges two existing paths atomically; false where the file system cannot.
+  [[nodiscard]] virtual bool exchange(const std::string& a, const std::string& b) = 0;
+  // Removes a file, a link or an empty folder; absent is fine. Nothing here removes more at once.
   virtual void remove(const std::string& path) = 0;
   virtual void sync_folder(const std::string& path) = 0;
+  // Nothing if there is nothing at the path. Links are followed.
+  [[nodiscard]] virtual std::optional<Identity> identity(const std::string& path) = 0;
+  // True if another file system, or another part of one, is mounted at the path.
+  [[nodiscard]] virtual bool mount_point(const std::string&) { return false; }
+  // Creates the file `path`, or takes it over from a process that is gone, and writes `text` to
+  // it. Null if another process holds it, whose text is then in `holder`. Works on network file
+  // systems that have locks; where there are none, a file that exists is Error{usage}, since nobody
+  // can know whether its writer lives.
+  [[nodiscard]] virtual std::unique_ptr<Lock> lock(const std::string& path, const std::string& text,
+                                                   std::string& holder) = 0;
   // Free space of the file system that holds, or would hold, the path.
   [[nodiscard]] virtual std::uint64_t free_bytes(const std::string& path) = 0;
 };

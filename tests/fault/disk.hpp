@@ -105,13 +105,25 @@ class FaultyDisk : public Disk {
     script_.step(Script::Sort::write, path);
     disk_->make_folder(path);
   }
-  void rename(const std::string& from, const std::string& to) override {
+  bool rename(const std::string& from, const std::string& to) override {
     script_.step(Script::Sort::other, from);
-    disk_->rename(from, to);
+    return disk_->rename(from, to);
   }
-  void exchange(const std::string& a, const std::string& b) override {
+  bool rename_new(const std::string& from, const std::string& to) override {
+    script_.step(Script::Sort::other, from);
+    return disk_->rename_new(from, to);
+  }
+  bool exchange(const std::string& a, const std::string& b) override {
     script_.step(Script::Sort::other, a);
-    disk_->exchange(a, b);
+    return disk_->exchange(a, b);
+  }
+  std::optional<Identity> identity(const std::string& path) override {
+    return disk_->identity(path);
+  }
+  std::unique_ptr<Lock> lock(const std::string& path, const std::string& text,
+                             std::string& holder) override {
+    script_.step(Script::Sort::write, path);
+    return disk_->lock(path, text, holder);
   }
   void remove(const std::string& path) override {
     script_.step(Script::Sort::other, path);

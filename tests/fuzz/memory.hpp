@@ -72,10 +72,19 @@ class MemoryDisk : public Disk {
     return {names.begin(), names.end()};
   }
   void make_folder(const std::string& path) override { refuse(path); }
-  void rename(const std::string& from, const std::string&) override { refuse(from); }
-  void exchange(const std::string& a, const std::string&) override { refuse(a); }
+  bool rename(const std::string& from, const std::string&) override { refuse(from); }
+  bool rename_new(const std::string& from, const std::string&) override { refuse(from); }
+  bool exchange(const std::string& a, const std::string&) override { refuse(a); }
   void remove(const std::string& path) override { refuse(path); }
   void sync_folder(const std::string& path) override { refuse(path); }
+  std::optional<Identity> identity(const std::string& path) override {
+    const auto at = files_.find(path);
+    if (at == files_.end()) return std::nullopt;
+    return Identity{0, 0, at->second.size(), 0, 0};
+  }
+  std::unique_ptr<Lock> lock(const std::string& path, const std::string&, std::string&) override {
+    refuse(path);
+  }
   std::uint64_t free_bytes(const std::string&) override { return 0; }
 
  private:

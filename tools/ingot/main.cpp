@@ -15,6 +15,7 @@
 #include "ingot/error.hpp"
 #include "ingot/recipe.hpp"
 #include "ingot/store.hpp"
+#include "ingot/version.hpp"
 
 namespace ingot::tool {
 namespace {
@@ -89,7 +90,7 @@ int run(int count, char** words) {
   take_all_processors();
   open_files();
   CLI::App program("ingot merges language-model checkpoints.", "ingot");
-  program.set_version_flag("--version", "ingot " INGOT_VERSION, "Print the version");
+  program.set_version_flag("--version", fmt::format("ingot {}", version()), "Print the version");
   program.set_help_flag("-h,--help", "Print this help");
   program.require_subcommand(1);
   program.formatter(std::make_shared<Help>());  // shared by CLI11 with every subcommand

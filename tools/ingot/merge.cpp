@@ -29,6 +29,7 @@ Json describe(const Report& report, const std::vector<Activity>& devices) {
             {"copied", report.copied},
             {"unused", report.unused},
             {"resumed", report.resumed},
+            {"complete", report.complete},
             {"bytes_read", report.bytes_read},
             {"bytes_written", report.bytes_written},
             {"seconds", report.seconds},
@@ -96,6 +97,10 @@ std::string busy(const Activity& device, double seconds) {
 }
 
 std::string narrate(const Report& report, const std::vector<Activity>& devices) {
+  if (report.complete) {
+    return fmt::format("{} is complete: {} verified, nothing was left to do\n", report.out,
+                       show_count(report.tensors, "tensor"));
+  }
   std::string text = fmt::format("wrote {}: {} ({} merged, {} copied), {} read, {} written\n",
                                  report.out, show_count(report.tensors, "tensor"),
                                  show_count(report.merged), show_count(report.copied),

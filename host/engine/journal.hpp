@@ -1,0 +1,60 @@
+// journal.jsonl in the working folder: which job is at work there, and which of its tensors are
+// finished (docs/formats.md, "Journal").
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ingot/store.hpp"
+
+namespace ingot {
+
+inline constexpr std::string_view kJournalName = "journal.jsonl";
+
+// What a journal says.
+struct Record {
+  bool begun = false;              // its first line is whole; if not, nothing was done
+  std::string fingerprint;         // of the job
+  std::vector<std::string> files;  // every name that the run may create in its folder
+  std::map<std::size_t, std::string> finished;  // receipt entries (print_line) by job
+  // Publishing has begun, with a receipt of this hash; and OUT's former files of these names are
+  // being removed one by one.
+  std::optional<std::string> receipt;
+  std::optional<std::vector<std::string>> removing;
+  std::uint64_t end = 0;  // bytes of its whole lines
+};
+
+// Reads a journal. A last line without an end was cut off by an interruption and does not count.
+// Throws Error{format} for what is no journal of this version, and for a line whose hash is wrong.
+[[nodiscard]] Record read_journal(Disk& disk, const std::string& path);
+
+// A journal that is being written.
+class Journal {
+ public:
+  // Creates the file with its first line.
+  Journal(Disk& disk, const std::string& path, const std::string& fingerprint,
+          const std::vector<std::string>& files, bool sync);
+  // Goes on after the lines of `record`.
+  Journal(Disk& disk, const std::string& path, const Record& record, bool sync);
+
+  // Appends one line for each finished job, in one write.
+  void finished(const std::vector<std::pair<std::size_t, std::string>>& lines);
+  void publishing(const std::string& receipt);
+  void removing(const std::vector<std::string>& names);
+  // After this the file may have been moved.
+  void sync();
+
+ private:
+  void append(const std::string& text);
+
+  std::unique_ptr<File> file_;
+  std::uint64_t end_ = 0;
+  bool sync_;
+};
+
+}  // namespace ingot

@@ -1,0 +1,79 @@
+// Where a merge writes: OUT, the working folder beside it, and the step from the one to the other
+// (docs/architecture.md, "Publishing").
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "engine/journal.hpp"
+#include "ingot/plan.hpp"
+#include "ingot/store.hpp"
+
+namespace ingot {
+
+// Beside OUT, all of them hidden: `.NAME.partial` is the working folder, `.NAME.lock` the lock that
+// this process holds, `.NAME.journal` the journal while OUT is being replaced, `.NAME.former` the
+// old OUT where a file system cannot exchange two folders.
+//
+// For one thread.
+class Target {
+ public:
+  // Takes the lock, brings an interrupted publishing to an end, and looks at OUT and the working
+  // folder. Throws Error{usage} for everything in the way: another run, a mount point, files that
+  // ingot did not write, an OUT that exists (unless `force`, and it holds nothing but what its
+  // receipt names; or it is an empty folder), a folder that holds something the merge reads.
+  Target(Disk& disk, const Plan& plan, const std::string& out, bool force, bool sync);
+  ~Target();
+  Target(const Target&) = delete;
+  Target& operator=(const Target&) = delete;
+
+  [[nodiscard]] const std::string& out() const noexcept { return out_; }
+  [[nodiscard]] const std::string& folder() const noexcept { return partial_; }
+  // The folder that holds both.
+  [[nodiscard]] const std::string& parent() const noexcept { return parent_; }
+  [[nodiscard]] std::string journal() const;
+
+  // True if OUT holds a finished merge. Without `force` it is in the way of a new one: refuse()
+  // says so.
+  [[nodiscard]] bool finished() const noexcept { return present_ == Present::merged; }
+  void refuse_finished() const;
+  // The journal of an unfinished merge in the working folder, if there is one.
+  [[nodiscard]] const std::optional<Record>& unfinished() const noexcept { return unfinished_; }
+
+  // Makes the working folder, empty.
+  void begin();
+  // Removes the working folder with every file of these names. Anything else in it is Error{usage}
+  // and stays, with all the rest.
+  void clear(const std::vector<std::string>& names);
+
+  // Puts the complete working folder in OUT's place. Everything in it is on stable storage;
+  // `receipt` is the hash of the receipt's text. OUT is looked at again first: what appeared there
+  // meanwhile is Error{usage} and stays, and so does the working folder.
+  void publish(Journal& journal, const std::string& receipt);
+
+ private:
+  enum class Present { nothing, empty, merged };
+
+  void leave() noexcept;
+  void locate(const std::string& out);
+  void protect(const Plan& plan) const;
+  void examine(bool force);
+  void recover();
+  void replace(Journal& journal);
+  void sync_parent() const;
+  [[noreturn]] void give_back(const std::string& reason);
+
+  Disk& disk_;
+  std::string out_, parent_, name_, partial_, moved_journal_, former_;
+  bool sync_;
+  std::vector<std::string> made_;  // folders above OUT that did not exist, deepest first
+  Present present_ = Present::nothing;
+  std::set<std::string> names_;  // of OUT's files, where it holds a merge
+  std::optional<Record> unfinished_;
+  std::unique_ptr<Lock> lock_;
+};
+
+}  // namespace ingot
