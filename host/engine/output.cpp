@@ -83,10 +83,13 @@ Output::Output(Disk& disk, const Plan& plan, const std::string& out, const Merge
     if (!options.force) target_.refuse_finished();
   }
   if (begun && options.resume) {
-    reopen(*left);
-    return;
+    check_job(*left);
+    if (!left->finished.empty()) {
+      reopen(*left);
+      return;
+    }
   }
-  if (begun && !options.force) {
+  if (begun && !options.force && !options.resume) {
     fail(Code::usage, fmt::format("an unfinished merge to {} is in {}: --resume continues it, "
                                   "--force starts afresh",
                                   out, target_.folder()));
@@ -156,13 +159,17 @@ void Output::create() {
   }
 }
 
-void Output::reopen(const Record& record) {
+void Output::check_job(const Record& record) const {
   const std::string& folder = target_.folder();
   if (record.fingerprint != fingerprint(plan_, options_.hash, inputs_)) {
     fail(Code::usage, fmt::format("{} was left by another job: recipe, options, an input or the "
                                   "version of ingot differ; --force starts afresh",
                                   folder));
   }
+}
+
+void Output::reopen(const Record& record) {
+  const std::string& folder = target_.folder();
   const std::vector<std::string> known = names();
   for (const std::string& name : disk_.list(folder)) {
     if (name == kJournalName || std::find(known.begin(), known.end(), name) != known.end()) {

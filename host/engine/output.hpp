@@ -55,6 +55,8 @@ class Output {
 
  private:
   void create();
+  // Throws Error{usage} if the record is of another job than this one.
+  void check_job(const Record& record) const;
   // Takes up the tensors that a former run finished, after a look at their bytes.
   void reopen(const Record& record);
   // Every name that the finished folder has.

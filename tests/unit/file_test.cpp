@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <string>
 #include <thread>
 #include <vector>
@@ -11,7 +12,6 @@
 
 #include "ingot/error.hpp"
 #include "ingot/store.hpp"
-#include "store/file.hpp"
 #include "support.hpp"
 
 namespace ingot {
@@ -222,39 +222,128 @@ TEST(Disk, ExchangeSwapsFoldersAndNeedsBoth) {
   const auto disk = system_disk();
   test::write_file(folder / "new/x", "new");
   test::write_file(folder / "old/x", "old");
-  disk->exchange(folder / "new", folder / "old");
+  EXPECT_TRUE(disk->exchange(folder / "new", folder / "old"));
   EXPECT_EQ(test::read_file(folder / "old/x"), "new");
   EXPECT_EQ(test::read_file(folder / "new/x"), "old");
-  EXPECT_THROW(disk->exchange(folder / "new", folder / "absent"), Error);
+  EXPECT_THROW((void)disk->exchange(folder / "new", folder / "absent"), Error);
   EXPECT_EQ(test::read_file(folder / "new/x"), "old");
 }
 
-TEST(Disk, ExchangeInStepsSwapsAndAFailureLeavesBothAsTheyWere) {
+TEST(Disk, ARenameReplacesAnEmptyFolderAtMostAndANewNameNothing) {
   const test::Folder folder;
   const auto disk = system_disk();
   test::write_file(folder / "new/x", "new");
   test::write_file(folder / "old/x", "old");
-  exchange_in_steps(*disk, folder / "new", folder / "old");
-  EXPECT_EQ(test::read_file(folder / "old/x"), "new");
-  EXPECT_EQ(test::read_file(folder / "new/x"), "old");
-  EXPECT_EQ(disk->list(folder.path()), (std::vector<std::string>{"new", "old"}));
-  EXPECT_THROW(exchange_in_steps(*disk, folder / "absent", folder / "old"), Error);
-  EXPECT_EQ(test::read_file(folder / "old/x"), "new");
-  disk->make_folder(folder / "old.exchange");
-  EXPECT_TRUE(has(error_of([&] { exchange_in_steps(*disk, folder / "new", folder / "old"); }),
-                  "old.exchange is in the way"));
+  test::write_file(folder / "file", "file");
+  disk->make_folder(folder / "empty");
+  EXPECT_FALSE(disk->rename_new(folder / "new", folder / "old"));
+  EXPECT_FALSE(disk->rename_new(folder / "new", folder / "empty"));
+  EXPECT_FALSE(disk->rename_new(folder / "new", folder / "file"));
+  EXPECT_THROW((void)disk->rename(folder / "new", folder / "old"), Error);
+  EXPECT_THROW((void)disk->rename(folder / "new", folder / "file"), Error);
+  EXPECT_EQ(test::read_file(folder / "old/x"), "old");
+  EXPECT_EQ(test::read_file(folder / "file"), "file");
+  EXPECT_TRUE(disk->rename(folder / "new", folder / "empty"));
+  EXPECT_TRUE(disk->rename_new(folder / "empty", folder / "fresh"));
+  EXPECT_EQ(test::read_file(folder / "fresh/x"), "new");
 }
 
-TEST(Disk, RemoveTakesAFolderButNotWhatItsLinksPointTo) {
+TEST(Disk, IdentityTellsFilesAndTheirStatesApart) {
+  const test::Folder folder;
+  const auto disk = system_disk();
+  test::write_file(folder / "a", "x");
+  test::write_file(folder / "b", "x");
+  const auto first = disk->identity(folder / "a");
+  ASSERT_TRUE(first);
+  EXPECT_EQ(first, disk->identity(folder / "a"));
+  EXPECT_NE(first, disk->identity(folder / "b"));
+  test::write_file(folder / "a", "xy");
+  EXPECT_NE(first, disk->identity(folder / "a"));
+  EXPECT_EQ(disk->identity(folder / "c"), std::nullopt);
+  ASSERT_EQ(::symlink("b", (folder / "link").c_str()), 0);
+  EXPECT_EQ(disk->identity(folder / "link"), disk->identity(folder / "b"));
+}
+
+constexpr const char* kLock = "{\"ingot\":\"lock\",\"pid\":1}\n";
+
+TEST(Lock, HasOneHolderAndIsGoneWithIt) {
+  const test::Folder folder;
+  const auto disk = system_disk();
+  const std::string path = folder / ".out.lock";
+  std::string holder;
+  auto lock = disk->lock(path, kLock, holder);
+  ASSERT_NE(lock, nullptr);
+  EXPECT_EQ(disk->lock(path, kLock, holder), nullptr);
+  EXPECT_EQ(holder, kLock);
+  lock.reset();
+  EXPECT_EQ(disk->kind(path), Disk::Kind::absent);
+}
+
+TEST(Lock, IsTakenOverFromAProcessThatIsGone) {
+  const test::Folder folder;
+  const auto disk = system_disk();
+  const std::string path = folder / ".out.lock";
+  std::string holder;
+  for (const char* left : {kLock, ""}) {
+    test::write_file(path, left);
+    EXPECT_NE(disk->lock(path, kLock, holder), nullptr);
+  }
+}
+
+TEST(Lock, LeavesOtherPeoplesFiles) {
+  const test::Folder folder;
+  const auto disk = system_disk();
+  const std::string path = folder / ".out.lock";
+  std::string holder;
+  test::write_file(path, "thesis");
+  EXPECT_EQ(error_of([&] { (void)disk->lock(path, kLock, holder); }).code(), Code::usage);
+  EXPECT_EQ(test::read_file(path), "thesis");
+  test::write_file(folder / "real", "thesis");
+  ASSERT_EQ(::symlink("real", (folder / ".b.lock").c_str()), 0);
+  EXPECT_THROW((void)disk->lock(folder / ".b.lock", kLock, holder), Error);
+  EXPECT_EQ(test::read_file(folder / "real"), "thesis");
+}
+
+// A lock that is released and removed while others wait for it never has two holders.
+TEST(Lock, HasOneHolderWhileManyTry) {
+  const test::Folder folder;
+  const auto disk = system_disk();
+  const std::string path = folder / ".out.lock";
+  std::atomic<int> inside = 0, most = 0, held = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      std::string holder;
+      for (int i = 0; i < 500; ++i) {
+        const auto lock = disk->lock(path, kLock, holder);
+        if (lock == nullptr) continue;
+        const int now = ++inside;
+        int before = most;
+        while (before < now && !most.compare_exchange_weak(before, now)) {
+        }
+        ++held;
+        --inside;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(most, 1);
+  EXPECT_GT(held, 100);
+}
+
+TEST(Disk, RemoveTakesAFileALinkOrAnEmptyFolderAndNothingElse) {
   const test::Folder folder;
   const auto disk = system_disk();
   test::write_file(folder / "keep/x", "x");
-  test::write_file(folder / "gone/a/b", "x");
-  ASSERT_EQ(::symlink((folder / "keep").c_str(), (folder / "gone/link").c_str()), 0);
-  disk->remove(folder / "gone");
-  disk->remove(folder / "gone");
-  EXPECT_EQ(disk->kind(folder / "gone"), Disk::Kind::absent);
+  ASSERT_EQ(::symlink((folder / "keep").c_str(), (folder / "link").c_str()), 0);
+  disk->remove(folder / "link");
+  disk->remove(folder / "link");
+  EXPECT_EQ(disk->kind(folder / "link"), Disk::Kind::absent);
+  EXPECT_THROW(disk->remove(folder / "keep"), Error);
   EXPECT_EQ(test::read_file(folder / "keep/x"), "x");
+  disk->remove(folder / "keep/x");
+  disk->remove(folder / "keep");
+  EXPECT_EQ(disk->kind(folder / "keep"), Disk::Kind::absent);
 }
 
 TEST(Disk, FoldersAreMadeWithParentsRenamedAndSynced) {
@@ -263,9 +352,9 @@ TEST(Disk, FoldersAreMadeWithParentsRenamedAndSynced) {
   disk->make_folder(folder / "a/b");
   disk->make_folder(folder / "a/b");
   disk->sync_folder(folder / "a");
-  disk->rename(folder / "a", folder / "c");
+  EXPECT_TRUE(disk->rename(folder / "a", folder / "c"));
   EXPECT_EQ(disk->kind(folder / "c/b"), Disk::Kind::folder);
-  EXPECT_EQ(error_of([&] { disk->rename(folder / "a", folder / "d"); }).code(), Code::missing);
+  EXPECT_EQ(error_of([&] { (void)disk->rename(folder / "a", folder / "d"); }).code(), Code::missing);
   EXPECT_EQ(error_of([&] { disk->sync_folder(folder / "a"); }).code(), Code::missing);
   test::write_file(folder / "file", "x");
   EXPECT_THROW(disk->make_folder(folder / "file"), Error);

@@ -1,0 +1,403 @@
+// Where a merge writes: one writer, nothing deleted that ingot did not write, and OUT old or new
+// whatever happens while it is replaced.
+#include <csignal>
+
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "fault/disk.hpp"
+#include "merging.hpp"
+
+namespace ingot::test {
+namespace {
+
+using Names = std::vector<std::string>;
+
+Settings small(bool force = false, bool resume = false) {
+  Settings settings;
+  settings.merge.threads = 1;
+  settings.merge.force = force;
+  settings.merge.resume = resume;
+  settings.plan.shard_bytes = 100'000;
+  return settings;
+}
+
+Names list(const std::string& folder) { return system_disk()->list(folder); }
+
+std::string error_of(const std::string& recipe, const std::string& out, const Settings& settings,
+                     Disk* disk = nullptr) {
+  try {
+    run_merge(recipe, out, settings, disk);
+  } catch (const Error& error) {
+    EXPECT_EQ(exit_code(error.code()), 2) << error.what();
+    return error.what();
+  }
+  return "";
+}
+
+#define EXPECT_SAYS(text, part) \
+  EXPECT_NE(std::string(text).find(part), std::string::npos) << (text)
+
+// How a file system replaces one folder by another.
+enum class Way { exchange, steps, removal };
+
+// The system's disk; before its n-th change of names the process is killed.
+class KillingDisk : public FaultyDisk {
+ public:
+  KillingDisk(Script& script, Way way, int at) : FaultyDisk(script), way_(way), at_(at) {}
+
+  bool rename(const std::string& from, const std::string& to) override {
+    step();
+    // An overlay cannot move a folder of its lower layer.
+    if (way_ == Way::removal && from.ends_with("/out")) return false;
+    return FaultyDisk::rename(from, to);
+  }
+  bool rename_new(const std::string& from, const std::string& to) override {
+    step();
+    return FaultyDisk::rename_new(from, to);
+  }
+  bool exchange(const std::string& a, const std::string& b) override {
+    step();
+    return way_ == Way::exchange && FaultyDisk::exchange(a, b);
+  }
+  void remove(const std::string& path) override {
+    step();
+    FaultyDisk::remove(path);
+  }
+  void sync_folder(const std::string& path) override {
+    step();
+    FaultyDisk::sync_folder(path);
+  }
+  [[nodiscard]] int count() const { return count_; }
+
+ private:
+  void step() {
+    if (count_++ == at_) ::kill(::getpid(), SIGKILL);
+  }
+
+  Way way_;
+  int at_;
+  int count_ = 0;
+};
+
+// Merges in a process of its own that is killed before the n-th change; true if it was.
+bool killed(const std::string& recipe, const std::string& out, const Settings& settings, Way way,
+            int at) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    Script script;
+    KillingDisk disk(script, way, at);
+    try {
+      run_merge(recipe, out, settings, &disk);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "%s\n", error.what());
+      ::_exit(1);
+    }
+    ::_exit(0);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  if (WIFSIGNALED(status)) return true;
+  EXPECT_EQ(WEXITSTATUS(status), 0) << "before change " << at;
+  return false;
+}
+
+class Replacing : public testing::TestWithParam<Way> {};
+
+TEST_P(Replacing, KilledAnywhereLeavesTheOldOrTheNewAndALaterRunFinishes) {
+  Folder folder;
+  const std::string out = folder / "out";
+  const std::string& older = recipes().at("linear");
+  const std::string& newer = recipes().at("passthrough");
+  Settings settings = small(true);
+  settings.merge.sync = true;
+  run_merge(older, folder / "older", small());
+  run_merge(newer, folder / "newer", small());
+  const auto before = fingerprint(folder / "older"), after = fingerprint(folder / "newer");
+  int at = 0, old = 0, now = 0, between = 0;
+  for (bool dead = true; dead; ++at) {
+    run_merge(older, out, small(true));
+    dead = killed(newer, out, settings, GetParam(), at);
+    const bool there = std::filesystem::exists(out);
+    const auto found = there ? fingerprint(out) : decltype(before)();
+    old += found == before ? 1 : 0;
+    now += found == after ? 1 : 0;
+    between += found != before && found != after ? 1 : 0;
+    if (GetParam() == Way::exchange) {
+      EXPECT_TRUE(found == before || found == after) << "before change " << at;
+    }
+    // Any later run settles it first, also one that has nothing else to do.
+    (void)error_of(newer, out, small());
+    EXPECT_TRUE(fingerprint(out) == before || fingerprint(out) == after) << "before change " << at;
+    run_merge(newer, out, small(true, true));
+    EXPECT_EQ(fingerprint(out), after) << "before change " << at;
+    EXPECT_EQ(list(folder.path()), (Names{"newer", "older", "out"})) << "before change " << at;
+    std::filesystem::remove_all(out);
+  }
+  EXPECT_GT(at, 20);
+  EXPECT_GT(old, 3);
+  EXPECT_GT(now, 3);
+  EXPECT_EQ(between > 0, GetParam() != Way::exchange) << "the kills reach the steps in between";
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, Replacing,
+                         testing::Values(Way::exchange, Way::steps, Way::removal),
+                         [](const auto& one) {
+                           return std::string(one.param == Way::exchange ? "exchange"
+                                              : one.param == Way::steps  ? "steps"
+                                                                         : "removal");
+                         });
+
+TEST(Publishing, KilledAnywhereLeavesNothingOrTheWholeFolder) {
+  Folder folder;
+  const std::string out = folder / "sub/out";
+  const std::string& recipe = recipes().at("linear");
+  run_merge(recipe, folder / "whole", small());
+  const auto expected = fingerprint(folder / "whole");
+  Settings settings = small();
+  settings.merge.sync = true;
+  int at = 0;
+  for (bool dead = true; dead; ++at) {
+    dead = killed(recipe, out, settings, Way::exchange, at);
+    if (std::filesystem::exists(out)) {
+      EXPECT_EQ(fingerprint(out), expected);
+    }
+    run_merge(recipe, out, small(false, true));
+    EXPECT_EQ(fingerprint(out), expected) << "before change " << at;
+    EXPECT_EQ(list(folder / "sub"), Names{"out"}) << "before change " << at;
+    std::filesystem::remove_all(folder / "sub");
+  }
+  EXPECT_GT(at, 10);
+}
+
+// Does something once, before the working folder is renamed: what another program might do
+// meanwhile.
+class BusyDisk : public FaultyDisk {
+ public:
+  BusyDisk(Script& script, std::function<void()> act)
+      : FaultyDisk(script), act_(std::move(act)) {}
+  bool rename_new(const std::string& from, const std::string& to) override {
+    if (act_ && from.ends_with("journal.jsonl")) std::exchange(act_, nullptr)();
+    return FaultyDisk::rename_new(from, to);
+  }
+
+ private:
+  std::function<void()> act_;
+};
+
+TEST(Publishing, LeavesWhatAppearedMeanwhileAndKeepsItsOwnWork) {
+  for (const bool empty : {false, true}) {
+    Folder folder;
+    const std::string out = folder / "out";
+    if (empty) std::filesystem::create_directory(out);
+    Script script;
+    BusyDisk disk(script, [&] { write_file(out + "/thesis.txt", "x"); });
+    EXPECT_SAYS(error_of(recipes().at("linear"), out, small(), &disk), "--resume");
+    EXPECT_EQ(list(out), Names{"thesis.txt"});
+    std::filesystem::remove_all(out);
+    EXPECT_EQ(run_merge(recipes().at("linear"), out, small(false, true)).resumed, 21U);
+    EXPECT_EQ(list(folder.path()), Names{"out"});
+  }
+}
+
+TEST(Publishing, LeavesAFormerFolderThatChangedMeanwhile) {
+  Folder folder;
+  const std::string out = folder / "out";
+  run_merge(recipes().at("linear"), out, small());
+  Script script;
+  BusyDisk disk(script, [&] { write_file(out + "/thesis.txt", "x"); });
+  EXPECT_SAYS(error_of(recipes().at("ties"), out, small(true), &disk), "thesis.txt");
+  EXPECT_TRUE(std::filesystem::exists(out + "/thesis.txt"));
+  std::filesystem::remove(out + "/thesis.txt");
+  EXPECT_EQ(run_merge(recipes().at("ties"), out, small(true, true)).resumed, 21U);
+}
+
+TEST(Publishing, AnInputThatChangedMeanwhileIsAnErrorAndNothingIsKept) {
+  Folder folder;
+  std::filesystem::copy(example("models"), folder / "models",
+                        std::filesystem::copy_options::recursive);
+  for (const char* file : {"python/model.safetensors", "python/tokenizer.json"}) {
+    Settings settings = small();
+    settings.plan.root = folder.path();
+    const std::string path = folder / "models/" + file;
+    // Between the last read and the receipt: the journal is flushed then.
+    class Meanwhile : public FaultyDisk {
+     public:
+      Meanwhile(Script& script, std::string path) : FaultyDisk(script), path_(std::move(path)) {}
+      void remove(const std::string& path) override {
+        if (path.ends_with("/config.json")) {
+          std::string bytes = read_file(path_);
+          bytes[bytes.size() / 2] ^= 1;
+          std::ofstream(path_, std::ios::binary) << bytes;
+        }
+        FaultyDisk::remove(path);
+      }
+
+     private:
+      std::string path_;
+    };
+    Script script;
+    Meanwhile disk(script, path);
+    try {
+      run_merge(recipes().at("linear"), folder / "out", settings, &disk);
+      ADD_FAILURE() << "merged a mixture";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::io);
+      EXPECT_SAYS(error.what(), file);
+    }
+    EXPECT_EQ(list(folder.path()), Names{"models"});
+  }
+}
+
+TEST(Target, HasOneWriterAtATime) {
+  Folder folder;
+  const std::string out = folder / "out";
+  for (const auto& [force, resume] : {std::pair(false, false), {true, false}, {false, true}}) {
+    Script script;
+    std::string second;
+    BusyDisk disk(script, [&, force = force, resume = resume] {
+      second = error_of(recipes().at("ties"), out, small(force, resume));
+    });
+    run_merge(recipes().at("linear"), out, small(), &disk);
+    EXPECT_SAYS(second, "another ingot (pid " + std::to_string(::getpid()));
+    EXPECT_EQ(list(folder.path()), Names{"out"});
+    EXPECT_TRUE(verify(*system_disk(), out, [] {
+                  VerifyOptions options;
+                  options.root = example("");
+                  return options;
+                }()).findings.empty());
+    std::filesystem::remove_all(out);
+  }
+}
+
+TEST(Target, IsReplacedOnlyWhereAReceiptNamesEveryFile) {
+  const std::string& recipe = recipes().at("linear");
+  Folder folder;
+  const std::string out = folder / "out";
+  std::filesystem::create_directory(out);
+  run_merge(recipe, out, small());  // an empty folder is nobody's
+  for (const char* name : {"thesis.txt", ".hidden", "sub/thesis.txt"}) {
+    write_file(out + "/" + name, "x");
+    const auto before = fingerprint(out);
+    EXPECT_SAYS(error_of(recipe, out, small(true)), name);
+    EXPECT_EQ(fingerprint(out), before);
+    std::filesystem::remove_all(out + "/" + std::string(name).substr(0, std::string(name).find('/')));
+  }
+  run_merge(recipes().at("ties"), out, small(true));
+  // No receipt, one that is cut off, one of something else.
+  const std::string receipt = read_file(out + "/ingot.json");
+  for (const std::string& text : {std::string(), receipt.substr(0, receipt.size() / 2),
+                                  std::string("{\"format\":\"other\"}")}) {
+    write_file(out + "/ingot.json", text);
+    if (text.empty()) std::filesystem::remove(out + "/ingot.json");
+    const auto before = fingerprint(out);
+    EXPECT_SAYS(error_of(recipe, out, small(true)), "only what it wrote");
+    EXPECT_EQ(fingerprint(out), before);
+  }
+}
+
+TEST(Target, IsNeverAFolderThatTheMergeReads) {
+  Folder folder;
+  std::filesystem::copy(example("models"), folder / "models",
+                        std::filesystem::copy_options::recursive);
+  std::filesystem::copy(folder / "models/chat", folder / "tokens");
+  std::filesystem::copy(folder / "models/python", folder / ".inside.partial");
+  const std::string text =
+      "models: [{model: models/python}, {model: models/c}]\nmerge_method: linear\n"
+      "parameters: {weight: 0.5}\ntokenizer_source: " +
+      (folder / "tokens") + "\n";
+  // Folders that ingot could replace but for what is read from them.
+  for (const char* name : {"models/python", "tokens", ".inside.partial"}) {
+    write_file(folder / name + "/ingot.json", "{\"format\":\"ingot-receipt-1\"}");
+  }
+  const auto before = fingerprint(folder.path());
+  Settings settings = small(true);
+  settings.plan.root = folder.path();
+  std::filesystem::create_directory_symlink("tokens", folder / "link");
+  for (const char* out : {"models", "models/python", "tokens", "link", "models/../tokens/"}) {
+    EXPECT_SAYS(error_of(text, folder / out, settings), "choose another output folder");
+  }
+  // The working folder too.
+  EXPECT_SAYS(error_of(R"(
+models: [{model: .inside.partial}, {model: models/c}]
+merge_method: linear
+parameters: {weight: 0.5}
+)",
+                       folder / "inside", settings),
+              ".inside.partial");
+  // Where this process is, and the folder of the relative paths.
+  EXPECT_SAYS(error_of(text, std::filesystem::current_path().string(), settings), "current folder");
+  EXPECT_SAYS(error_of(text, folder.path(), settings), "choose another output folder");
+  std::filesystem::remove(folder / "link");
+  EXPECT_EQ(fingerprint(folder.path()), before);
+}
+
+TEST(Target, LeavesAForeignWorkingFolder) {
+  Folder folder;
+  const std::string partial = folder / ".out.partial";
+  write_file(partial + "/thesis.txt", "x");
+  for (const Settings& settings : {small(), small(true), small(false, true)}) {
+    EXPECT_SAYS(error_of(recipes().at("linear"), folder / "out", settings), "in the way");
+    EXPECT_EQ(list(folder.path()), Names{".out.partial"});
+    EXPECT_EQ(list(partial), Names{"thesis.txt"});
+  }
+}
+
+TEST(Target, EmptyNamesAndRootsAreRefused) {
+  for (const std::string& out : {std::string(), std::string("/"), std::string("a\0b", 3)}) {
+    EXPECT_NE(error_of(recipes().at("linear"), out, small(true)), "") << out;
+  }
+}
+
+TEST(Target, ARefusedRunLeavesNothing) {
+  Folder folder;
+  Settings settings = small();
+  settings.merge.memory = 1 << 20;
+  EXPECT_SAYS(error_of(recipes().at("linear"), folder / "a/b/out", settings), "--memory");
+  EXPECT_EQ(list(folder.path()), Names{});
+  settings = small();
+  settings.plan.dtype = "nonsense";
+  EXPECT_NE(error_of(recipes().at("linear"), folder / "a/b/out", settings), "");
+  EXPECT_EQ(list(folder.path()), Names{});
+}
+
+TEST(Target, AMountPointIsRefusedBeforeTheWork) {
+  Folder folder;
+  std::filesystem::create_directory(folder / "out");
+  if (::mount("none", (folder / "out").c_str(), "tmpfs", 0, nullptr) != 0) {
+    GTEST_SKIP() << "only root may mount";
+  }
+  EXPECT_SAYS(error_of(recipes().at("linear"), folder / "out", small(true)), "mount point");
+  EXPECT_EQ(list(folder.path()), Names{"out"});
+  ::umount((folder / "out").c_str());
+}
+
+// A folder of an overlay's lower layer can be neither exchanged nor moved.
+TEST(Target, AFolderOfAContainersImageIsReplaced) {
+  Folder folder;
+  for (const char* name : {"lower", "top", "view"}) {
+    std::filesystem::create_directory(folder / name);
+  }
+  run_merge(recipes().at("linear"), folder / "lower/out", small());
+  if (::mount("none", (folder / "top").c_str(), "tmpfs", 0, nullptr) != 0) {
+    GTEST_SKIP() << "only root may mount";
+  }
+  for (const char* name : {"upper", "work"}) {
+    std::filesystem::create_directory(folder / "top" + "/" + name);
+  }
+  const std::string options = "lowerdir=" + folder / "lower" + ",upperdir=" + folder / "top/upper" +
+                              ",workdir=" + folder / "top/work";
+  if (::mount("overlay", (folder / "view").c_str(), "overlay", 0, options.c_str()) == 0) {
+    run_merge(recipes().at("ties"), folder / "view/out", small(true));
+    run_merge(recipes().at("ties"), folder / "whole", small());
+    EXPECT_EQ(fingerprint(folder / "view/out"), fingerprint(folder / "whole"));
+    EXPECT_EQ(list(folder / "view"), Names{"out"});
+    ::umount((folder / "view").c_str());
+  }
+  ::umount((folder / "top").c_str());
+}
+
+}  // namespace
+}  // namespace ingot::test
