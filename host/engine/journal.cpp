@@ -96,8 +96,8 @@ Record read_journal(Disk& disk, const std::string& path) {
 Journal::Journal(Disk& disk, const std::string& path, const std::string& fingerprint,
                  const std::vector<std::string>& files, bool sync)
     : file_(disk.create(path)), sync_(sync) {
-  append(line_of(
-      opened(Json{{"format", kFormat}, {"fingerprint", fingerprint}, {"files", files}})));
+  append(
+      line_of(opened(Json{{"format", kFormat}, {"fingerprint", fingerprint}, {"files", files}})));
 }
 
 Journal::Journal(Disk& disk, const std::string& path, const Record& record, bool sync)

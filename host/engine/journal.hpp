@@ -18,9 +18,9 @@ inline constexpr std::string_view kJournalName = "journal.jsonl";
 
 // What a journal says.
 struct Record {
-  bool begun = false;              // its first line is whole; if not, nothing was done
-  std::string fingerprint;         // of the job
-  std::vector<std::string> files;  // every name that the run may create in its folder
+  bool begun = false;                           // its first line is whole; if not, nothing was done
+  std::string fingerprint;                      // of the job
+  std::vector<std::string> files;               // every name that the run may create in its folder
   std::map<std::size_t, std::string> finished;  // receipt entries (print_line) by job
   // Publishing has begun, with a receipt of this hash; and OUT's former files of these names are
   // being removed one by one.

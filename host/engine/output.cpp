@@ -89,7 +89,8 @@ Output::Output(Disk& disk, const Plan& plan, const std::string& out, const Merge
       return;
     }
   }
-  if (begun && !options.force && !options.resume) {
+  // One in which nothing is finished is in nobody's way.
+  if (begun && !left->finished.empty() && !options.force && !options.resume) {
     fail(Code::usage, fmt::format("an unfinished merge to {} is in {}: --resume continues it, "
                                   "--force starts afresh",
                                   out, target_.folder()));
@@ -207,7 +208,7 @@ void Output::reopen(const Record& record) {
   }
   finished_ = record.finished;
   journal_.emplace(disk_, target_.journal(), record, options_.sync);
-  kept_ = true;
+  keep();
 }
 
 void Output::done(std::size_t job, std::string line) {
@@ -231,10 +232,10 @@ void Output::flush() {
     }
   }
   journal_->finished(batch);
-  kept_ = true;
 }
 
 void Output::publish(const std::vector<std::string>& lines) {
+  keep();
   flush();
   std::vector<std::pair<std::string, Digest>> files;
   for (const Companion& companion : plan_.companions) {
@@ -246,7 +247,7 @@ void Output::publish(const std::vector<std::string>& lines) {
                                            : copy_file(disk_, companion.from, to, options_.sync));
   }
   if (const std::string path = inputs_.changed(Snapshot(disk_, plan_)); !path.empty()) {
-    kept_ = false;  // nobody knows which tensors were read before the change
+    drop();  // nobody knows which tensors were read before the change
     fail(Code::io, fmt::format("{} changed while it was merged, so the result would be a mixture: "
                                "nothing was written; run the merge again",
                                path));
@@ -268,7 +269,6 @@ void Output::publish(const std::vector<std::string>& lines) {
     for (auto& file : shards_) file->sync();
   }
   shards_.clear();
-  kept_ = true;  // whatever happens now, the folder is whole
   target_.publish(*journal_, hash.digest().text());
   published_ = true;
 }

@@ -16,7 +16,7 @@
 namespace ingot {
 
 // Construction refuses or prepares the working folder, publish() turns it into OUT; without
-// publish() it stays for --resume, if anything in it is finished. done() is thread-safe, the rest
+// publish() it stays for --resume if keep() says so. done() is thread-safe, the rest
 // is for one thread.
 class Output {
  public:
@@ -24,7 +24,6 @@ class Output {
   // that helps; Error{format} for a journal, a header or a finished tensor that is damaged;
   // Error{io} where the disk has no room.
   Output(Disk& disk, const Plan& plan, const std::string& out, const MergeOptions& options);
-  // Removes a working folder in which nothing is finished.
   ~Output();
 
   // True if OUT holds a finished merge that may be this one, under --resume: nothing was prepared.
@@ -49,8 +48,10 @@ class Output {
   // that the merge read is not what it was when the merge began.
   void publish(const std::vector<std::string>& lines);
 
-  // True if the working folder holds something to go on from.
-  [[nodiscard]] bool resumable() const noexcept { return kept_; }
+  // Whether the working folder stays for --resume. At first it does not, unless a former run left
+  // it.
+  void keep() noexcept { kept_ = true; }
+  void drop() noexcept { kept_ = false; }
   [[nodiscard]] const std::string& partial() const noexcept { return target_.folder(); }
 
  private:

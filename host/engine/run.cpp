@@ -693,9 +693,19 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
     try {
       lines = run.go();
     } catch (Error& error) {
+      // What is wrong with the inputs stays so: the next run is another one, and nothing that this
+      // one leaves may be in its way.
+      if (exit_code(error.code()) == exit_code(Code::format)) {
+        output.drop();
+        throw;
+      }
       run.rescue();
-      if (!output.resumable()) throw;
+      output.keep();
       throw error.add(fmt::format("--resume continues from {}", output.partial()));
+    } catch (...) {
+      run.rescue();
+      output.keep();
+      throw;
     }
   }
   if (const int same = options.hash ? unchanged(plan, lines) : -1; same >= 0) {

@@ -237,9 +237,8 @@ void Target::protect(const Plan& plan) const {
         const bool same = found && identities[i] && found->inode == identities[i]->inode &&
                           found->device == identities[i]->device;
         if (!same && at.string() != mine[i]) continue;
-        fail(Code::usage,
-             fmt::format("{}{} holds {} ({}): choose another output folder", mine[i],
-                         i == 0 ? "" : ", where the merge would work,", what, path));
+        fail(Code::usage, fmt::format("{}{} holds {} ({}): choose another output folder", mine[i],
+                                      i == 0 ? "" : ", where the merge would work,", what, path));
       }
       if (at == at.parent_path()) return;
     }
@@ -269,10 +268,11 @@ void Target::examine(bool force) {
     if (listing.files.empty() && listing.folders.empty()) {
       present_ = Present::empty;
     } else if (names_.empty()) {
-      fail(Code::usage,
-           fmt::format("{} exists and ingot did not write it (it has no receipt {}): ingot replaces "
-                       "only what it wrote; remove the folder or choose another output",
-                       out_, kReceiptName));
+      fail(
+          Code::usage,
+          fmt::format("{} exists and ingot did not write it (it has no receipt {}): ingot replaces "
+                      "only what it wrote; remove the folder or choose another output",
+                      out_, kReceiptName));
     } else if (const std::string other = stranger(listing, names_); !other.empty()) {
       fail(Code::usage,
            fmt::format("{} holds {}, which its receipt does not name: ingot replaces only what it "
@@ -283,8 +283,8 @@ void Target::examine(bool force) {
     }
   }
   if (present_ == Present::merged && force && disk_.kind(former_) != Disk::Kind::absent) {
-    fail(Code::usage, fmt::format("{} is in the way: move it away, or choose another output",
-                                  former_));
+    fail(Code::usage,
+         fmt::format("{} is in the way: move it away, or choose another output", former_));
   }
   const Disk::Kind kind = disk_.kind(partial_);
   if (kind == Disk::Kind::absent) return;
@@ -414,8 +414,9 @@ void Target::recover() {
   if (disk_.kind(moved_journal_) != Disk::Kind::file) return;
   const Record record = read_journal(disk_, moved_journal_);
   if (!record.receipt) {
-    fail(Code::usage, moved_journal_ + " is in the way: it does not tell of a publishing that was "
-                                       "interrupted; move it away");
+    fail(Code::usage, moved_journal_ +
+                          " is in the way: it does not tell of a publishing that was "
+                          "interrupted; move it away");
   }
   const bool in_out = receipt_hash(disk_, out_) == *record.receipt;
   const bool in_partial = receipt_hash(disk_, partial_) == *record.receipt;

@@ -105,8 +105,9 @@ std::unique_ptr<Lock> lock_file(const std::string& path, const std::string& text
     holder.resize(count > 0 ? static_cast<std::size_t>(count) : 0);
     // A lock file without text was left by a process that ended between two system calls.
     if (!S_ISREG(opened.st_mode) || (!holder.empty() && !holder.starts_with(kLockStart))) {
-      fail(Code::usage, path + " is not a lock file of ingot: move it away, or choose another "
-                               "output folder");
+      fail(Code::usage, path +
+                            " is not a lock file of ingot: move it away, or choose another "
+                            "output folder");
     }
     if (retry([&] { return ::flock(number, LOCK_EX | LOCK_NB); }) != 0) {
       if (errno == EWOULDBLOCK) return nullptr;
@@ -360,7 +361,8 @@ class MachineDisk final : public Disk {
       return (info.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
     }
     // Kernels before 5.8 do not say; another device than the parent's is what they show.
-    struct stat own {}, above {};
+    struct stat own {
+    }, above{};
     return ::stat(path.c_str(), &own) == 0 && ::stat((path + "/..").c_str(), &above) == 0 &&
            (own.st_dev != above.st_dev || own.st_ino == above.st_ino);
   }

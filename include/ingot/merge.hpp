@@ -16,8 +16,8 @@ struct MergeOptions {
   std::string isa;                                // "", "v2", "v3", "v4"
   bool force = false;                             // replace an existing OUT
   bool resume = false;  // continue a partial one; a finished one of the same job is left as it is
-  bool sync = true;                               // wait for stable storage before the rename
-  bool hash = true;                               // receipts; off only for measurements
+  bool sync = true;     // wait for stable storage before the rename
+  bool hash = true;     // receipts; off only for measurements
   enum class Storage { automatic, mapped, direct, buffered };
   Storage storage = Storage::automatic;
 };

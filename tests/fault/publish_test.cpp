@@ -1,6 +1,8 @@
 // Where a merge writes: one writer, nothing deleted that ingot did not write, and OUT old or new
 // whatever happens while it is replaced.
+#include <algorithm>
 #include <csignal>
+#include <functional>
 
 #include <gtest/gtest.h>
 #include <sys/mount.h>
@@ -37,8 +39,7 @@ std::string error_of(const std::string& recipe, const std::string& out, const Se
   return "";
 }
 
-#define EXPECT_SAYS(text, part) \
-  EXPECT_NE(std::string(text).find(part), std::string::npos) << (text)
+#define EXPECT_SAYS(text, part) EXPECT_NE(std::string(text).find(part), std::string::npos) << (text)
 
 // How a file system replaces one folder by another.
 enum class Way { exchange, steps, removal };
@@ -104,6 +105,36 @@ bool killed(const std::string& recipe, const std::string& out, const Settings& s
   return false;
 }
 
+// Leaves a merge that broke off with some tensors finished and some not.
+void broken_off(const std::string& recipe, const std::string& out, const Settings& settings) {
+  const std::string partial = std::filesystem::path(out).parent_path() / ".out.partial";
+  Script quiet;
+  {
+    FaultyDisk disk(quiet);
+    run_merge(recipe, out, settings, &disk);
+  }
+  std::filesystem::remove_all(out);
+  for (std::int64_t at = quiet.count;; at -= quiet.count / 40) {
+    ASSERT_GT(at, 0);
+    std::filesystem::remove_all(partial);
+    Script script;
+    script.fault = Fault::error;
+    script.at = at;
+    FaultyDisk disk(script);
+    try {
+      run_merge(recipe, out, settings, &disk);
+      std::filesystem::remove_all(out);
+      continue;
+    } catch (const Error& error) {
+      ASSERT_EQ(error.code(), Code::io) << error.what();
+    }
+    if (!std::filesystem::exists(partial + "/journal.jsonl")) continue;
+    const std::string lines = read_file(partial + "/journal.jsonl");
+    const auto count = std::count(lines.begin(), lines.end(), '\n');
+    if (count > 3 && count < 15) return;
+  }
+}
+
 class Replacing : public testing::TestWithParam<Way> {};
 
 TEST_P(Replacing, KilledAnywhereLeavesTheOldOrTheNewAndALaterRunFinishes) {
@@ -142,8 +173,7 @@ TEST_P(Replacing, KilledAnywhereLeavesTheOldOrTheNewAndALaterRunFinishes) {
   EXPECT_EQ(between > 0, GetParam() != Way::exchange) << "the kills reach the steps in between";
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, Replacing,
-                         testing::Values(Way::exchange, Way::steps, Way::removal),
+INSTANTIATE_TEST_SUITE_P(Ways, Replacing, testing::Values(Way::exchange, Way::steps, Way::removal),
                          [](const auto& one) {
                            return std::string(one.param == Way::exchange ? "exchange"
                                               : one.param == Way::steps  ? "steps"
@@ -176,8 +206,7 @@ TEST(Publishing, KilledAnywhereLeavesNothingOrTheWholeFolder) {
 // meanwhile.
 class BusyDisk : public FaultyDisk {
  public:
-  BusyDisk(Script& script, std::function<void()> act)
-      : FaultyDisk(script), act_(std::move(act)) {}
+  BusyDisk(Script& script, std::function<void()> act) : FaultyDisk(script), act_(std::move(act)) {}
   bool rename_new(const std::string& from, const std::string& to) override {
     if (act_ && from.ends_with("journal.jsonl")) std::exchange(act_, nullptr)();
     return FaultyDisk::rename_new(from, to);
@@ -263,11 +292,13 @@ TEST(Target, HasOneWriterAtATime) {
     run_merge(recipes().at("linear"), out, small(), &disk);
     EXPECT_SAYS(second, "another ingot (pid " + std::to_string(::getpid()));
     EXPECT_EQ(list(folder.path()), Names{"out"});
-    EXPECT_TRUE(verify(*system_disk(), out, [] {
-                  VerifyOptions options;
-                  options.root = example("");
-                  return options;
-                }()).findings.empty());
+    EXPECT_TRUE(verify(*system_disk(), out,
+                       [] {
+                         VerifyOptions options;
+                         options.root = example("");
+                         return options;
+                       }())
+                    .findings.empty());
     std::filesystem::remove_all(out);
   }
 }
@@ -283,7 +314,8 @@ TEST(Target, IsReplacedOnlyWhereAReceiptNamesEveryFile) {
     const auto before = fingerprint(out);
     EXPECT_SAYS(error_of(recipe, out, small(true)), name);
     EXPECT_EQ(fingerprint(out), before);
-    std::filesystem::remove_all(out + "/" + std::string(name).substr(0, std::string(name).find('/')));
+    std::filesystem::remove_all(out + "/" +
+                                std::string(name).substr(0, std::string(name).find('/')));
   }
   run_merge(recipes().at("ties"), out, small(true));
   // No receipt, one that is cut off, one of something else.
@@ -361,6 +393,223 @@ TEST(Target, ARefusedRunLeavesNothing) {
   settings.plan.dtype = "nonsense";
   EXPECT_NE(error_of(recipes().at("linear"), folder / "a/b/out", settings), "");
   EXPECT_EQ(list(folder.path()), Names{});
+}
+
+// Factors that are not finite are met while merging; nothing of that run blocks the next.
+TEST(Target, AFailedRunIsInNobodysWay) {
+  Folder folder;
+  std::filesystem::copy(example("adapters/python-lora"), folder / "bad");
+  const std::string weights = folder / "bad/adapter_model.safetensors";
+  std::string bytes = read_file(weights);
+  for (std::size_t i = bytes.size() - 64; i < bytes.size(); ++i) bytes[i] = '\xff';
+  write_file(weights, bytes);
+  const std::string recipe =
+      "models: [{model: './models/base+" + folder / "bad" + "'}]\nmerge_method: passthrough\n";
+  EXPECT_THROW(run_merge(recipe, folder / "out", small()), Error);
+  EXPECT_EQ(list(folder.path()), Names{"bad"});
+}
+
+TEST(Resume, OfAFinishedFolderIsDoneAndOfAnotherIsRefused) {
+  Folder folder;
+  const std::string out = folder / "out";
+  std::filesystem::copy(example("models"), folder / "models",
+                        std::filesystem::copy_options::recursive);
+  Settings settings = small(false, true);
+  settings.plan.root = folder.path();
+  EXPECT_FALSE(run_merge(recipes().at("linear"), out, settings).complete);
+  const auto before = fingerprint(out);
+  for (const bool force : {false, true}) {
+    settings.merge.force = force;
+    const Report again = run_merge(recipes().at("linear"), out, settings);
+    EXPECT_TRUE(again.complete);
+    EXPECT_EQ(again.resumed, again.tensors);
+    EXPECT_EQ(again.bytes_read + again.bytes_written, 0U);
+  }
+  settings.merge.force = false;
+  EXPECT_SAYS(error_of(recipes().at("ties"), out, settings), "--force");
+  Settings other = settings;
+  other.plan.shard_bytes = 200'000;
+  EXPECT_SAYS(error_of(recipes().at("linear"), out, other), "--force");
+  // Another model under the same name.
+  std::filesystem::copy_file(folder / "models/c/model.safetensors",
+                             folder / "models/python/model.safetensors",
+                             std::filesystem::copy_options::overwrite_existing);
+  EXPECT_SAYS(error_of(recipes().at("linear"), out, settings), "--force");
+  EXPECT_EQ(fingerprint(out), before);
+  settings.merge.force = true;
+  EXPECT_FALSE(run_merge(recipes().at("linear"), out, settings).complete);
+  EXPECT_NE(fingerprint(out), before);
+}
+
+// Everything that can change a byte, each alone: a merge that broke off does not go on.
+TEST(Resume, TakesNothingOverFromAnotherJob) {
+  Folder folder;
+  for (const char* root : {"one", "two"}) {
+    std::filesystem::create_directory(folder / root);
+    std::filesystem::copy(example("models"), folder / root + "/models",
+                          std::filesystem::copy_options::recursive);
+    std::filesystem::copy(example("adapters"), folder / root + "/adapters",
+                          std::filesystem::copy_options::recursive);
+  }
+  const std::string recipe =
+      "models: [{model: models/base+adapters/prose-lora-patterns}, {model: models/chat}]\n"
+      "merge_method: linear\nparameters: {weight: 0.5}\ntokenizer_source: models/chat\n";
+  const auto rewrite = [](const std::string& path, char from, char to) {
+    std::string text = read_file(path);
+    const std::size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos) << path;
+    text[at] = to;
+    std::ofstream(path, std::ios::binary) << text;
+  };
+  const std::string one = folder / "one/";
+  using Change = std::function<void(std::string&, Settings&)>;
+  const std::vector<std::pair<const char*, Change>> changes = {
+      {"recipe", [](std::string& text, Settings&) { text += "# other\n"; }},
+      {"seed", [](std::string&, Settings& s) { s.plan.seed = 7; }},
+      {"type", [](std::string&, Settings& s) { s.plan.dtype = "float16"; }},
+      {"shards", [](std::string&, Settings& s) { s.plan.shard_bytes = 90'000; }},
+      {"hashes", [](std::string&, Settings& s) { s.merge.hash = false; }},
+      {"card", [](std::string&, Settings& s) { s.plan.model_card = false; }},
+      {"root", [&](std::string&, Settings& s) { s.plan.root = folder / "two"; }},
+      {"weights",
+       [&](std::string&, Settings&) {
+         const std::string path = one + "models/base/model.safetensors";
+         std::string bytes = read_file(path);
+         bytes.back() = static_cast<char>(bytes.back() ^ 1);
+         std::ofstream(path, std::ios::binary) << bytes;
+       }},
+      {"adapter",
+       [&](std::string&, Settings&) {
+         rewrite(one + "adapters/prose-lora-patterns/adapter_config.json", '\n', ' ');
+       }},
+      {"adapter's weights",
+       [&](std::string&, Settings&) {
+         const std::string path = one + "adapters/prose-lora-patterns/adapter_model.safetensors";
+         std::filesystem::last_write_time(path, std::filesystem::file_time_type::clock::now());
+       }},
+      {"tokenizer",
+       [&](std::string&, Settings&) { rewrite(one + "models/chat/tokenizer.json", '\n', ' '); }},
+      {"config",
+       [&](std::string&, Settings&) { rewrite(one + "models/chat/config.json", '\n', ' '); }},
+      {"same bytes in another file",
+       [&](std::string&, Settings&) {
+         const std::string path = one + "models/base/model.safetensors";
+         std::filesystem::rename(path, path + ".moved");
+         std::filesystem::copy_file(path + ".moved", path);
+         std::filesystem::remove(path + ".moved");
+       }},
+  };
+  for (const auto& [what, change] : changes) {
+    const std::string out = folder / "out";
+    Settings settings = small();
+    settings.plan.root = folder / "one";
+    broken_off(recipe, out, settings);
+    const auto left = fingerprint(folder / ".out.partial");
+    std::string text = recipe;
+    Settings other = settings;
+    other.merge.resume = true;
+    change(text, other);
+    const std::string said = error_of(text, out, other);
+    EXPECT_NE(said.find("another job"), std::string::npos) << what << ": " << said;
+    EXPECT_EQ(fingerprint(folder / ".out.partial"), left) << what;
+    other.merge.force = true;
+    other.merge.resume = false;
+    run_merge(text, out, other);
+    EXPECT_EQ(list(folder.path()), (Names{"one", "out", "two"})) << what;
+    std::filesystem::remove_all(out);
+  }
+}
+
+TEST(Resume, ChecksTheBytesThatItKeepsAndTheNamesBesideThem) {
+  Folder folder;
+  const std::string out = folder / "out", partial = folder / ".out.partial";
+  const std::string& recipe = recipes().at("linear");
+  const auto refused = [&](int code, const std::string& part) {
+    const auto left = fingerprint(partial);
+    try {
+      run_merge(recipe, out, small(false, true));
+      ADD_FAILURE() << "resumed: " << part;
+    } catch (const Error& error) {
+      EXPECT_EQ(exit_code(error.code()), code) << error.what();
+      EXPECT_SAYS(error.what(), part);
+    }
+    EXPECT_EQ(fingerprint(partial), left);
+    EXPECT_FALSE(std::filesystem::exists(out));
+  };
+  broken_off(recipe, out, small());
+  std::filesystem::copy(partial, folder / "saved");
+  const std::string journal = partial + "/journal.jsonl", shard = partial + "/" + list(partial)[1];
+  const std::string lines = read_file(journal), bytes = read_file(shard);
+  const auto put = [](const std::string& path, const std::string& text) {
+    std::ofstream(path, std::ios::binary) << text;
+  };
+  // A bit of a header, and one of a tensor.
+  for (const std::size_t at : {std::size_t{20}, bytes.size() - 1}) {
+    std::string other = bytes;
+    other[at] = static_cast<char>(other[at] ^ 1);
+    put(shard, other);
+    refused(3, "--force");
+  }
+  put(shard, bytes + "x");
+  refused(3, "expected");
+  put(shard, bytes);
+  put(partial + "/evil.py", "x");
+  refused(2, "evil.py");
+  EXPECT_SAYS(error_of(recipe, out, small(true)), "evil.py");
+  std::filesystem::remove(partial + "/evil.py");
+  // Journals: every bit of every line but the last byte counts.
+  std::string deep = "{\"job\":1,\"entry\":" + std::string(100'000, '[') + "\n";
+  for (const std::string& text :
+       {lines + "{\"job\":1,\"entry\":{}}\n", lines + deep, "{\"fingerprint\":5}\n" + lines,
+        std::string("thesis\n"), lines.substr(10)}) {
+    put(journal, text);
+    refused(3, "journal.jsonl");
+  }
+  for (std::size_t at = 0; at < lines.size(); at += 97) {
+    std::string other = lines;
+    other[at] = static_cast<char>(other[at] ^ 4);
+    put(journal, other);
+    refused(3, "damaged");
+  }
+  // Cut off anywhere is an interruption: what is whole before it counts.
+  std::filesystem::remove_all(partial);
+  for (std::size_t at = lines.find('\n') + 1; at < lines.size(); at += 311) {
+    std::filesystem::remove_all(out);
+    std::filesystem::copy(folder / "saved", partial);
+    put(journal, lines.substr(0, at));
+    EXPECT_FALSE(run_merge(recipe, out, small(false, true)).complete);
+    EXPECT_EQ(list(folder.path()), (Names{"out", "saved"}));
+  }
+}
+
+// The first line is written before there is any shard.
+TEST(Resume, AFirstLineThatWasCutOffIsAMergeThatHadNotBegun) {
+  Folder folder;
+  const std::string out = folder / "out", partial = folder / ".out.partial";
+  for (const char* line : {"", "{\"format\":\"ingot-jour"}) {
+    for (const Settings& settings : {small(), small(true), small(false, true)}) {
+      write_file(partial + "/journal.jsonl", line);
+      run_merge(recipes().at("linear"), out, settings);
+      EXPECT_EQ(list(folder.path()), Names{"out"});
+      std::filesystem::remove_all(out);
+    }
+    write_file(partial + "/journal.jsonl", line);
+    write_file(partial + "/model.safetensors", "precious");
+    EXPECT_SAYS(error_of(recipes().at("linear"), out, small(true)), "model.safetensors");
+    EXPECT_EQ(read_file(partial + "/model.safetensors"), "precious");
+    std::filesystem::remove_all(partial);
+  }
+}
+
+TEST(Resume, CountsItsOwnBytesOnly) {
+  Folder folder;
+  broken_off(recipes().at("linear"), folder / "out", small());
+  const Report rest = run_merge(recipes().at("linear"), folder / "out", small(false, true));
+  const Report whole = run_merge(recipes().at("linear"), folder / "whole", small());
+  EXPECT_GT(rest.resumed, 0U);
+  EXPECT_LT(rest.bytes_read, whole.bytes_read);
+  EXPECT_LT(rest.bytes_written, whole.bytes_written);
+  EXPECT_GT(rest.bytes_read, 0U);
 }
 
 TEST(Target, AMountPointIsRefusedBeforeTheWork) {

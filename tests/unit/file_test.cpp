@@ -354,7 +354,8 @@ TEST(Disk, FoldersAreMadeWithParentsRenamedAndSynced) {
   disk->sync_folder(folder / "a");
   EXPECT_TRUE(disk->rename(folder / "a", folder / "c"));
   EXPECT_EQ(disk->kind(folder / "c/b"), Disk::Kind::folder);
-  EXPECT_EQ(error_of([&] { (void)disk->rename(folder / "a", folder / "d"); }).code(), Code::missing);
+  EXPECT_EQ(error_of([&] { (void)disk->rename(folder / "a", folder / "d"); }).code(),
+            Code::missing);
   EXPECT_EQ(error_of([&] { disk->sync_folder(folder / "a"); }).code(), Code::missing);
   test::write_file(folder / "file", "x");
   EXPECT_THROW(disk->make_folder(folder / "file"), Error);

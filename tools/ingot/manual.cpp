@@ -53,10 +53,10 @@ std::string footer(const std::string& text) {
 }
 
 std::string page(const Table& table) {
-  std::string text =
-      fmt::format(".TH INGOT 1 \"\" \"ingot {}\" \"User Commands\"\n.SH NAME\ningot \\- merge "
-                  "language-model checkpoints\n.SH SYNOPSIS\n",
-                  version());
+  std::string text = fmt::format(
+      ".TH INGOT 1 \"\" \"ingot {}\" \"User Commands\"\n.SH NAME\ningot \\- merge "
+      "language-model checkpoints\n.SH SYNOPSIS\n",
+      version());
   for (const Subcommand& entry : table.commands) {
     text += fmt::format(".B ingot {}\n[\\fIoptions\\fR]", entry.name);
     for (const Option& argument : entry.arguments) {
