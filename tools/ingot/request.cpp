@@ -114,8 +114,9 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
       ->type_name("DIR");
   if (writes) {
     command.add_flag("--force", options_.force,
-                     "Replace OUT if it exists, once the new one is done");
-    command.add_flag("--resume", options_.resume, "Continue an interrupted merge into OUT");
+                     "Replace OUT if ingot wrote all of it, once the new one is done");
+    command.add_flag("--resume", options_.resume,
+                     "Continue an interrupted merge into OUT; a finished one is verified");
     command.add_flag("--no-sync", no_sync_,
                      "Do not wait for stable storage (not safe in a power cut)");
     command
