@@ -182,7 +182,8 @@ class Builder : public YAML::EventHandler {
     // The system's names end at the first one: a path would mean another file than it says.
     if (text.find('\0') != text.npos) {
       fault(file_, mark_of(mark),
-            fmt::format("'{}' has a zero byte; remove it", printable(clip(text))));
+            fmt::format("'{}' has a zero byte, which no name of a folder or file has; remove it",
+                        printable(clip(text))));
     }
     Node& node = nodes_.emplace_back();
     node.kind = kind;

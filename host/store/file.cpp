@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <utility>
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/file.h>
@@ -281,13 +283,15 @@ class MachineDisk final : public Disk {
   }
 
   [[nodiscard]] std::vector<std::string> list(const std::string& folder) override {
+    // std::filesystem's iterators allocate in functions that are declared not to fail.
+    const std::unique_ptr<DIR, int (*)(DIR*)> open(::opendir(folder.c_str()), ::closedir);
+    if (open == nullptr) throw system_error("list " + folder, errno);
     std::vector<std::string> names;
-    std::error_code error;
-    for (std::filesystem::directory_iterator at(folder, error), end; !error && at != end;
-         at.increment(error)) {
-      names.push_back(at->path().filename().string());
+    for (errno = 0; const dirent* entry = ::readdir(open.get()); errno = 0) {
+      const std::string_view name = entry->d_name;
+      if (name != "." && name != "..") names.emplace_back(name);
     }
-    if (error) throw system_error("list " + folder, error.value());
+    if (errno != 0) throw system_error("list " + folder, errno);
     std::sort(names.begin(), names.end());
     return names;
   }

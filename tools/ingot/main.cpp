@@ -1,6 +1,8 @@
 // The command-line program: one subcommand, one exit code.
 
+#include <atomic>
 #include <csignal>
+#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <new>
@@ -45,6 +47,33 @@ INGOT_EARLY void fill_standard_descriptors(int, char**, char**) {
   }
 }
 
+std::atomic<bool> starved = false;  // an allocation has failed
+
+// Memory can run out where C++ has no way back: in destructors and functions of libraries that are
+// declared not to fail and allocate all the same. Such an end is told like any other for want of
+// memory; what it leaves is what a kill leaves, OUT as it was.
+INGOT_EARLY void take_shortage(int, char**, char**) {
+  std::set_new_handler([] {
+    starved = true;
+    throw std::bad_alloc();
+  });
+  std::set_terminate([] {
+    bool shortage = starved;
+    if (const std::exception_ptr thrown = std::current_exception()) {
+      try {
+        std::rethrow_exception(thrown);
+      } catch (const std::bad_alloc&) {
+        shortage = true;
+      } catch (...) {
+        shortage = false;
+      }
+    }
+    if (!shortage) std::abort();
+    starve();
+    std::_Exit(exit_code(Code::memory));
+  });
+}
+
 // OpenBLAS's build for threads starts one for every processor when it is loaded, and they spin for
 // a while, though each call stays on its own thread (host/linalg/lapack.cpp): on two processors a
 // merge of 65 ms took 100. It counts the processors that the process may use, so it is loaded with
@@ -62,8 +91,8 @@ INGOT_EARLY void take_one_processor(int, char**, char**) {
     return;
   }
 }
-__attribute__((section(".preinit_array"), used))
-const Early before_libraries[] = {fill_standard_descriptors, take_one_processor};
+__attribute__((section(".preinit_array"), used)) const Early before_libraries[] = {
+    fill_standard_descriptors, take_shortage, take_one_processor};
 
 constexpr int kUsage = 2;
 constexpr int kInternal = 6;
