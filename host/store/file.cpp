@@ -1,6 +1,7 @@
 #include "store/file.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <filesystem>
 #include <memory>
@@ -229,8 +230,9 @@ class MachineFile final : public File {
   [[nodiscard]] int direct() const noexcept override {
     std::call_once(tried_, [this] {
       // By descriptor, so that it is the same file even if the path has been renamed since.
-      const std::string self = "/proc/self/fd/" + std::to_string(buffered_.get());
-      direct_ = ::open(self.c_str(), (writable_ ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
+      std::array<char, 32> self{};  // no allocation here, which could fail
+      *fmt::format_to_n(self.data(), self.size() - 1, "/proc/self/fd/{}", buffered_.get()).out = '\0';
+      direct_ = ::open(self.data(), (writable_ ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
     });
     return direct_;
   }

@@ -135,7 +135,7 @@ std::uint64_t weight_bytes(const Model& model) {
 }
 
 Json describe(const Plan& plan, const Forecast& cost, const Request& request, bool tensors) {
-  Json json;
+  Json json = Json::object();
   json["recipe"] = request.recipe();
   json["method"] = method(plan);
   json["architecture"] = plan.architecture;
