@@ -11,9 +11,10 @@ import sys
 
 ROOT = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parents[1])
 
-CORE = "core"  # error dtype shape tensor version
+CORE = "core"  # error dtype shape tensor text version
 SEAMS = "seams"  # store recipe adapter linalg backend derived
-HEADERS = {CORE: "error dtype shape tensor version", SEAMS: "store recipe adapter linalg backend derived",
+HEADERS = {CORE: "error dtype shape tensor text version",
+           SEAMS: "store recipe adapter linalg backend derived",
            "plan": "plan", "merge": "merge"}
 
 # What a layer may include beside itself.

@@ -1,11 +1,10 @@
 // DoRA: a low-rank change whose rows, or columns, get trained lengths.
 #include <algorithm>
-#include <atomic>
-#include <mutex>
 
 #include <fmt/format.h>
 
 #include "adapter/product.hpp"
+#include "base/once.hpp"
 #include "ingot/math/dora.hpp"
 #include "store/values.hpp"
 
@@ -124,7 +123,7 @@ class Direction final : public Formula<Direction> {
     if constexpr (std::is_same_v<T, float>) {
       return columns_;
     } else {
-      std::call_once(once_, [&] { truths_ = stretches<Single>(); });
+      once_.call([&] { truths_ = stretches<Single>(); });
       return truths_;
     }
   }
@@ -139,7 +138,7 @@ class Direction final : public Formula<Direction> {
   const bool full_;
   mutable std::vector<std::atomic<std::uint8_t>> kept_;  // by line: 1 if it has no direction
   std::vector<float> columns_;
-  mutable std::once_flag once_;
+  mutable Once once_;
   mutable std::vector<Single> truths_;  // columns_ for recompute(), when it is first called
 };
 

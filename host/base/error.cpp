@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "ingot/text.hpp"
+
 namespace ingot {
 
 Error::Error(Code code, std::string message) : code_(code), message_(std::move(message)) {
@@ -22,6 +24,11 @@ void Error::compose() {
     lead = "; ";
   }
   if (!context_.empty()) text_.push_back(')');
+  // what() ends at the first zero byte, which a name from a file may have anywhere.
+  for (std::size_t at = 0; (at = text_.find('\0', at)) != std::string::npos;) {
+    text_.replace(at, 1, "\\x00");
+  }
+  if (text_.size() > kLongestMessage) text_ = shorten(text_, kLongestMessage);
 }
 
 void fail(Code code, std::string message) { throw Error(code, std::move(message)); }

@@ -1,9 +1,36 @@
-// How many threads do a piece of work.
+// How many threads do a piece of work, and how they are started.
 #pragma once
+
+#include <functional>
+#include <system_error>
+#include <thread>
+#include <vector>
 
 namespace ingot {
 
 // `wanted` threads; as many as the machine has where that is 0.
 [[nodiscard]] int thread_count(int wanted) noexcept;
+
+// Threads that are joined in the end, however many of them there came to be: the system may refuse
+// to start one (RLIMIT_NPROC, pids of a cgroup, memory for its stack).
+class Threads {
+ public:
+  Threads() = default;
+  ~Threads();  // joins; whoever owns it has told them to end
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+  // One more thread, or the reason why there is none.
+  [[nodiscard]] std::error_code start(std::function<void()> work);
+  // Up to `count` that run work(number), numbers from 0. With fewer the work takes longer;
+  // Error{io} where the system refuses the first.
+  void start(int count, const std::function<void(int)>& work);
+
+  [[nodiscard]] int size() const noexcept { return static_cast<int>(threads_.size()); }
+  void join();
+
+ private:
+  std::vector<std::thread> threads_;
+};
 
 }  // namespace ingot

@@ -1,5 +1,6 @@
 #include "engine/arena.hpp"
 
+#include <new>
 #include <utility>
 
 namespace ingot {
@@ -43,11 +44,16 @@ Arena::~Arena() { backend_.release(base_, size_); }
 
 Extent Arena::cut(std::size_t bytes) {
   const std::size_t need = round_up(bytes == 0 ? 1 : bytes, kPage);
+  for (; lost_ != nullptr;) {
+    const Lost found = *lost_;
+    join(static_cast<std::size_t>(reinterpret_cast<std::byte*>(lost_) - base_), found.bytes);
+    lost_ = found.next;
+  }
   for (auto at = free_.begin(); at != free_.end(); ++at) {
     if (at->second < need) continue;
     const auto [offset, length] = *at;
-    free_.erase(at);
     if (length > need) free_.emplace(offset + need, length - need);
+    free_.erase(at);
     Extent extent;
     extent.arena_ = this;
     extent.data_ = base_ + offset;
@@ -80,7 +86,16 @@ void Arena::stop() {
 
 void Arena::give(std::byte* data, std::size_t bytes) noexcept {
   const std::lock_guard lock(mutex_);
-  auto at = free_.emplace(static_cast<std::size_t>(data - base_), bytes).first;
+  try {
+    join(static_cast<std::size_t>(data - base_), bytes);
+  } catch (const std::bad_alloc&) {  // its first bytes remember it until there is memory
+    lost_ = new (data) Lost{lost_, bytes};
+  }
+  room_.notify_all();
+}
+
+void Arena::join(std::size_t offset, std::size_t bytes) {
+  auto at = free_.emplace(offset, bytes).first;
   if (auto next = std::next(at); next != free_.end() && at->first + at->second == next->first) {
     at->second += next->second;
     free_.erase(next);
@@ -91,7 +106,6 @@ void Arena::give(std::byte* data, std::size_t bytes) noexcept {
       free_.erase(at);
     }
   }
-  room_.notify_all();
 }
 
 }  // namespace ingot

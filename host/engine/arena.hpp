@@ -63,6 +63,7 @@ class Arena {
   friend class Extent;
   void give(std::byte* data, std::size_t bytes) noexcept;
   Extent cut(std::size_t bytes);
+  void join(std::size_t offset, std::size_t bytes);
 
   Backend& backend_;
   std::size_t size_;
@@ -70,6 +71,12 @@ class Arena {
   std::mutex mutex_;
   std::condition_variable room_;
   std::map<std::size_t, std::size_t> free_;  // offset -> length
+  // Extents that came back while there was no memory to note it: a list in the extents themselves.
+  struct Lost {
+    Lost* next;
+    std::size_t bytes;
+  };
+  Lost* lost_ = nullptr;
   bool stopped_ = false;
 };
 

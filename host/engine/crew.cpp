@@ -20,18 +20,24 @@ std::uint64_t spent() {
 }  // namespace
 
 Crew::Crew(int threads) {
-  threads_.reserve(static_cast<std::size_t>(threads));
-  for (int i = 0; i < threads; ++i) threads_.emplace_back([this, i] { loop(i); });
+  try {
+    threads_.start(threads, [this](int worker) { loop(worker); });
+  } catch (...) {
+    close();
+    throw;
+  }
 }
 
-Crew::~Crew() {
+Crew::~Crew() { close(); }
+
+void Crew::close() {
   {
     const std::lock_guard lock(mutex_);
     closing_ = true;
     queue_.clear();
   }
   ready_.notify_all();
-  for (auto& thread : threads_) thread.join();
+  threads_.join();
 }
 
 void Crew::post(std::uint64_t priority, Work work) {

@@ -7,8 +7,9 @@
 #include <exception>
 #include <functional>
 #include <mutex>
-#include <thread>
 #include <vector>
+
+#include "base/threads.hpp"
 
 namespace ingot {
 
@@ -21,12 +22,13 @@ class Crew {
  public:
   using Work = std::function<void(int worker)>;
 
+  // With as many threads as the system lets it have; Error{io} where that is none.
   explicit Crew(int threads);
   ~Crew();  // waits for running work; what is still queued is dropped
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
 
-  [[nodiscard]] int threads() const noexcept { return static_cast<int>(threads_.size()); }
+  [[nodiscard]] int threads() const noexcept { return threads_.size(); }
 
   // Queues work; lower priorities run first, equal ones in order. An exception it throws fails the
   // crew.
@@ -54,6 +56,7 @@ class Crew {
     }
   };
   void loop(int worker);
+  void close();
 
   std::mutex mutex_;
   std::condition_variable ready_;
@@ -64,7 +67,7 @@ class Crew {
   std::atomic<std::uint64_t> nanoseconds_ = 0;
   std::exception_ptr error_;
   std::function<void()> listener_;
-  std::vector<std::thread> threads_;
+  Threads threads_;
 };
 
 }  // namespace ingot

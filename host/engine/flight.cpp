@@ -189,7 +189,7 @@ void Flight::hash_into(std::vector<Digest>& blocks, std::uint64_t at,
 void Flight::fill(std::size_t operand, std::uint64_t first, std::uint32_t count,
                   const std::byte* own, std::byte* values) {
   Making& making = *making_[operand];
-  std::call_once(making.once, [&] { making.working = making.derived->begin(plan_, &backend_); });
+  making.once.call([&] { making.working = making.derived->begin(plan_, &backend_); });
   const std::size_t bytes = own == nullptr ? 0 : count * width_[operand];
   making.working->fill(first, {own, bytes}, {reinterpret_cast<float*>(values), count});
 }

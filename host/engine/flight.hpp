@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "base/once.hpp"
 #include "engine/arena.hpp"
 #include "engine/receipt.hpp"
 #include "engine/select.hpp"
@@ -95,7 +96,7 @@ class Flight {
   // The work on a derived operand, begun by the first worker that needs it.
   struct Making {
     const Derived* derived = nullptr;
-    std::once_flag once;
+    Once once;
     std::unique_ptr<Working> working;
   };
 

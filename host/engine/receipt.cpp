@@ -60,7 +60,7 @@ bool has_task_vectors(const Job& job) {
 }  // namespace
 
 Json describe_plan(const Plan& plan, const Job& job) {
-  Json entry;
+  Json entry = Json::object();
   entry["name"] = job.output.name;
   entry["shard"] = plan.shards[job.shard].file;
   entry["dtype"] = std::string(name(job.output.dtype));
@@ -86,7 +86,7 @@ Json describe_plan(const Plan& plan, const Job& job) {
     const Operand& operand = job.operands[i];
     const Model& model = plan.models[operand.model];
     const TensorInfo& info = model.checkpoint.entries()[operand.entry].info;
-    Json source;
+    Json source = Json::object();
     if (!operand.derived || operand.derived->own()) {
       source["model"] = model.ref.text;
       source["tensor"] = info.name;
@@ -157,7 +157,7 @@ Json describe(const Plan& plan, const Job& job, const Outcome& outcome) {
 }
 
 Json describe_options(const PlanOptions& o) {
-  Json json;
+  Json json = Json::object();
   json["seed"] = o.seed;
   json["shard_bytes"] = o.shard_bytes;
   json["dtype"] = o.dtype;
@@ -216,7 +216,7 @@ std::string print_line(const Json& entry) {
 void print_receipt(const Plan& plan, const std::vector<std::string>& lines,
                    const std::vector<std::pair<std::string, Digest>>& files,
                    const std::function<void(std::string_view)>& sink) {
-  Json json;
+  Json json = Json::object();
   json["format"] = kReceiptFormat;
   json["recipe"] = {{"method", plan.recipe.method}, {"hash", digest_of(plan.recipe.text).text()}};
   if (!plan.recipe.waived.empty()) json["recipe"]["unknown_keys"] = plan.recipe.waived;

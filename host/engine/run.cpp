@@ -70,6 +70,7 @@ class Run {
         ring_(make_ring(kDepth, true)),
         writer_(true, [this](std::exception_ptr error) { crew_.fail(std::move(error)); }),
         crew_(threads_) {
+    threads_ = crew_.threads();
     crew_.on_failure([this] { stop(); });
   }
 

@@ -1,11 +1,9 @@
 #include "engine/writer.hpp"
 
-#include <map>
 #include <optional>
 #include <utility>
 
 #include "engine/arena.hpp"
-#include "store/ring.hpp"
 
 namespace ingot {
 namespace {
@@ -16,7 +14,10 @@ constexpr unsigned kDepth = 8;
 }  // namespace
 
 Writer::Writer(bool allow_uring, std::function<void(std::exception_ptr)> failed)
-    : allow_uring_(allow_uring), failed_(std::move(failed)), thread_([this] { loop(); }) {}
+    // The ring is made here and not by the thread: what cannot be had is the maker's to know.
+    : failed_(std::move(failed)), ring_(make_ring(kDepth, allow_uring)) {
+  thread_.start(1, [this](int) { loop(); });
+}
 
 Writer::~Writer() {
   {
@@ -39,26 +40,24 @@ void Writer::push(Write write) {
 
 void Writer::loop() {
   try {
-    const auto ring = make_ring(kDepth, allow_uring_);
-    std::map<std::uint64_t, std::function<void()>> flying;
     std::uint64_t token = 0;
     for (;;) {
       std::optional<Write> write;
       {
         std::unique_lock lock(mutex_);
-        if (ring->pending() == 0) {
+        if (ring_->pending() == 0) {
           ready_.wait(lock, [this] { return closing_ || !queue_.empty(); });
         }
-        if (closing_ && queue_.empty() && ring->pending() == 0) return;
+        if (closing_ && queue_.empty() && ring_->pending() == 0) return;
         if (!queue_.empty()) {
           write = std::move(queue_.front());
           queue_.pop_front();
         }
       }
       if (!write) {
-        const Completion completion = ring->wait();
+        const Completion completion = ring_->wait();
         if (completion.error) std::rethrow_exception(completion.error);
-        const auto node = flying.extract(completion.token);
+        const auto node = flying_.extract(completion.token);
         node.mapped()();
         continue;
       }
@@ -74,8 +73,8 @@ void Writer::loop() {
       if (first > begin) write_exact(*write->file, begin, write->data.first(first - begin));
       if (end > last) write_exact(*write->file, last, write->data.subspan(last - begin));
       const auto pages = write->data.subspan(first - begin, last - first);
-      flying.emplace(token, std::move(write->done));
-      ring->submit(
+      flying_.emplace(token, std::move(write->done));
+      ring_->submit(
           {write->file,
            first,
            {const_cast<std::byte*>(pages.data()), pages.size()},  // a Transfer goes both ways

@@ -4,10 +4,13 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <map>
+#include <memory>
 #include <mutex>
-#include <thread>
 
+#include "base/threads.hpp"
 #include "ingot/store.hpp"
+#include "store/ring.hpp"
 
 namespace ingot {
 
@@ -33,13 +36,15 @@ class Writer {
  private:
   void loop();
 
-  bool allow_uring_;
   std::function<void(std::exception_ptr)> failed_;
   std::mutex mutex_;
   std::condition_variable ready_;
   std::deque<Write> queue_;
   bool closing_ = false;
-  std::thread thread_;
+  // Writes under way, and what to do once they are done: outlives the ring, which waits for them.
+  std::map<std::uint64_t, std::function<void()>> flying_;
+  std::unique_ptr<Ring> ring_;
+  Threads thread_;
 };
 
 }  // namespace ingot

@@ -73,6 +73,7 @@ void add_lora(Json& json, const PeftFolder& folder) {
   json["target_parameters"] = Json();
   if (!folder.parameters.empty()) json["target_parameters"] = folder.parameters;
   json["trainable_token_indices"] = Json();
+  if (!folder.tokens.empty()) json["trainable_token_indices"] = Json::object();
   for (const auto& [name, rows] : folder.tokens) {
     if (name.empty()) {
       json["trainable_token_indices"] = rows;
@@ -104,7 +105,7 @@ std::string card(const Plan& plan, const PeftFolder& folder, const std::string& 
 }  // namespace
 
 std::string print(const PeftFolder& folder) {
-  Json json;
+  Json json = Json::object();
   json["auto_mapping"] = Json();
   json["base_model_name_or_path"] = text_or_null(folder.base);
   json["exclude_modules"] = Json();

@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include "ingot/text.hpp"
+
 namespace ingot::plan {
 
 void Problems::error(Code code, std::string text) { add(true, code, std::move(text)); }
@@ -19,6 +21,7 @@ void Problems::warn_like(const std::string& key, Code code, std::string text) {
 
 void Problems::add(bool fatal, Code code, std::string text) {
   fatal_ = fatal_ || fatal;
+  if (text.size() > kLongestMessage) text = shorten(text, kLongestMessage);
   list_.push_back({fatal, code, std::move(text)});
   more_.push_back(0);
 }

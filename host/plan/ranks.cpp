@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <future>
+#include <exception>
+#include <mutex>
 #include <queue>
 
 #include <fmt/format.h>
@@ -22,14 +23,26 @@ constexpr std::uint64_t kDeepest = 256;
 template <class Work>
 void for_each(std::size_t count, int wanted, const Work& work) {
   std::atomic<std::size_t> next = 0;
-  std::vector<std::future<void>> threads(
-      std::min(static_cast<std::size_t>(thread_count(wanted)), count));
-  for (std::future<void>& thread : threads) {
-    thread = std::async(std::launch::async, [&] {
+  std::mutex mutex;
+  std::exception_ptr error;
+  const auto some = [&](int) {
+    try {
       for (std::size_t i; (i = next++) < count;) work(i);
-    });
+    } catch (...) {
+      next = count;
+      const std::lock_guard lock(mutex);
+      if (!error) error = std::current_exception();
+    }
+  };
+  // One share of the work is the caller's.
+  Threads threads;
+  const auto most = std::min(static_cast<std::size_t>(thread_count(wanted)), count);
+  for (std::size_t i = 1; i < most; ++i) {
+    if (threads.start([&] { some(0); })) break;
   }
-  for (std::future<void>& thread : threads) thread.get();
+  some(0);
+  threads.join();
+  if (error) std::rethrow_exception(error);
 }
 
 // The smallest rank that keeps the energy of every expert. A rank that falls short is doubled.

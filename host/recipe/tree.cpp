@@ -11,6 +11,7 @@
 
 #include "base/clip.hpp"
 #include "ingot/error.hpp"
+#include "ingot/text.hpp"
 
 namespace ingot {
 
@@ -178,6 +179,12 @@ class Builder : public YAML::EventHandler {
   Node& leaf(Node::Kind kind, const YAML::Mark& mark, YAML::anchor_t anchor,
              const std::string& text = {}) {
     count(1, mark_of(mark));
+    // The system's names end at the first one: a path would mean another file than it says.
+    if (text.find('\0') != text.npos) {
+      fault(file_, mark_of(mark),
+            fmt::format("'{}' has a zero byte, which no name of a folder or file has; remove it",
+                        printable(clip(text))));
+    }
     Node& node = nodes_.emplace_back();
     node.kind = kind;
     node.mark = mark_of(mark);

@@ -1,12 +1,15 @@
 #include "store/file.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <filesystem>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <utility>
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/file.h>
@@ -228,8 +231,9 @@ class MachineFile final : public File {
   [[nodiscard]] int direct() const noexcept override {
     std::call_once(tried_, [this] {
       // By descriptor, so that it is the same file even if the path has been renamed since.
-      const std::string self = "/proc/self/fd/" + std::to_string(buffered_.get());
-      direct_ = ::open(self.c_str(), (writable_ ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
+      std::array<char, 32> self{};  // no allocation here, which could fail
+      *fmt::format_to_n(self.data(), self.size() - 1, "/proc/self/fd/{}", buffered_.get()).out = '\0';
+      direct_ = ::open(self.data(), (writable_ ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
     });
     return direct_;
   }
@@ -282,13 +286,15 @@ class MachineDisk final : public Disk {
   }
 
   [[nodiscard]] std::vector<std::string> list(const std::string& folder) override {
+    // std::filesystem's iterators allocate in functions that are declared not to fail.
+    const std::unique_ptr<DIR, int (*)(DIR*)> open(::opendir(folder.c_str()), ::closedir);
+    if (open == nullptr) throw system_error("list " + folder, errno);
     std::vector<std::string> names;
-    std::error_code error;
-    for (std::filesystem::directory_iterator at(folder, error), end; !error && at != end;
-         at.increment(error)) {
-      names.push_back(at->path().filename().string());
+    for (errno = 0; const dirent* entry = ::readdir(open.get()); errno = 0) {
+      const std::string_view name = entry->d_name;
+      if (name != "." && name != "..") names.emplace_back(name);
     }
-    if (error) throw system_error("list " + folder, error.value());
+    if (errno != 0) throw system_error("list " + folder, errno);
     std::sort(names.begin(), names.end());
     return names;
   }

@@ -6,7 +6,6 @@
 #include <deque>
 #include <mutex>
 #include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -18,6 +17,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "base/threads.hpp"
 #include "ingot/error.hpp"
 #include "store/file.hpp"
 
@@ -73,8 +73,11 @@ class Ledger {
  public:
   // Splits a transfer. The caller moves each piece and reports it with settle().
   std::size_t open(const Transfer& transfer) {
+    // Threads settle what is opened here: all the memory that takes is had now.
     std::size_t slot = jobs_.size();
+    done_.reserve(done_.size() + jobs_.size() + 1 - free_.size());
     if (free_.empty()) {
+      free_.reserve(jobs_.size() + 1);
       jobs_.emplace_back();
     } else {
       slot = free_.back();
@@ -92,7 +95,7 @@ class Ledger {
     return piece;
   }
 
-  void settle(std::size_t slot, std::exception_ptr error) {
+  void settle(std::size_t slot, std::exception_ptr error) noexcept {
     Job& job = jobs_[slot];
     if (!job.error) job.error = std::move(error);
     if (--job.pieces == 0) close(slot);
@@ -101,7 +104,7 @@ class Ledger {
   [[nodiscard]] bool has_completion() const noexcept { return !done_.empty(); }
   [[nodiscard]] Completion take() {
     Completion completion = std::move(done_.front());
-    done_.pop_front();
+    done_.erase(done_.begin());
     return completion;
   }
   [[nodiscard]] std::size_t pending() const noexcept {
@@ -115,14 +118,14 @@ class Ledger {
     std::exception_ptr error;
   };
 
-  void close(std::size_t slot) {
+  void close(std::size_t slot) noexcept {
     done_.push_back({jobs_[slot].token, std::move(jobs_[slot].error)});
     free_.push_back(slot);
   }
 
   std::vector<Job> jobs_;
   std::vector<std::size_t> free_;
-  std::deque<Completion> done_;
+  std::vector<Completion> done_;  // a few
 };
 
 // Moves a whole piece on the calling thread.
@@ -151,24 +154,31 @@ std::exception_ptr carry(Piece piece) noexcept {
 class ThreadRing final : public Ring {
  public:
   ThreadRing(unsigned depth, std::string reason) : reason_(std::move(reason)) {
-    for (unsigned i = 0; i < depth; ++i) threads_.emplace_back([this] { work(); });
+    try {
+      while (threads_.size() < static_cast<int>(depth)) {
+        if (threads_.start([this] { work(); })) break;
+      }
+    } catch (...) {
+      close();
+      throw;
+    }
   }
 
-  ~ThreadRing() override {
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-  }
+  ~ThreadRing() override { close(); }
 
   void submit(const Transfer& transfer) override {
     std::unique_lock lock(mutex_);
     const std::size_t owner = ledger_.open(transfer);
     for (std::size_t at = 0; at < transfer.data.size(); at += kPiece) {
-      settled_.wait(lock, [&] { return queue_.size() + running_ < threads_.size(); });
-      queue_.push_back(Ledger::piece(transfer, at, owner));
+      const Piece piece = Ledger::piece(transfer, at, owner);
+      if (threads_.size() == 0) {  // the system refused to start any: the caller does it
+        ledger_.settle(owner, carry(piece));
+        continue;
+      }
+      settled_.wait(lock, [&] {
+        return queue_.size() + running_ < static_cast<std::size_t>(threads_.size());
+      });
+      queue_.push_back(piece);
       wake_.notify_one();
     }
   }
@@ -190,6 +200,15 @@ class ThreadRing final : public Ring {
   }
 
  private:
+  void close() {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    threads_.join();
+  }
+
   void work() {
     std::unique_lock lock(mutex_);
     for (;;) {
@@ -215,7 +234,7 @@ class ThreadRing final : public Ring {
   std::size_t running_ = 0;
   bool stop_ = false;
   Ledger ledger_;
-  std::vector<std::thread> threads_;
+  Threads threads_;
 };
 
 #ifdef INGOT_URING
@@ -242,7 +261,7 @@ class UringRing final : public Ring {
     // The memory of what is in flight is the caller's to reuse once we are gone.
     try {
       while (flying_ > 0) (void)next();
-    } catch (const Error&) {  // the kernel answers no more
+    } catch (...) {  // the kernel answers no more
     }
     ::io_uring_queue_exit(&ring_);
   }

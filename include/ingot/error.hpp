@@ -24,7 +24,8 @@ class Error : public std::exception {
   // Appends what was being done when the error passed by; returns *this for `throw e.add(...)`.
   Error& add(std::string context);
 
-  // "message (while context; while context)".
+  // "message (while context; while context)", at most about kLongestMessage bytes of it, zero bytes
+  // as \x00.
   [[nodiscard]] const char* what() const noexcept override { return text_.c_str(); }
 
  private:

@@ -7,10 +7,10 @@
 #include <string>
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "ingot/error.hpp"
-#include "size.hpp"
 
 namespace ingot::tool {
 namespace {
@@ -19,6 +19,23 @@ bool set(const char* variable) {
   const char* value = std::getenv(variable);
   return value != nullptr && *value != '\0';
 }
+
+std::size_t width() {
+  winsize size{};
+  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+  return 80;
+}
+
+// At most `most` bytes, never a part of a UTF-8 sequence.
+std::string_view cut(std::string_view text, std::size_t most) {
+  if (text.size() <= most) return text;
+  while (most > 0 && (static_cast<unsigned char>(text[most]) & 0xC0U) == 0x80U) --most;
+  return text.substr(0, most);
+}
+
+// One call for a whole line, so that those of several threads do not mix. A stderr that takes
+// nothing is no reason to stop.
+void write_error(const std::string& line) { std::fwrite(line.data(), 1, line.size(), stderr); }
 
 }  // namespace
 
@@ -37,19 +54,34 @@ void Console::warning(std::string_view text) const { say("warning", "\x1b[33m", 
 void Console::error(std::string_view text) const { say("error", "\x1b[31m", text); }
 
 void Console::say(std::string_view label, std::string_view style, std::string_view text) const {
-  // One write, so that lines of several threads do not mix.
   std::string line = colour_ ? fmt::format("ingot: {}{}:\x1b[0m ", style, label)
                              : fmt::format("ingot: {}: ", label);
-  line += printable(text);
+  line += printable(shorten(text, kLongestMessage));
   line += '\n';
-  std::fwrite(line.data(), 1, line.size(), stderr);
+  write_error(line);
 }
 
+void Console::status(std::string_view text) const {
+  const std::string shown = printable(text);
+  write_error(terminal_ ? fmt::format("\r\x1b[K{}", cut(shown, width() - 1)) : shown + '\n');
+}
+
+void Console::clear() const { write_error("\r\x1b[K"); }
+
 void print(std::string_view text) {
-  if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0) {
+  const std::string shown = printable(text, Breaks::kept);
+  if (std::fwrite(shown.data(), 1, shown.size(), stdout) == shown.size() &&
+      std::fflush(stdout) == 0) {
     return;
   }
+  if (errno == EPIPE) return;
   fail(Code::io, fmt::format("cannot write to standard output: {}", std::strerror(errno)));
+}
+
+void starve() noexcept {
+  constexpr std::string_view kText =
+      "ingot: error: out of memory; a smaller --memory or fewer --threads may help\n";
+  (void)!::write(STDERR_FILENO, kText.data(), kText.size());
 }
 
 }  // namespace ingot::tool

@@ -1,7 +1,11 @@
-// Messages to people, on stderr; stdout belongs to data.
+// The one way to standard output and standard error. Messages to people go to stderr; stdout
+// belongs to data. Nothing that a file, a recipe or an argument holds can drive a terminal through
+// it.
 #pragma once
 
 #include <string_view>
+
+#include "ingot/text.hpp"
 
 namespace ingot::tool {
 
@@ -13,6 +17,10 @@ class Console {
   void note(std::string_view text) const;
   void warning(std::string_view text) const;
   void error(std::string_view text) const;
+  // How far a run is: on a terminal a line that the next call redraws, else a line of its own.
+  void status(std::string_view text) const;
+  // Clears a line that status() drew, so that what follows starts on an empty one.
+  void clear() const;
 
   [[nodiscard]] bool quiet() const noexcept { return quiet_; }
   // True if stderr is a terminal that can redraw a line.
@@ -26,7 +34,11 @@ class Console {
   bool colour_;  // a terminal, and NO_COLOR is not set (no-color.org)
 };
 
-// Prints to stdout; a failure, such as a full disk, is Error{io}.
+// Prints lines to stdout. A failure, such as a full disk, is Error{io}; a reader that has left, as
+// `head` does, is none.
 void print(std::string_view text);
+
+// Says on stderr that memory has run out, and takes none for it.
+void starve() noexcept;
 
 }  // namespace ingot::tool

@@ -1,10 +1,10 @@
-// Ctrl-C and SIGTERM as a question the run asks, instead of death in the middle of a line.
+// Ctrl-C, SIGTERM and SIGHUP as a question the run asks, instead of death in the middle of a line.
 #pragma once
 
 namespace ingot::tool {
 
-// While one exists, the first SIGINT or SIGTERM is noted; a second one kills as usual. At most one
-// object at a time.
+// While one exists, the first SIGINT, SIGTERM or SIGHUP is noted; a second one kills as usual. At
+// most one object at a time.
 class Interrupt {
  public:
   Interrupt();

@@ -12,9 +12,10 @@ namespace ingot::tool {
 
 using Json = nlohmann::ordered_json;
 
-// Names from files may be no valid UTF-8: such bytes are replaced.
+// Names from files may be no valid UTF-8: such bytes are replaced. In ASCII, so that nothing in a
+// name acts on a terminal and a reader of JSON gets the name as it is.
 inline void print_json(const Json& json) {
-  print(json.dump(2, ' ', false, Json::error_handler_t::replace) + '\n');
+  print(json.dump(2, ' ', true, Json::error_handler_t::replace) + '\n');
 }
 
 // What a file of the model or folder holds. Its keys are sorted: an object may have many. Throws

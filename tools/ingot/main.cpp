@@ -1,13 +1,20 @@
 // The command-line program: one subcommand, one exit code.
 
+#include <atomic>
+#include <csignal>
+#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <new>
+#include <sstream>
 #include <vector>
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sched.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "command.hpp"
 #include "console.hpp"
@@ -20,15 +27,60 @@
 namespace ingot::tool {
 namespace {
 
+// What stands in this section runs before the constructors of shared libraries and, by system calls
+// alone, before sanitizers know of it.
+using Early = void (*)(int, char**, char**);
+#define INGOT_EARLY \
+  __attribute__((no_sanitize("address"), no_sanitize("thread"), no_sanitize("undefined")))
+
+// The first file that is opened gets the lowest free number. Were that 0, 1 or 2, because whoever
+// started the program had closed it, the file would be read or written to as a standard stream: the
+// progress line would land in the weights.
+INGOT_EARLY void fill_standard_descriptors(int, char**, char**) {
+  for (int number = 0; number <= 2; ++number) {
+    if (::syscall(SYS_fcntl, number, F_GETFD) >= 0) continue;
+    // Lower ones are open, so that this is the one it gets. A root without /dev has a folder, which
+    // nothing can be written to.
+    if (::syscall(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR) == number) continue;
+    if (::syscall(SYS_openat, AT_FDCWD, "/", O_PATH) == number) continue;
+    ::_exit(4);
+  }
+}
+
+std::atomic<bool> starved = false;  // an allocation has failed
+
+// Memory can run out where C++ has no way back: in destructors and functions of libraries that are
+// declared not to fail and allocate all the same. Such an end is told like any other for want of
+// memory; what it leaves is what a kill leaves, OUT as it was.
+INGOT_EARLY void take_shortage(int, char**, char**) {
+  std::set_new_handler([] {
+    starved = true;
+    throw std::bad_alloc();
+  });
+  std::set_terminate([] {
+    bool shortage = starved;
+    if (const std::exception_ptr thrown = std::current_exception()) {
+      try {
+        std::rethrow_exception(thrown);
+      } catch (const std::bad_alloc&) {
+        shortage = true;
+      } catch (...) {
+        shortage = false;
+      }
+    }
+    if (!shortage) std::abort();
+    starve();
+    std::_Exit(exit_code(Code::memory));
+  });
+}
+
 // OpenBLAS's build for threads starts one for every processor when it is loaded, and they spin for
 // a while, though each call stays on its own thread (host/linalg/lapack.cpp): on two processors a
 // merge of 65 ms took 100. It counts the processors that the process may use, so it is loaded with
-// one: what stands in this section runs before the constructors of shared libraries, too early for
-// a variable of the environment to last. main() gives the others back.
+// one: too early for a variable of the environment to last. main() gives the others back.
 cpu_set_t processors;  // all zeros: not known
 
-__attribute__((no_sanitize("address"), no_sanitize("thread"), no_sanitize("undefined"))) void
-take_one_processor(int, char**, char**) {
+INGOT_EARLY void take_one_processor(int, char**, char**) {
   if (::sched_getaffinity(0, sizeof processors, &processors) != 0) return;
   for (std::size_t i = 0; i < CPU_SETSIZE; ++i) {
     if (!CPU_ISSET(i, &processors)) continue;
@@ -39,8 +91,8 @@ take_one_processor(int, char**, char**) {
     return;
   }
 }
-__attribute__((section(".preinit_array"),
-               used)) void (*const before_libraries)(int, char**, char**) = take_one_processor;
+__attribute__((section(".preinit_array"), used)) const Early before_libraries[] = {
+    fill_standard_descriptors, take_shortage, take_one_processor};
 
 constexpr int kUsage = 2;
 constexpr int kInternal = 6;
@@ -52,6 +104,13 @@ void open_files() {
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
   limit.rlim_cur = limit.rlim_max;
   (void)::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+// Signals whose cause arrives as an error of the call as well: a limit on the size of files, and a
+// reader of a stream that has left.
+void take_errors() {
+  std::signal(SIGXFSZ, SIG_IGN);
+  std::signal(SIGPIPE, SIG_IGN);
 }
 
 void take_all_processors() {
@@ -87,6 +146,7 @@ int complain(const CLI::ParseError& error, CLI::App& program) {
 }
 
 int run(int count, char** words) {
+  take_errors();
   take_all_processors();
   open_files();
   CLI::App program("ingot merges language-model checkpoints.", "ingot");
@@ -113,7 +173,10 @@ int run(int count, char** words) {
   try {
     program.parse(count, words);
   } catch (const CLI::Success& wish) {  // --help, --version
-    return program.exit(wish);
+    std::ostringstream text;
+    const int code = program.exit(wish, text, text);
+    print(text.str());
+    return code;
   } catch (const CLI::ParseError& error) {
     return complain(error, program);
   }
@@ -126,19 +189,37 @@ int run(int count, char** words) {
 }  // namespace
 }  // namespace ingot::tool
 
-int main(int count, char** words) {
+namespace {
+
+// The exit code of what run() threw.
+int explain(const std::exception_ptr& thrown) {
   const ingot::tool::Console console;
   try {
-    const ingot::Guard guard;
-    return ingot::tool::run(count, words);
+    std::rethrow_exception(thrown);
   } catch (const ingot::Error& error) {
     console.error(error.what());
     return ingot::exit_code(error.code());
   } catch (const std::bad_alloc&) {
-    console.error("out of memory; a smaller --memory or fewer --threads may help");
+    ingot::tool::starve();
     return ingot::exit_code(ingot::Code::memory);
   } catch (const std::exception& error) {
     console.error(fmt::format("internal error: {}", error.what()));
     return ingot::tool::kInternal;
+  }
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  try {
+    const ingot::Guard guard;
+    return ingot::tool::run(count, words);
+  } catch (...) {
+    try {
+      return explain(std::current_exception());
+    } catch (const std::bad_alloc&) {  // not even enough to say what it was
+      ingot::tool::starve();
+      return ingot::exit_code(ingot::Code::memory);
+    }
   }
 }

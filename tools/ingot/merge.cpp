@@ -65,7 +65,9 @@ std::string cost(const Report& report, const std::vector<Activity>& devices) {
   const double rate = report.seconds > 0 ? moved / report.seconds : 0;
   std::string share = "storage rate not measured";
   if (report.storage_rate > 0) {
-    share = fmt::format("{:.0f} % of the storage's {}", 100 * rate / report.storage_rate,
+    // The page cache gives more than the storage.
+    share = fmt::format("{:.0f} % of the storage's {}",
+                        std::min(100.0, 100 * rate / report.storage_rate),
                         show_rate(report.storage_rate));
   }
   std::string text = fmt::format("{}, {} ({}), peak memory {}", show_time(report.seconds),
@@ -176,11 +178,7 @@ int merge_by(Request& request) {
   if (!request.may_decompose()) backend = request.backend(console, false);
   const Plan plan = request.plan(*disk);
   report(console, plan);
-  if (!plan.sound()) {
-    const auto first = std::find_if(plan.problems.begin(), plan.problems.end(),
-                                    [](const Problem& problem) { return problem.fatal; });
-    return exit_code(first->code);
-  }
+  if (!plan.sound()) return verdict(plan);
   if (backend == nullptr) backend = request.backend(console, !plan.joints().empty());
   const Report done = run(console, *disk, *backend, plan, request);
   for (const std::string& warning : done.warnings) {

@@ -135,7 +135,7 @@ std::uint64_t weight_bytes(const Model& model) {
 }
 
 Json describe(const Plan& plan, const Forecast& cost, const Request& request, bool tensors) {
-  Json json;
+  Json json = Json::object();
   json["recipe"] = request.recipe();
   json["method"] = method(plan);
   json["architecture"] = plan.architecture;
@@ -263,7 +263,7 @@ class PlanCommand final : public Command {
     app().add_flag("--tensors", tensors_, "List every output tensor with its rule and sources");
     app().add_flag("--no-probe", no_probe_, "Do not read from the inputs to estimate the time");
     app().footer(
-        "Nothing is written. Exit code 0 if the merge can run, 3 if a problem stands in its way.\n"
+        "Nothing is written. Exit code 0 if the merge can run, else the one it would fail with.\n"
         "\n"
         "Examples:\n"
         "  ingot plan recipe.yml\n"
@@ -288,7 +288,7 @@ class PlanCommand final : public Command {
       print(narrate(plan, cost, request_, tensors_));
     }
     report(console, plan);
-    return plan.sound() ? 0 : exit_code(Code::format);
+    return verdict(plan);
   }
 
  private:

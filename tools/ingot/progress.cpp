@@ -1,11 +1,8 @@
 #include "progress.hpp"
 
 #include <algorithm>
-#include <cstdio>
 
 #include <fmt/format.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
 
 #include "size.hpp"
 
@@ -17,12 +14,6 @@ using namespace std::chrono_literals;
 constexpr auto kRedraw = 100ms;  // on a terminal
 constexpr auto kLine = 5s;       // in a pipe
 constexpr auto kWindow = 2s;     // over which the rate is taken
-
-std::size_t width() {
-  winsize size{};
-  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
-  return 80;
-}
 
 }  // namespace
 
@@ -39,21 +30,13 @@ void Meter::show(const Progress& progress) {
     return;
   }
   last_ = now;
-  std::string line = describe(progress, now);
-  if (console_.terminal()) {
-    const std::size_t limit = width() - 1;
-    if (line.size() > limit) line.resize(limit);
-    line = "\r\x1b[K" + line;
-    shown_ = true;
-  } else {
-    line += '\n';
-  }
-  std::fwrite(line.data(), 1, line.size(), stderr);
+  console_.status(describe(progress, now));
+  shown_ = console_.terminal();
 }
 
 void Meter::clear() {
   const std::lock_guard lock(mutex_);
-  if (shown_) std::fputs("\r\x1b[K", stderr);
+  if (shown_) console_.clear();
   shown_ = false;
 }
 
@@ -68,14 +51,17 @@ std::string Meter::describe(const Progress& progress, Clock::time_point now) {
     mark_bytes_ = progress.bytes_done;
   }
   const auto total = static_cast<double>(progress.bytes_total);
-  const auto done = static_cast<double>(progress.bytes_done);
+  // Bytes that are read twice count twice, and the total is what the plan counted once.
+  const double done = std::min(static_cast<double>(progress.bytes_done), total);
   std::string line = progress.bytes_total > 0 ? fmt::format("{:3.0f} %", 100 * done / total)
                                               : show_bytes(progress.bytes_done);
   line += "  " + show_rate(rate_);
-  if (storage_rate_ > 0) line += fmt::format(" ({:.0f} % of storage)", 100 * rate_ / storage_rate_);
+  if (storage_rate_ > 0) {  // the page cache gives more than the storage
+    line += fmt::format(" ({:.0f} % of storage)", std::min(100.0, 100 * rate_ / storage_rate_));
+  }
   if (rate_ > 0 && total > done)
     line += fmt::format("  {} left", show_time((total - done) / rate_));
-  return line + "  " + printable(progress.tensor);
+  return line + "  " + progress.tensor;
 }
 
 }  // namespace ingot::tool

@@ -1,7 +1,9 @@
 #include "request.hpp"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
+#include <climits>
 #include <cmath>
 #include <cstdlib>
 #include <utility>
@@ -42,6 +44,34 @@ constexpr std::array kMoot{
     Moot{"--write-threads", true, "writing always overlaps reading and arithmetic"},
     Moot{"-v,--verbose", false, "there is one level of messages; --json gives every detail"},
 };
+
+// A folder's name leaves room for what its working folder, ".NAME.partial", has more.
+constexpr std::size_t kLongestName = NAME_MAX - std::string_view("..partial").size();
+
+// Refuses what cannot be the name of a folder of its own.
+void check_out(std::string_view out) {
+  const auto refuse = [&](std::string_view why) {
+    fail(Code::usage, fmt::format("OUT '{}' {}", shorten(out, 200), why));
+  };
+  if (out.empty()) refuse("is empty; name the folder to write");
+  // Receipts and reports name it in JSON.
+  if (printable(out) != out) {
+    refuse("has characters that are no UTF-8 or cannot be seen; choose a plain name");
+  }
+  std::string_view path = out;
+  while (path.ends_with('/')) path.remove_suffix(1);
+  const std::string_view name = path.substr(path.rfind('/') + 1);  // npos + 1 is 0
+  if (name.empty() || name == "." || name == "..") {
+    refuse("is no name of a folder to make; name one in it");
+  }
+  if (name.size() > kLongestName) {
+    refuse(
+        fmt::format("has a name of {} bytes; at most {} are possible", name.size(), kLongestName));
+  }
+  if (path.size() + std::string_view("..partial/").size() + NAME_MAX >= PATH_MAX) {
+    refuse(fmt::format("is a path of {} bytes; choose a shorter one", path.size()));
+  }
+}
 
 constexpr const char* kHidden = "";  // CLI11: a group without a name is left out of --help
 
@@ -173,6 +203,7 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
 }
 
 void Request::settle(const Console& console) {
+  if (form_ != Form::plan || command_.count("OUT") > 0) check_out(out_);
   if (!safe_) {
     fail(Code::usage,
          "--no-safe-serialization asks for pickle files, which ingot reads but never writes; leave "
@@ -392,6 +423,12 @@ Plan Request::plan(Disk& disk) const {
   Recipe recipe = parse(text, own ? command_.get_name() : recipe_,
                         {.allow_unknown_keys = planning_.allow_unknown_keys});
   return build(disk, std::move(recipe), planning_);
+}
+
+int verdict(const Plan& plan) {
+  const auto first = std::find_if(plan.problems.begin(), plan.problems.end(),
+                                  [](const Problem& problem) { return problem.fatal; });
+  return first == plan.problems.end() ? 0 : exit_code(first->code);
 }
 
 void report(const Console& console, const Plan& plan) {

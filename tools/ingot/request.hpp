@@ -83,6 +83,9 @@ class Request {
 // Plans and merges as asked and reports it; the exit code.
 [[nodiscard]] int merge_by(Request& request);
 
+// The exit code of a plan: that of its first fatal problem, 0 if it has none.
+[[nodiscard]] int verdict(const Plan& plan);
+
 // Shows every problem of a plan.
 void report(const Console& console, const Plan& plan);
 

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "ingot/error.hpp"
+#include "ingot/text.hpp"
 
 namespace ingot::tool {
 namespace {
@@ -158,20 +159,6 @@ std::string show_count(std::uint64_t count) {
 
 std::string show_count(std::uint64_t count, std::string_view noun) {
   return fmt::format("{} {}{}", show_count(count), noun, count == 1 ? "" : "s");
-}
-
-std::string printable(std::string_view text) {
-  std::string result;
-  result.reserve(text.size());
-  for (char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f) {
-      result += fmt::format("\\x{:02x}", byte);
-    } else {
-      result += c;
-    }
-  }
-  return result;
 }
 
 }  // namespace ingot::tool

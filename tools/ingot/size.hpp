@@ -28,7 +28,4 @@ namespace ingot::tool {
 [[nodiscard]] std::string show_count(std::uint64_t count);
 [[nodiscard]] std::string show_count(std::uint64_t count, std::string_view noun);
 
-// The text with control characters as \xNN, so that a name from a file cannot drive the terminal.
-[[nodiscard]] std::string printable(std::string_view text);
-
 }  // namespace ingot::tool
