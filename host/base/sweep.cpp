@@ -7,18 +7,29 @@
 namespace ingot::INGOT_VECTORS {
 namespace {
 
+// Bytes that are looked at side by side: four vectors, so that none waits for the one before it.
+constexpr std::size_t kSide = 128;
+
 // The distance from `least` to the sign's bit is added to a code without its sign: the sum reaches
 // that bit from `least` on. Three operations an element, and no comparison.
 template <class Word>
 bool reaches(const std::byte* data, std::size_t count, std::uint64_t least) noexcept {
   constexpr Word kRest = std::numeric_limits<Word>::max() >> 1;
   const Word distance = static_cast<Word>(static_cast<Word>(kRest + 1) - static_cast<Word>(least));
-  Word all = 0;
-  for (std::size_t i = 0; i < count; ++i) {
+  constexpr std::size_t kLanes = kSide / sizeof(Word);
+  const auto sum = [&](std::size_t i) {
     Word word;
     std::memcpy(&word, data + i * sizeof word, sizeof word);
-    all = static_cast<Word>(all | static_cast<Word>((word & kRest) + distance));
+    return static_cast<Word>(static_cast<Word>(word & kRest) + distance);
+  };
+  Word lanes[kLanes] = {};
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (std::size_t l = 0; l < kLanes; ++l) lanes[l] = static_cast<Word>(lanes[l] | sum(i + l));
   }
+  Word all = 0;
+  for (; i < count; ++i) all = static_cast<Word>(all | sum(i));
+  for (const Word lane : lanes) all = static_cast<Word>(all | lane);
   return all > kRest;
 }
 

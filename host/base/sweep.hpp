@@ -10,7 +10,7 @@ namespace sse2 {
 // `least`. Any address.
 [[nodiscard]] bool sweep(const std::byte* data, std::size_t count, unsigned size,
                          std::uint64_t least) noexcept;
-}
+}  // namespace sse2
 namespace avx2 {
 [[nodiscard]] bool sweep(const std::byte* data, std::size_t count, unsigned size,
                          std::uint64_t least) noexcept;

@@ -1,5 +1,5 @@
-// Built once per instruction set with INGOT_VECTORS naming the namespace. The packaged library is SSE2
-// code; its header, inlined here, follows the compiler's flags.
+// Built once per instruction set with INGOT_VECTORS naming the namespace. The packaged library is
+// SSE2 code; its header, inlined here, follows the compiler's flags.
 #include "base/xxh.hpp"
 
 #define XXH_INLINE_ALL

@@ -160,6 +160,12 @@ Findings examine(const Plan& plan, const Job& job, const math::Facts& facts, std
   return findings;
 }
 
+bool propagates(const Job& job) {
+  const math::Method& method = math::method(job.work.rule.method);
+  return job.action == Action::merge && method.mask == math::Mask::none &&
+         method.formula != math::Formula::consensus && !saturates(job);
+}
+
 void refuse(const Plan& plan, const Job& job, const Findings& findings) {
   if (findings.made.count == 0) return;
   // Factors that are not finite are of no use to anybody.
@@ -231,9 +237,10 @@ std::vector<std::string> Notes::warnings() const {
   rest(bad, "output tensors hold NaN or infinity");
   for (const auto& [tensor, output] : outputs_) {
     if (output.saturated.count > 0 && ++cut <= kNamed) {
-      all.push_back(fmt::format("the output's {} has {} beyond the range of {}, written as its "
-                                "largest value",
-                                tensor, elements(output.saturated), output.dtype));
+      all.push_back(
+          fmt::format("the output's {} has {} beyond the range of {}, written as its "
+                      "largest value",
+                      tensor, elements(output.saturated), output.dtype));
     }
   }
   rest(cut, "output tensors have elements beyond their type's range");

@@ -30,6 +30,10 @@ using Fill = std::function<void(std::size_t operand, std::uint64_t first,
                                std::uint64_t first, std::span<const std::byte> output,
                                const Fill& fill);
 
+// True if an element of the output is not finite wherever an input is not: sums, whose terms are
+// all there, of which none can bring another back from infinity.
+[[nodiscard]] bool propagates(const Job& job);
+
 // Throws Error{range} if the arithmetic made values that are not finite and they are not allowed.
 void refuse(const Plan& plan, const Job& job, const Findings& findings);
 

@@ -60,6 +60,7 @@ Flight::Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& back
   if (chunk_count_ == 0) return;
   if (merge) {
     needs_ = math::needs(job_.work.rule);
+    telling_ = !derives_ && !needs_.select && needs_.folds == 0 && propagates(job_);
     keeps_ = derives_ && (backend.staged() || needs_.select || needs_.folds > 0);
     made_.resize(chunk_count_);
     if (needs_.select) {
@@ -178,6 +179,14 @@ void Flight::hash_inputs(std::uint64_t first, std::uint32_t count, const std::by
     if (computed_[i] || width_[i] == 0) continue;  // hashed as stored, by outcome()
     const std::span data(inputs[i], count * width_[i]);
     if (digests_ != nullptr) hash_into(input_blocks_[i], first * width_[i], data);
+  }
+  if (!telling_) scan_inputs(first, count, inputs);
+}
+
+void Flight::scan_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs) {
+  for (std::size_t i = 0; i < width_.size(); ++i) {
+    if (computed_[i] || width_[i] == 0) continue;
+    const std::span data(inputs[i], count * width_[i]);
     const Operand& operand = job_.operands[i];
     const Entry& entry = plan_.models[operand.model].checkpoint.entries()[operand.entry];
     const std::uint64_t width = std::max<std::uint64_t>(bits(entry.info.dtype) / 8, 1);
@@ -205,14 +214,14 @@ void Flight::fill(std::size_t operand, std::uint64_t first, std::uint32_t count,
 }
 
 // Copies hold what their inputs hold.
-void Flight::look(std::uint64_t first, std::span<const std::byte> output) {
-  const Findings found =
-      examine(plan_, job_, facts_, first, output,
-              [this](std::size_t operand, std::uint64_t at, std::span<const std::byte> own,
-                     std::span<float> values) {
-                making_[operand]->working->fill(at, own, values);
-              });
+void Flight::look(std::uint64_t first, std::span<const std::byte> output,
+                  const std::byte* const* inputs) {
+  const Findings found = examine(
+      plan_, job_, facts_, first, output,
+      [this](std::size_t operand, std::uint64_t at, std::span<const std::byte> own,
+             std::span<float> values) { making_[operand]->working->fill(at, own, values); });
   if (found.nonfinite.count == 0 && found.saturated.count == 0) return;
+  if (telling_) scan_inputs(first, static_cast<std::uint32_t>(output.size() / out_width_), inputs);
   const std::lock_guard lock(mutex_);
   findings_.add(found);
 }
@@ -291,7 +300,10 @@ void Flight::visit(std::uint32_t chunk, const std::byte* const* landed, std::byt
     }
     const std::span<const std::byte> piece(result, n * out_width_);
     if (digests_ != nullptr) hash_into(output_blocks_, (begin + done) * out_width_, piece);
-    if (job_.action == Action::merge) look(begin + done, piece);
+    if (job_.action == Action::merge) {
+      seek(done, width_, landed);
+      look(begin + done, piece, at.data());
+    }
     if (emit) emit((begin + done) * out_width_, piece);
   }
   const std::lock_guard lock(mutex_);
