@@ -315,7 +315,8 @@ std::string Change::found(const Working& working) const {
   if (output_) {
     const Measure::Result result = changing.measure().result();
     // NaN or infinity in the base: no figure means anything, and JSON could not say it.
-    const bool finite = std::isfinite(result.weight) && std::isfinite(result.change);
+    const bool finite = std::isfinite(result.weight) && std::isfinite(result.change) &&
+                        std::isfinite(result.largest) && std::isfinite(result.survived);
     if (!finite) return json.empty() ? std::string() : json.dump();
     json["change"] = result.change;
     json["largest"] = result.largest;

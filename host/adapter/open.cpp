@@ -15,6 +15,7 @@
 #include "base/clip.hpp"
 #include "ingot/adapter.hpp"
 #include "ingot/error.hpp"
+#include "ingot/math/rule.hpp"
 
 namespace ingot {
 namespace adapter {
@@ -681,6 +682,12 @@ class Account {
       fail(Code::format, fmt::format("{}: alpha {} over rank {} gives module {} a scaling beyond "
                                      "float32",
                                      of_config_, alpha, rank, clip(module.path, 120)));
+    }
+    if (!math::single(value) || (value == 0 && alpha != 0)) {
+      fail(Code::format,
+           fmt::format("{}: alpha {} over rank {} gives module {} a scaling too small "
+                       "for float32",
+                       of_config_, alpha, rank, clip(module.path, 120)));
     }
     if (value == 0 && !idle_said_) {
       idle_said_ = true;

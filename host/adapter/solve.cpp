@@ -53,10 +53,13 @@ class Making {
     const Target& target = *module_.target;
     const std::uint64_t rank = module_.rank, experts = target.experts;
     for (std::uint64_t k = 0; k < std::min<std::uint64_t>(rank, low.a.rows); ++k) {
+      const std::span<const double> a(low.a.row(k), target.width), b(low.b.row(k), target.height);
+      const int shift = balance(a, b);
+      const double up = std::ldexp(1.0, shift), down = std::ldexp(1.0, -shift);
       float* row = solution_.a.data() + (expert * rank + k) * target.width;
-      for (std::uint64_t i = 0; i < target.width; ++i) row[i] = static_cast<float>(low.a.at(k, i));
+      for (std::uint64_t i = 0; i < target.width; ++i) row[i] = static_cast<float>(a[i] * up);
       for (std::uint64_t o = 0; o < target.height; ++o) {
-        solution_.b[o * rank * experts + k * experts + expert] = static_cast<float>(low.b.at(k, o));
+        solution_.b[o * rank * experts + k * experts + expert] = static_cast<float>(b[o] * down);
       }
     }
     norm_ += low.norm * low.norm;
@@ -65,6 +68,11 @@ class Making {
 
   [[nodiscard]] std::shared_ptr<const Solution> finish() {
     const double norm = std::sqrt(norm_), error = std::sqrt(error_);
+    if (!std::isfinite(norm) || !std::isfinite(error)) {
+      fail(Code::range, fmt::format("{}: the update is too large to decompose in single precision; "
+                                    "choose smaller weights",
+                                    module_.name));
+    }
     solution_.found = nlohmann::ordered_json{{"module", module_.name},
                                              {"norm", norm},
                                              {"error", error},
@@ -74,6 +82,23 @@ class Making {
   }
 
  private:
+  // The length of a direction is in B. Where its type has no such numbers, A takes a power of two
+  // of it.
+  [[nodiscard]] int balance(std::span<const double> a, std::span<const double> b) const {
+    const auto largest = [](std::span<const double> values) {
+      double size = 0;
+      for (const double x : values) size = std::max(size, std::fabs(x));
+      return size;
+    };
+    const double of_a = largest(a), of_b = largest(b);
+    if (!(of_a > 0 && of_b > 0) || !std::isfinite(of_a * of_b)) return 0;
+    constexpr double kSmall = 0x1p-90;  // subnormal numbers begin 36 places below
+    const bool small =
+        of_b < kSmall && (module_.stored == Dtype::f32 || module_.stored == Dtype::bf16);
+    if (of_b <= largest_of(module_.stored) && !small) return 0;
+    return (std::ilogb(of_b) - std::ilogb(of_a)) / 2;
+  }
+
   const Campaign::Module& module_;
   Solution solution_;
   double norm_ = 0, error_ = 0;

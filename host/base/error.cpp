@@ -40,6 +40,7 @@ int exit_code(Code code) noexcept {
     case Code::format:
     case Code::shape:
     case Code::dtype:
+    case Code::range:
     case Code::missing:
       return 3;
     case Code::io:

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "engine/finite.hpp"
 #include "engine/supply.hpp"
 #include "ingot/math/fold.hpp"
 #include "ingot/math/methods.hpp"
@@ -53,11 +54,13 @@ Flight::Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& back
   for (std::size_t i = 0; i < width_.size(); ++i) {
     input_blocks_[i].resize((elements_ * width_[i] + kHashBlock - 1) / kHashBlock);
   }
+  nonfinite_.resize(width_.size());
   output_blocks_.resize((elements_ * out_width_ + kHashBlock - 1) / kHashBlock);
   unwritten = chunk_count_;
   if (chunk_count_ == 0) return;
   if (merge) {
     needs_ = math::needs(job_.work.rule);
+    telling_ = !derives_ && !needs_.select && needs_.folds == 0 && propagates(job_);
     keeps_ = derives_ && (backend.staged() || needs_.select || needs_.folds > 0);
     made_.resize(chunk_count_);
     if (needs_.select) {
@@ -107,7 +110,7 @@ void Flight::begin(Step step, std::vector<std::uint32_t> chunks) {
   remaining_ = static_cast<std::uint32_t>(chunks_.size());
   // Inputs are hashed in the first pass that reads all of them; a sample touches only a few lines.
   const bool sampling = step == Step::select && selector_->step() == Selector::Step::sample;
-  hashing_ = digests_ != nullptr && !hashed_ && !sampling && chunks_.size() == chunk_count_;
+  hashing_ = !hashed_ && !sampling && chunks_.size() == chunk_count_;
 }
 
 // The order of passes: everything lands (and is hashed) once, selection, sums under the mask,
@@ -174,7 +177,23 @@ Chunk Flight::view(std::uint64_t first, std::uint32_t count, const std::byte* co
 void Flight::hash_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs) {
   for (std::size_t i = 0; i < width_.size(); ++i) {
     if (computed_[i] || width_[i] == 0) continue;  // hashed as stored, by outcome()
-    hash_into(input_blocks_[i], first * width_[i], {inputs[i], count * width_[i]});
+    const std::span data(inputs[i], count * width_[i]);
+    if (digests_ != nullptr) hash_into(input_blocks_[i], first * width_[i], data);
+  }
+  if (!telling_) scan_inputs(first, count, inputs);
+}
+
+void Flight::scan_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs) {
+  for (std::size_t i = 0; i < width_.size(); ++i) {
+    if (computed_[i] || width_[i] == 0) continue;
+    const std::span data(inputs[i], count * width_[i]);
+    const Operand& operand = job_.operands[i];
+    const Entry& entry = plan_.models[operand.model].checkpoint.entries()[operand.entry];
+    const std::uint64_t width = std::max<std::uint64_t>(bits(entry.info.dtype) / 8, 1);
+    const Count found = count_nonfinite(entry.info.dtype, data, first * width_[i] / width);
+    if (found.count == 0) continue;
+    const std::lock_guard lock(mutex_);
+    nonfinite_[i].add(found);
   }
 }
 
@@ -192,6 +211,19 @@ void Flight::fill(std::size_t operand, std::uint64_t first, std::uint32_t count,
   making.once.call([&] { making.working = making.derived->begin(plan_, &backend_); });
   const std::size_t bytes = own == nullptr ? 0 : count * width_[operand];
   making.working->fill(first, {own, bytes}, {reinterpret_cast<float*>(values), count});
+}
+
+// Copies hold what their inputs hold.
+void Flight::look(std::uint64_t first, std::span<const std::byte> output,
+                  const std::byte* const* inputs) {
+  const Findings found = examine(
+      plan_, job_, facts_, first, output,
+      [this](std::size_t operand, std::uint64_t at, std::span<const std::byte> own,
+             std::span<float> values) { making_[operand]->working->fill(at, own, values); });
+  if (found.nonfinite.count == 0 && found.saturated.count == 0) return;
+  if (telling_) scan_inputs(first, static_cast<std::uint32_t>(output.size() / out_width_), inputs);
+  const std::lock_guard lock(mutex_);
+  findings_.add(found);
 }
 
 void Flight::apply(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs,
@@ -268,6 +300,10 @@ void Flight::visit(std::uint32_t chunk, const std::byte* const* landed, std::byt
     }
     const std::span<const std::byte> piece(result, n * out_width_);
     if (digests_ != nullptr) hash_into(output_blocks_, (begin + done) * out_width_, piece);
+    if (job_.action == Action::merge) {
+      seek(done, width_, landed);
+      look(begin + done, piece, at.data());
+    }
     if (emit) emit((begin + done) * out_width_, piece);
   }
   const std::lock_guard lock(mutex_);
@@ -308,6 +344,9 @@ Outcome Flight::outcome() {
   result.inputs.resize(width_.size());
   result.ingredients.resize(width_.size());
   result.found.resize(width_.size());
+  result.nonfinite = nonfinite_;
+  result.ingredients_nonfinite.resize(width_.size());
+  result.findings = findings_;
   for (std::size_t i = 0; i < width_.size(); ++i) {
     const Operand& operand = job_.operands[i];
     if (making_[i] && making_[i]->working) {
@@ -317,12 +356,15 @@ Outcome Flight::outcome() {
     if (width_[i] > 0) {
       result.inputs[i] = computed_[i] ? digests_->of({operand.model, operand.entry})
                                       : hash_digests(input_blocks_[i]);
+      if (computed_[i]) result.nonfinite[i] = digests_->nonfinite({operand.model, operand.entry});
     }
     if (!making_[i]) continue;
     for (const Ingredient& part : operand.derived->ingredients()) {
       result.ingredients[i].push_back(digests_->of(part));
+      result.ingredients_nonfinite[i].push_back(digests_->nonfinite(part));
     }
   }
+  if (job_.action == Action::copy) result.findings.nonfinite = result.nonfinite[0];
   if (digests_ != nullptr) result.output = hash_digests(output_blocks_);
   result.tally = tally_;
   result.facts = facts_;

@@ -102,6 +102,7 @@ class Flight {
 
   void fill(std::size_t operand, std::uint64_t first, std::uint32_t count, const std::byte* own,
             std::byte* values);
+  void look(std::uint64_t first, std::span<const std::byte> output, const std::byte* const* inputs);
   void apply(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs,
              std::byte* out, Tally& tally);
   void begin(Step step, std::vector<std::uint32_t> chunks);
@@ -110,6 +111,7 @@ class Flight {
   [[nodiscard]] Chunk view(std::uint64_t first, std::uint32_t count,
                            const std::byte* const* inputs) const;
   void hash_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs);
+  void scan_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs);
   static void hash_into(std::vector<Digest>& blocks, std::uint64_t at,
                         std::span<const std::byte> data);
   void fold(const Chunk& chunk);
@@ -136,7 +138,9 @@ class Flight {
   Step step_ = Step::land;
   std::vector<std::uint32_t> chunks_;
   std::atomic<std::uint32_t> remaining_ = 0;
-  bool hashing_ = false;  // the current pass hashes the inputs
+  bool hashing_ = false;  // the current pass hashes the inputs and looks for NaN and infinities
+  bool telling_ = false;  // NaN and infinities of inputs show in the output: only then are they
+                          // looked for
   bool hashed_ = false, landed_ = false, admitted_ = false;
   std::unique_ptr<Selector> selector_;
   std::unique_ptr<Residence> residence_;
@@ -145,7 +149,9 @@ class Flight {
   std::vector<std::vector<Digest>> input_blocks_;
   std::vector<Digest> output_blocks_;
   Tally tally_;
-  std::mutex mutex_;
+  std::vector<Count> nonfinite_;  // among the inputs, by operand; of `computed_` ones by digests_
+  Findings findings_;
+  std::mutex mutex_;  // guards tally_, nonfinite_, findings_, ended_flag_
   std::condition_variable ended_;
   bool ended_flag_ = false;
 };

@@ -52,6 +52,8 @@ void print_list(std::size_t count, const std::function<Json(std::size_t)>& eleme
   sink(text + "\n ]");
 }
 
+Json describe(const Count& count) { return {{"count", count.count}, {"first", count.first}}; }
+
 bool has_task_vectors(const Job& job) {
   return job.action == Action::merge &&
          math::method(job.work.rule.method).base == math::Base::origin;
@@ -129,8 +131,11 @@ Json describe(const Plan& plan, const Job& job, const Outcome& outcome) {
     Json& source = entry["sources"][i];
     const auto& derived = job.operands[i].derived;
     if (!derived || derived->own()) source["hash"] = outcome.inputs[i].text();
+    if (outcome.nonfinite[i].count > 0) source["nonfinite"] = describe(outcome.nonfinite[i]);
     for (std::size_t k = 0; derived && k < outcome.ingredients[i].size(); ++k) {
       source["ingredients"][k]["hash"] = outcome.ingredients[i][k].text();
+      const Count& nonfinite = outcome.ingredients_nonfinite[i][k];
+      if (nonfinite.count > 0) source["ingredients"][k]["nonfinite"] = describe(nonfinite);
     }
     if (derived && !outcome.found[i].empty()) source["found"] = Json::parse(outcome.found[i]);
     if (!vectors || (rule.base && i == 0)) continue;
@@ -152,6 +157,12 @@ Json describe(const Plan& plan, const Job& job, const Outcome& outcome) {
     entry["conflicts"] = outcome.tally.conflicts;
     entry["largest_change"] = hex(math::from_bits(outcome.tally.change));
   }
+  const Findings& findings = outcome.findings;
+  if (findings.nonfinite.count > 0) {
+    entry["nonfinite"] = describe(findings.nonfinite);
+    entry["nonfinite"]["made"] = findings.made.count;
+  }
+  if (findings.saturated.count > 0) entry["saturated"] = describe(findings.saturated);
   entry["hash"] = outcome.output.text();
   return entry;
 }
@@ -170,6 +181,7 @@ Json describe_options(const PlanOptions& o) {
   if (o.allow_unknown_keys) waivers.push_back("allow_unknown_keys");
   if (o.allow_mixed) waivers.push_back("allow_mixed");
   if (o.allow_unchanged) waivers.push_back("allow_unchanged");
+  if (o.allow_nonfinite) waivers.push_back("allow_nonfinite");
   json["waivers"] = std::move(waivers);
   return json;
 }
@@ -189,6 +201,7 @@ PlanOptions parse_options(const Json& json) {
     if (w == "allow_unknown_keys") o.allow_unknown_keys = true;
     if (w == "allow_mixed") o.allow_mixed = true;
     if (w == "allow_unchanged") o.allow_unchanged = true;
+    if (w == "allow_nonfinite") o.allow_nonfinite = true;
   }
   return o;
 }

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/hash.hpp"
+#include "base/scan.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/plan.hpp"
 
@@ -20,12 +21,25 @@ using Json = nlohmann::ordered_json;
 inline constexpr const char* kReceiptFormat = "ingot-receipt-1";
 inline constexpr const char* kReceiptName = "ingot.json";
 
+// Output elements that deserve a warning, or an error.
+struct Findings {
+  Count nonfinite;  // NaN and infinities
+  Count made;       // of those, the elements whose inputs are all finite
+  Count saturated;  // beyond the type's range, so that the largest value was written for them
+
+  void add(const Findings& other);
+};
+
 // What running a job brought to light.
 struct Outcome {
   Digest output;
   std::vector<Digest> inputs;                    // by operand: of its own tensor
   std::vector<std::vector<Digest>> ingredients;  // by operand: of a derived one's, in their order
   std::vector<std::string> found;  // by operand: what a derived one's work brought to light
+  // NaN and infinities among the inputs, in the same order.
+  std::vector<Count> nonfinite;
+  std::vector<std::vector<Count>> ingredients_nonfinite;
+  Findings findings;
   Tally tally;
   math::Facts facts;  // for Action::merge
 };

@@ -15,6 +15,7 @@
 
 #include "base/threads.hpp"
 #include "engine/crew.hpp"
+#include "engine/finite.hpp"
 #include "engine/flight.hpp"
 #include "engine/output.hpp"
 #include "engine/supply.hpp"
@@ -79,6 +80,7 @@ class Run {
     const auto begin = Clock::now();
     for (const auto& [job, line] : output_.finished()) {
       lines_[job] = line;
+      notes_.add(Json::parse(line));
       ++finished_;
       ++report_.resumed;
       done_bytes_ += job_bytes(job);
@@ -110,6 +112,7 @@ class Run {
     report_.busy = all > 0 ? std::min(crew_.seconds() / all, 1.0) : 0;
     const std::lock_guard watching(watching_);
     note_memory();
+    for (std::string& warning : notes_.warnings()) report_.warnings.push_back(std::move(warning));
     return std::move(lines_);
   }
 
@@ -534,9 +537,13 @@ class Run {
   }
 
   void finish(Flight& flight) {
-    std::string line = print_line(describe(plan_, flight.job(), flight.outcome()));
+    const Outcome outcome = flight.outcome();
+    refuse(plan_, flight.job(), outcome.findings);  // before the tensor counts as done
+    const Json entry = describe(plan_, flight.job(), outcome);
+    std::string line = print_line(entry);
     output_.done(flight.index(), line);
     const std::lock_guard lock(mutex_);
+    notes_.add(entry);
     lines_[flight.index()] = std::move(line);
     ++finished_;
     if (mapped_.erase(flight.index()) > 0) mapped_bytes_ -= job_bytes(flight.index());
@@ -584,7 +591,8 @@ class Run {
   Report& report_;
   std::vector<std::string> lines_;  // of the receipt, by job
   int threads_;
-  std::mutex mutex_;  // guards lines_, finished_, mapped_, awaited_
+  Notes notes_;
+  std::mutex mutex_;  // guards lines_, notes_, finished_, mapped_, awaited_
   std::condition_variable changed_;
   std::size_t finished_ = 0;
   std::set<std::size_t> mapped_;  // jobs worked on from the page cache, and their bytes

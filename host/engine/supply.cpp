@@ -104,7 +104,7 @@ void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_
   }
 }
 
-Digest Digests::of(const Ingredient& tensor) {
+Digests::Known Digests::know(const Ingredient& tensor) {
   {
     const std::lock_guard lock(mutex_);
     if (const auto at = known_.find(tensor); at != known_.end()) return at->second;
@@ -113,15 +113,17 @@ Digest Digests::of(const Ingredient& tensor) {
   const std::uint64_t width = bits(entry.info.dtype) / 8, bytes = entry.info.bytes();
   std::vector<std::byte> block(kHashBlock);
   std::vector<Digest> digests;
+  Known known;
   for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
     const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
     read_elements(checkpoint_of(plan_, tensor.model), entry, at / width, piece);
     digests.push_back(hash_block(piece));
+    known.nonfinite.add(count_nonfinite(entry.info.dtype, piece, at / width));
   }
-  const Digest digest = hash_digests(digests);
+  known.digest = hash_digests(digests);
   const std::lock_guard lock(mutex_);
-  if (known_.emplace(tensor, digest).second) bytes_ += bytes;
-  return digest;
+  if (known_.emplace(tensor, known).second) bytes_ += bytes;
+  return known;
 }
 
 std::uint64_t Digests::bytes() const {

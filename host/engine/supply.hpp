@@ -9,6 +9,7 @@
 #include <span>
 
 #include "base/hash.hpp"
+#include "base/scan.hpp"
 #include "ingot/plan.hpp"
 
 namespace ingot {
@@ -31,20 +32,27 @@ namespace ingot {
 void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_t first,
             std::span<std::byte> out);
 
-// Receipt hashes of whole input tensors as stored, in row-major order: each taken once, however
-// many outputs depend on it. Thread-safe.
+// Receipt hashes of whole input tensors as stored, in row-major order, and their values that are
+// not finite: each tensor is read once, however many outputs depend on it. Thread-safe.
 class Digests {
  public:
   explicit Digests(const Plan& plan) : plan_(plan) {}
 
-  [[nodiscard]] Digest of(const Ingredient& tensor);
+  [[nodiscard]] Digest of(const Ingredient& tensor) { return know(tensor).digest; }
+  [[nodiscard]] Count nonfinite(const Ingredient& tensor) { return know(tensor).nonfinite; }
   // Bytes hashed so far.
   [[nodiscard]] std::uint64_t bytes() const;
 
  private:
+  struct Known {
+    Digest digest;
+    Count nonfinite;
+  };
+  Known know(const Ingredient& tensor);
+
   const Plan& plan_;
   mutable std::mutex mutex_;
-  std::map<Ingredient, Digest> known_;
+  std::map<Ingredient, Known> known_;
   std::uint64_t bytes_ = 0;
 };
 

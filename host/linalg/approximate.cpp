@@ -175,10 +175,18 @@ Found some_values(Session& session, Dense& dense, const Rows& rows, std::size_t 
 }
 
 Low low_of(Session& session, const Rows& rows, const Cut& cut, const Sketch& sketch, bool keep) {
-  const auto dense = session.dense(rows, keep);
-  const double total = dense->squares();
+  Rows near;  // before `dense`, which reads from it
+  auto dense = session.dense(rows, keep);
+  double total = dense->squares();
   if (!std::isfinite(total)) {
-    fail(Code::format, "a matrix to decompose holds NaN, infinity or values too large to square");
+    fail(Code::format, "a matrix to decompose holds NaN or infinity");
+  }
+  const int shift = shift_of(std::sqrt(total));
+  if (shift != 0) {
+    dense.reset();  // its memory is the next one's
+    near = scaled(rows, shift);
+    dense = session.dense(near, keep);
+    total = std::ldexp(total, 2 * shift);
   }
   Found found = whole(rows.height, rows.width, cut.rank)
                     ? all_values(session, *dense, rows)
@@ -197,6 +205,12 @@ Low low_of(Session& session, const Rows& rows, const Cut& cut, const Sketch& ske
   low.values = std::move(found.values);
   low.norm = std::sqrt(total);
   low.error = dense->residual(low.b, low.a);
+  if (shift != 0) {
+    for (double& x : low.b.data) x = std::ldexp(x, -shift);
+    for (double& x : low.values) x = std::ldexp(x, -shift);
+    low.norm = std::ldexp(low.norm, -shift);
+    low.error = std::ldexp(low.error, -shift);
+  }
   return low;
 }
 

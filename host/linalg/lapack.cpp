@@ -113,7 +113,8 @@ void add_product(std::size_t rows, std::size_t columns, std::size_t rank, float 
 }
 
 double norm(const Matrix& a) {
-  // In parts, so that few roundings pile up; scaling against overflow is not needed for f32 values.
+  // In parts, so that few roundings pile up; scaling against overflow is not needed:
+  // entries are f32 values times a few of them.
   double sum = 0;
   for (std::size_t r = 0; r < a.rows; ++r) {
     double part = 0;
@@ -173,7 +174,7 @@ Singular svd(const Matrix& a) {
   Singular result{std::vector<double>(k), Matrix(k, a.rows), Matrix(k, a.cols)};
   if (k == 0) return result;
   if (!std::isfinite(norm(a))) {
-    fail(Code::format, "a matrix to decompose holds NaN, infinity or values too large to square");
+    fail(Code::format, "a matrix to decompose holds NaN or infinity");
   }
   const Turn turn;
   // By columns the transpose: its left vectors are the right ones of `a`.

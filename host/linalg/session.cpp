@@ -2,6 +2,7 @@
 #include <cblas.h>
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <utility>
 
 #include "ingot/error.hpp"
@@ -25,6 +26,21 @@ double squares(std::span<const float> values) {
   }
   return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
          ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+}
+
+int shift_of(double norm) noexcept {
+  constexpr int kFar = 60;  // f32 has 126 on either side
+  if (!(norm > 0) || !std::isfinite(norm)) return 0;
+  const int exponent = std::ilogb(norm);
+  return std::abs(exponent) > kFar ? -exponent : 0;
+}
+
+Rows scaled(const Rows& rows, int shift) {
+  return {rows.height, rows.width,
+          [&rows, by = std::ldexp(1.0, shift)](std::size_t first, std::span<float> values) {
+            rows.read(first, values);
+            for (float& x : values) x = static_cast<float>(static_cast<double>(x) * by);
+          }};
 }
 
 namespace {
@@ -203,7 +219,12 @@ class Lapack final : public Solver {
 std::unique_ptr<Solver> lapack(const std::string& why) { return std::make_unique<Lapack>(why); }
 
 double residual(const Rows& rows, const Matrix& b, const Matrix& a) {
-  return Pieces(rows, false).residual(b, a);
+  const int shift = shift_of(norm(b) * norm(a));
+  if (shift == 0) return Pieces(rows, false).residual(b, a);
+  const Rows near = scaled(rows, shift);
+  Matrix left = b;
+  for (double& x : left.data) x = std::ldexp(x, shift);
+  return std::ldexp(Pieces(near, false).residual(left, a), -shift);
 }
 
 }  // namespace ingot::linalg

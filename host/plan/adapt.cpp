@@ -14,6 +14,7 @@
 
 #include "adapter/pattern.hpp"
 #include "base/clip.hpp"
+#include "ingot/math/rule.hpp"
 #include "plan/folder.hpp"
 #include "plan/roles.hpp"
 
@@ -301,6 +302,11 @@ class Overlay {
     out.weight = weight_;
     out.scaling = module.scaling;
     out.times = module.inner ? 2 : 1;
+    if (!math::single(out.weight * out.scaling * out.times)) {
+      fail(Code::usage, fmt::format("{}: the weight {} times the scaling {} of module {} is beyond "
+                                    "the numbers of single precision; choose another weight",
+                                    shown_, out.weight, out.scaling, clip(module.path, 120)));
+    }
     out.cayley_neumann = config.cayley_neumann;
     out.terms = config.terms;
     out.constrained = config.constrained;

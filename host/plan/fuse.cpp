@@ -323,6 +323,15 @@ class Fusion {
     return setting(a, "weight", path).value_or(1.0);
   }
 
+  // Where the recipe sets an adapter's weight.
+  [[nodiscard]] std::string weight_place(std::uint32_t a) const {
+    for (const Parameters* parameters : {&recipe_.models[a].parameters, &recipe_.parameters}) {
+      const auto at = parameters->find("weight");
+      if (at != parameters->end()) return place(at->second.mark);
+    }
+    return recipe_.file;
+  }
+
   void check_settings() {
     if (family_ == ingot::Family::ia3) {
       // `cat`, the default, stands for the sum itself, and so it does for vectors.
@@ -342,6 +351,16 @@ class Fusion {
                                fmt::format("{}: the weight of {} for {} is {}; a finite number is "
                                            "expected",
                                            recipe_.file, shown(a), module.path, w));
+        }
+        const double s = module.scaling;
+        const bool twice = decomposes(type_->way) && compat(kSvdTwice);
+        if (!math::single(w) || !math::single(w * s) || (twice && !math::single(w * s * s))) {
+          problems_.error_like(
+              "small", Code::usage,
+              fmt::format("{}: the weight of {} for {} is {}, its scaling {}: their "
+                          "product is beyond the numbers of single precision, 0 and "
+                          "1.2e-38 to 3.4e38 in size",
+                          weight_place(a), shown(a), module.path, w, s));
         }
         if (!type_->thins) continue;
         const std::optional<double> density = setting(a, "density", module.path);

@@ -7,6 +7,7 @@
 
 #include "base/clip.hpp"
 #include "ingot/error.hpp"
+#include "ingot/math/rule.hpp"
 #include "ingot/recipe.hpp"
 #include "recipe/number.hpp"
 #include "recipe/reference.hpp"
@@ -381,6 +382,12 @@ class Reader {
       if (!value || !(std::fabs(*value) <= kMostWeight)) {
         bad(weight->value->mark,
             fmt::format("'weight' takes a number, at most {} in size, not '{}'", kMostWeight,
+                        clip(weight->value->text)));
+      }
+      if (!math::single(*value)) {
+        bad(weight->value->mark,
+            fmt::format("'weight' is {}: single precision has no such small number; it must be 0 "
+                        "or at least 1.2e-38 in size",
                         clip(weight->value->text)));
       }
       out.weight = *value;

@@ -56,6 +56,22 @@ inline constexpr int kDtypes = static_cast<int>(Dtype::f4) + 1;
          d == Dtype::f6_e3m2 || d == Dtype::f4;
 }
 
+// The largest finite value of a type with a codec.
+[[nodiscard]] constexpr double largest_of(Dtype d) noexcept {
+  switch (d) {
+    case Dtype::f8_e5m2:
+      return 0x1.cp15;
+    case Dtype::f8_e4m3:
+      return 0x1.cp8;
+    case Dtype::bf16:
+      return 0x1.fep127;
+    case Dtype::f16:
+      return 0x1.ffcp15;
+    default:
+      return 0x1.fffffep127;
+  }
+}
+
 // Largest relative error of rounding a real number to a type with a codec: 2^-8 for bf16. Holds
 // where the type is normal.
 [[nodiscard]] constexpr double roundoff(Dtype d) noexcept {

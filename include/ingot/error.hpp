@@ -8,7 +8,8 @@
 namespace ingot {
 
 // What kind of thing went wrong. Callers branch on the code, never on the text.
-enum class Code { usage, format, shape, dtype, missing, io, memory, device, internal };
+// `range`: inputs are sound, yet a result is not finite.
+enum class Code { usage, format, shape, dtype, range, missing, io, memory, device, internal };
 
 // An error with a message for the user and the context in which it arose, innermost first.
 //

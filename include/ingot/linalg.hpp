@@ -93,6 +93,12 @@ struct Rows {
   std::function<void(std::size_t first, std::span<float> values)> read;
 };
 
+// The power of two by which a matrix of this norm is multiplied so that products and sums of it in
+// f32 neither overflow nor lose digits; 0 for all but the very large and the very small.
+[[nodiscard]] int shift_of(double norm) noexcept;
+// The matrix times 2^shift. Holds a reference to `rows`.
+[[nodiscard]] Rows scaled(const Rows& rows, int shift);
+
 // Elements of a large matrix that are read at a time, and the rows that they are.
 inline constexpr std::size_t kPiece = std::size_t{1} << 20;
 [[nodiscard]] constexpr std::size_t rows_at_once(std::size_t width) {

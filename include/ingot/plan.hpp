@@ -27,6 +27,7 @@ struct PlanOptions {
   bool allow_unknown_keys = false;
   bool allow_mixed = false;      // --allow-crimes: architectures that differ
   bool allow_unchanged = false;  // output equal to an input is no failure
+  bool allow_nonfinite = false;  // results that are not finite though the inputs are
   bool copy_tokenizer = true;
   bool model_card = true;
   // Not in the receipt: where relative model paths start, and the threads that measure ranks (0: as

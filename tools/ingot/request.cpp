@@ -166,6 +166,10 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
                 "An output equal to one of its inputs is no failure")
       ->group(waivers);
   command
+      .add_flag("--allow-nonfinite", planning_.allow_nonfinite,
+                "Write results that are NaN or infinite though their inputs are not")
+      ->group(waivers);
+  command
       .add_flag("--allow-crimes,!--no-allow-crimes", planning_.allow_mixed,
                 "Merge models of different architectures")
       ->group(waivers);

@@ -205,16 +205,21 @@ inline void rescale(const Method& m, double factor, Source& source) {
   source.gain = gain(votes_unweighted(m) ? factor : factor * weight);
 }
 
-// The sum of the f32 weights, and of their magnitudes, in double.
+// The sum of the f32 weights, and of their magnitudes, in double; the smallest and the largest
+// magnitude but 0.
 struct Weights {
   double sum = 0.0, size = 0.0;
+  double least = 0.0, most = 0.0;
 };
 [[nodiscard]] inline Weights weights(const Rule& rule) {
   Weights w;
   for (int s = 0; s < rule.sources; ++s) {
     const double weight = static_cast<double>(static_cast<float>(rule.locals[s][kWeightLocal]));
     w.sum += weight;
-    w.size += weight < 0.0 ? -weight : weight;
+    const double size = weight < 0.0 ? -weight : weight;
+    w.size += size;
+    if (size > 0.0 && (w.least == 0.0 || size < w.least)) w.least = size;
+    if (size > w.most) w.most = size;
   }
   return w;
 }
@@ -278,8 +283,33 @@ struct Weights {
       const double value = is_global ? rule.globals[global] : rule.locals[v][local];
       if (!(value >= parameter.low && value <= parameter.high))
         return "a parameter is out of range";
+      if (parameter.kind == Kind::real && !single(value)) {
+        return "a weight, or a weight times a scaling, is too small for single precision (1.2e-38 "
+               "and more, or 0)";
+      }
     }
     ++(is_global ? global : local);
+  }
+  for (int s = 0; s < rule.sources && m.mask == Mask::random; ++s) {
+    const double density = detail::density(rule, s);
+    if (density > 0.0 && density < 0x1p-48) {
+      return "a density below 3.6e-15 keeps nothing; set 0 or a larger one";
+    }
+  }
+  // Products of weights and elements, and the sum of the weights, must be far from both ends of
+  // f32: dividing them brings no lost digit back. Weights that vote are each a divisor.
+  if (m.divisor == Divisor::weight && rule.globals[kNormalizeGlobal] != 0.0) {
+    const detail::Weights w = detail::weights(rule);
+    const double small = m.formula == Formula::consensus ? w.least : w.most;
+    if (w.most > 0x1p64) {
+      return "normalize divides by weights that are too large for single precision (above 1.8e19); "
+             "divide all weights by one number";
+    }
+    if (m.formula != Formula::sum && small > 0.0 && small < 0x1p-64) {
+      return "normalize divides by weights that are too small for single precision (below "
+             "5.4e-20); "
+             "multiply all weights by one number";
+    }
   }
   // The inputs of a normalized linear merge would be amplified a millionfold, errors included.
   if (m.formula == Formula::linear && rule.globals[kNormalizeGlobal] != 0.0) {

@@ -10,6 +10,13 @@ inline constexpr int kSources = 64;  // most inputs of one output tensor, the ba
 inline constexpr int kGlobals = 8;   // most global parameters of a method
 inline constexpr int kLocals = 4;    // most per-source parameters of a method
 
+// True for 0 and for what f32 holds with all its digits: a recipe's number that becomes 0,
+// subnormal or infinite would be another number.
+[[nodiscard]] inline bool single(double x) {
+  const double size = x < 0.0 ? -x : x;
+  return x == 0.0 || (size >= 0x1p-126 && size <= 0x1.fffffep127);
+}
+
 // How a task vector is thinned before it is combined.
 enum class Mask : std::uint8_t { none, select, random };
 
