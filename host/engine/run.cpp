@@ -699,6 +699,7 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
     report.complete = true;
     report.resumed = report.tensors;
     report.bytes_read = report.bytes_written = 0;
+    report.peak_memory = peak_bytes();
     report.receipt = fmt::format("{}/{}", out, kReceiptName);
     report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     return report;
@@ -722,6 +723,12 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
   }
   if (!plan.joints().empty()) report.solver = backend.solver().describe();
   output.publish(lines);
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    const auto& operands = plan.jobs[i].operands;
+    if (std::any_of(operands.begin(), operands.end(), [](const Operand& o) { return o.derived; })) {
+      report.derived.push_back(std::move(lines[i]));
+    }
+  }
   report.receipt = out + "/" + kReceiptName;
   report.peak_memory = peak_bytes();
   report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();

@@ -40,6 +40,8 @@ struct Report {
                     // arithmetic bounds the run, not the storage
   std::vector<std::string> warnings;
   std::string receipt;  // path of ingot.json
+  // Its entries of tensors that were derived (by adapters, by decompositions), a line of JSON each.
+  std::vector<std::string> derived;
 };
 
 // Called from the run's own threads, at most about ten times a second.
