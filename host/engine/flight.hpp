@@ -23,7 +23,7 @@ namespace ingot {
 
 // Where a tensor's input bytes are while it is worked on.
 enum class Lodging : std::uint8_t {
-  mapped,    // windows on the page cache; any chunk at any time
+  mapped,    // windows on the page cache; chunk by chunk, or all of them until they are applied
   held,      // all of them in the arena; any chunk once it has landed
   passing,   // chunk by chunk through the arena, read again for every pass
   resident,  // chunk by chunk through the arena once, then in the backend's memory
@@ -79,14 +79,17 @@ class Flight {
   // After the last pass.
   [[nodiscard]] Outcome outcome();
 
-  // Wakes the reader, which drives the passes of a passing or resident tensor, and waits for that.
+  // Wakes the reader, which drives the passes of a stepped tensor, and waits for that.
   void signal();
   void await();
 
-  // Staging, kept by the run: each chunk's bytes in the arena, windows by operand.
+  // Staging, kept by the run: each chunk's bytes in the arena (only counted there if mapped),
+  // windows by operand.
   std::vector<Extent> in, out;
   Extent working;  // what the derived operands hold, counted here, not kept here
   std::vector<Window> windows;
+  bool stepped = false;     // the reader drives the passes, and no chunk stays from one to the next
+  bool lasting = false;     // windows stay as they are to the end: less work than chunk by chunk
   bool past_cache = false;  // output goes through `out` and the writer, not through the page cache
   std::atomic<std::uint32_t> unwritten = 0;
 

@@ -33,9 +33,8 @@ using Clock = std::chrono::steady_clock;
 constexpr unsigned kDepth = 16;
 // Finished tensors become durable, and so resumable, at this interval.
 constexpr std::chrono::seconds kJournal{5};
-// Most tensors that are worked on from the page cache at once, and their bytes.
+// Most tensors that are worked on from the page cache at once: each has a window per operand.
 constexpr std::size_t kMapped = 12;
-constexpr std::uint64_t kMappedBytes = std::uint64_t{2} << 30;
 // Memory that is worth keeping for outputs on their way to the disk: it takes 64 MiB in 20 ms.
 constexpr std::uint64_t kOutputs = std::uint64_t{64} << 20;
 // What the process needs beside staging: code, headers, plan, receipts, stacks.
@@ -43,10 +42,11 @@ constexpr std::uint64_t kOverhead = std::uint64_t{48} << 20;
 // Storage is probed only where the run is long enough to be worth a hundredth of a second.
 constexpr std::uint64_t kProbeBytes = std::uint64_t{64} << 20;
 
-std::uint64_t anonymous_bytes() {
+// The most that was resident of this process, mapped files included, as the system counts it.
+std::uint64_t peak_bytes() {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("RssAnon:")) return std::stoull(line.substr(8)) * 1024;
+    if (line.starts_with("VmHWM:")) return std::stoull(line.substr(6)) * 1024;
   }
   return 0;
 }
@@ -110,8 +110,6 @@ class Run {
     const double all = std::chrono::duration<double>(Clock::now() - begin).count() * threads_;
     report_.threads = threads_;
     report_.busy = all > 0 ? std::min(crew_.seconds() / all, 1.0) : 0;
-    const std::lock_guard watching(watching_);
-    note_memory();
     for (std::string& warning : notes_.warnings()) report_.warnings.push_back(std::move(warning));
     return std::move(lines_);
   }
@@ -235,6 +233,13 @@ class Run {
     return sum;
   }
 
+  // What all inputs of a tensor take, chunk by chunk.
+  [[nodiscard]] std::uint64_t staged_bytes(const Flight& flight) const {
+    std::uint64_t sum = 0;
+    for (std::uint32_t c = 0; c < flight.chunk_count(); ++c) sum += chunk_bytes(flight, c);
+    return sum;
+  }
+
   [[nodiscard]] Lodging lodge(const Job& job, bool& hot) const {
     using Storage = MergeOptions::Storage;
     bool computed = false, mappable = !backend_.staged();
@@ -268,7 +273,7 @@ class Run {
     const Job& job = plan_.jobs[index];
     bool hot = false;
     const Lodging lodging = lodge(job, hot);
-    if (lodging == Lodging::mapped) await_air(index);
+    if (lodging == Lodging::mapped) await_turn(index);
     // Shared by the reader, the visits and writes of its chunks; the last of them lets it go.
     auto flight = std::make_shared<Flight>(plan_, index, lodging, backend_,
                                            options_.hash ? &digests_ : nullptr);
@@ -290,7 +295,7 @@ class Run {
         for (const Operand& o : job.operands) {
           flight->windows.emplace_back(file_of(o), entry_of(o).offset, entry_of(o).info.bytes());
         }
-        launch(flight);
+        keep(flight);
         return;
       case Lodging::held:
         hold(flight, hot);
@@ -302,16 +307,11 @@ class Run {
     }
   }
 
-  // Waits until little enough is worked on from the page cache, and counts one job more.
-  void await_air(std::size_t job) {
-    const std::uint64_t bytes = job_bytes(job);
+  // Waits while too many jobs work on the page cache, then counts this one.
+  void await_turn(std::size_t job) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] {
-      return crew_.failed() || mapped_.empty() ||
-             (mapped_.size() < kMapped && mapped_bytes_ + bytes <= kMappedBytes);
-    });
+    changed_.wait(lock, [&] { return crew_.failed() || mapped_.size() < kMapped; });
     mapped_.insert(job);
-    mapped_bytes_ += bytes;
   }
 
   void post(const std::shared_ptr<Flight>& flight) {
@@ -324,13 +324,27 @@ class Run {
                [this, flight, chunk](int worker) { visit(flight, chunk, worker); });
   }
 
-  // Posts a mapped tensor. One that is written in its first pass waits here for room, so that no
-  // worker does.
-  void launch(const std::shared_ptr<Flight>& flight) {
+  // Posts a mapped tensor. Its pages count against the ceiling while they are resident: to the end
+  // if two such tensors fit, else until their chunk is applied, and if not even one fits, until
+  // their chunk is visited.
+  void keep(const std::shared_ptr<Flight>& flight) {
+    const std::uint64_t all = staged_bytes(*flight);
+    const std::uint64_t output = flight->past_cache ? slot_bytes(flight->output_bytes(0)) : 0;
+    flight->lasting = all + output <= arena_.size() / 2;
+    if (!flight->lasting && (flight->applying() || all > arena_.size())) {
+      pass(flight, true);
+      return;
+    }
+    Extent room = take(all, true);
+    if (crew_.failed()) return;
+    for (std::uint32_t c = 0; c < flight->chunk_count(); ++c) {
+      flight->in[c] = room.split(round_up(chunk_bytes(*flight, c), kPage));
+    }
     if (!flight->past_cache || !flight->applying()) {
       post(flight);
       return;
     }
+    // Written in its first pass: the reader waits for room, so that no worker does.
     const auto chunks = flight->chunks();
     for (const std::uint32_t c : chunks) {
       flight->out[c] = take(slot_bytes(flight->output_bytes(c)));
@@ -342,9 +356,7 @@ class Run {
   // One extent for all inputs of the tensor, so that it is met as soon as others are gone, given
   // back in parts.
   void hold(const std::shared_ptr<Flight>& flight, bool hot) {
-    std::uint64_t sum = 0;
-    for (std::uint32_t c = 0; c < flight->chunk_count(); ++c) sum += chunk_bytes(*flight, c);
-    Extent all = take(sum);
+    Extent all = take(staged_bytes(*flight));
     const auto chunks = flight->chunks();
     for (const std::uint32_t c : chunks) {
       if (crew_.failed()) return;
@@ -353,23 +365,30 @@ class Run {
     }
   }
 
-  // Chunk by chunk through the arena, pass after pass.
+  // Chunk by chunk through the arena or the windows, pass after pass.
   void pass(const std::shared_ptr<Flight>& flight, bool hot) {
+    const bool mapped = flight->lodging() == Lodging::mapped;
+    flight->stepped = true;
     while (!flight->chunks().empty()) {
       const auto chunks = flight->chunks();
       const bool last = flight->applying();
       for (const std::uint32_t c : chunks) {
         if (crew_.failed()) return;
         // In one piece: memory in two could be there and yet not fit, and nobody else would give
-        // way.
+        // way. Windows need no place.
         const std::uint64_t input = flight->reads() ? chunk_bytes(*flight, c) : 0;
         const std::uint64_t output =
             last && flight->past_cache ? slot_bytes(flight->output_bytes(c)) : 0;
-        Extent both = input + output > 0 ? take(input + output) : Extent{};
+        if (mapped) {
+          flight->in[c] = take(input, true);
+          if (output > 0) flight->out[c] = take(output);
+        } else if (input + output > 0) {
+          Extent both = take(input + output);
+          if (both && input > 0) flight->in[c] = both.split(input);
+          flight->out[c] = std::move(both);
+        }
         if (crew_.failed()) return;
-        if (input > 0) flight->in[c] = both.split(input);
-        flight->out[c] = std::move(both);
-        if (flight->reads()) {
+        if (flight->reads() && !mapped) {
           load(flight, c, hot);
         } else {
           post(flight, c);
@@ -391,16 +410,16 @@ class Run {
     }
   }
 
-  // Memory, while landed reads go on being handed out.
-  Extent take(std::uint64_t bytes) {
+  // Memory, or room for what is `mapped`, while landed reads go on being handed out.
+  Extent take(std::uint64_t bytes, bool mapped = false) {
     if (bytes > arena_.size()) {  // would wait for ever
       fail(Code::internal,
            fmt::format("{} bytes of staging asked, {} there", bytes, arena_.size()));
     }
     for (;;) {
-      Extent extent = arena_.try_take(bytes);
-      if (extent.data() != nullptr || crew_.failed()) return extent;
-      if (ring_->pending() == 0) return arena_.take(bytes);
+      Extent extent = mapped ? arena_.try_count(bytes) : arena_.try_take(bytes);
+      if (extent || crew_.failed()) return extent;
+      if (ring_->pending() == 0) return mapped ? arena_.count(bytes) : arena_.take(bytes);
       reap();
     }
   }
@@ -514,8 +533,10 @@ class Run {
            fmt::format("{}: the file was cut short while {} was read from it",
                        file_of(job.operands[i]).path(), entry_of(job.operands[i]).info.name));
     }
-    if (applying || flight->lodging() == Lodging::passing ||
-        flight->lodging() == Lodging::resident) {
+    if ((applying || flight->stepped) && !flight->lasting) {
+      for (std::size_t i = 0; i < flight->windows.size(); ++i) {
+        flight->windows[i].leave(flight->input_offset(i, chunk), flight->input_bytes(i, chunk));
+      }
       flight->in[chunk] = {};
     }
     if (applying) {
@@ -523,7 +544,7 @@ class Run {
       if (!flight->past_cache) written(*flight);
     }
     if (!flight->visited()) return;
-    if (flight->lodging() == Lodging::passing || flight->lodging() == Lodging::resident) {
+    if (flight->stepped) {
       flight->signal();
       return;
     }
@@ -546,7 +567,7 @@ class Run {
     notes_.add(entry);
     lines_[flight.index()] = std::move(line);
     ++finished_;
-    if (mapped_.erase(flight.index()) > 0) mapped_bytes_ -= job_bytes(flight.index());
+    mapped_.erase(flight.index());
     changed_.notify_all();
   }
 
@@ -572,11 +593,8 @@ class Run {
       return;
     }
     const std::lock_guard lock(watching_);
-    note_memory();
     if (watcher_) watcher_({done, plan_.bytes_in + plan_.bytes_out, flight.job().output.name});
   }
-
-  void note_memory() { report_.peak_memory = std::max(report_.peak_memory, anonymous_bytes()); }
 
   void note_path(const std::string& path) {
     if (report_.storage.find(path) != std::string::npos) return;
@@ -595,8 +613,7 @@ class Run {
   std::mutex mutex_;  // guards lines_, notes_, finished_, mapped_, awaited_
   std::condition_variable changed_;
   std::size_t finished_ = 0;
-  std::set<std::size_t> mapped_;  // jobs worked on from the page cache, and their bytes
-  std::uint64_t mapped_bytes_ = 0;
+  std::set<std::size_t> mapped_;     // jobs worked on from the page cache
   std::shared_ptr<Flight> awaited_;  // shared with the reader, which sleeps on it
   std::atomic<std::uint64_t> done_bytes_ = 0;
   std::atomic<std::int64_t> told_ = 0;
@@ -691,6 +708,7 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
     report.complete = true;
     report.resumed = report.tensors;
     report.bytes_read = report.bytes_written = 0;
+    report.peak_memory = peak_bytes();
     report.receipt = fmt::format("{}/{}", out, kReceiptName);
     report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     return report;
@@ -724,7 +742,14 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
   }
   if (!plan.joints().empty()) report.solver = backend.solver().describe();
   output.publish(lines);
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    const auto& operands = plan.jobs[i].operands;
+    if (std::any_of(operands.begin(), operands.end(), [](const Operand& o) { return o.derived; })) {
+      report.derived.push_back(std::move(lines[i]));
+    }
+  }
   report.receipt = out + "/" + kReceiptName;
+  report.peak_memory = peak_bytes();
   report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   return report;
 }

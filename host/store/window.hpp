@@ -30,6 +30,11 @@ class Window {
 
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
 
+  // Ends the residence of bytes [offset, offset + count) in this process: they stay in the page
+  // cache and are there again when they are read again. What lies within 64 KiB of them, which the
+  // kernel may have mapped with them, goes too.
+  void leave(std::uint64_t offset, std::uint64_t count) const noexcept;
+
   // True if some of the bytes may not be the file's.
   [[nodiscard]] bool torn() const noexcept;
 

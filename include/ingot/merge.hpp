@@ -11,7 +11,7 @@
 namespace ingot {
 
 struct MergeOptions {
-  std::uint64_t memory = std::uint64_t{1} << 30;  // ceiling on host memory for tensor data
+  std::uint64_t memory = std::uint64_t{1} << 30;  // ceiling on the process's resident memory
   int threads = 0;                                // 0: as many as the machine has
   std::string isa;                                // "", "v2", "v3", "v4"
   bool force = false;                             // replace an existing OUT
@@ -32,13 +32,16 @@ struct Report {
   bool complete = false;  // OUT was finished before this run, and was verified: nothing was written
   std::uint64_t bytes_read = 0, bytes_written = 0;  // by this run: without what was resumed
   double seconds = 0;
-  double storage_rate = 0;        // bytes/s the storage was measured at; 0: not measured
-  std::uint64_t peak_memory = 0;  // anonymous resident bytes
-  int threads = 0;                // that compute and hash
+  double storage_rate = 0;  // bytes/s the storage was measured at; 0: not measured
+  std::uint64_t peak_memory =
+      0;            // most resident bytes of the process so far, mapped files included
+  int threads = 0;  // that compute and hash
   double busy = 0;  // share of those threads' time that they spent on a core: near 1, the
                     // arithmetic bounds the run, not the storage
   std::vector<std::string> warnings;
   std::string receipt;  // path of ingot.json
+  // Its entries of tensors that were derived (by adapters, by decompositions), a line of JSON each.
+  std::vector<std::string> derived;
 };
 
 // Called from the run's own threads, at most about ten times a second.

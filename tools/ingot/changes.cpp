@@ -13,8 +13,6 @@ namespace ingot::tool {
 namespace {
 
 constexpr double kLost = 0.99;
-constexpr std::uint64_t kReceipt = std::uint64_t{4} << 30;
-constexpr std::size_t kValues = 100'000'000;
 
 double mean(const Changes& kind) {
   return kind.weight > 0 ? std::sqrt(kind.change / kind.weight) : 0;
@@ -24,10 +22,10 @@ double left(const Changes& kind) { return kind.change > 0 ? kind.survived / kind
 
 }  // namespace
 
-std::vector<Changes> changes_of(Disk& disk, const std::string& receipt) {
-  const nlohmann::json json = json_of(read_text(disk, receipt, kReceipt), receipt, kValues);
+std::vector<Changes> changes_of(const std::vector<std::string>& entries) {
   std::map<std::string, Changes> kinds;
-  for (const nlohmann::json& tensor : json.at("tensors")) {
+  for (const std::string& entry : entries) {
+    const nlohmann::json tensor = nlohmann::json::parse(entry);
     for (const nlohmann::json& source : tensor.at("sources")) {
       if (!source.contains("found") || !source["found"].contains("change")) continue;
       const nlohmann::json& found = source["found"];

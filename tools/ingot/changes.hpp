@@ -1,4 +1,4 @@
-// What adapters did to a model, by kind of module, as its receipt tells.
+// What adapters did to a model, by kind of module, as the entries of its receipt (Report::derived) tell.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "console.hpp"
-#include "ingot/store.hpp"
 #include "json.hpp"
 
 namespace ingot::tool {
@@ -24,7 +23,7 @@ struct Changes {
 };
 
 // Empty where nothing was adapted.
-[[nodiscard]] std::vector<Changes> changes_of(Disk& disk, const std::string& receipt);
+[[nodiscard]] std::vector<Changes> changes_of(const std::vector<std::string>& entries);
 
 // A warning where less than 99 % of the change survives: the commonest way to lose an adapter.
 void warn_lost(const Console& console, const std::vector<Changes>& changes);

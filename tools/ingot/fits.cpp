@@ -12,9 +12,6 @@
 namespace ingot::tool {
 namespace {
 
-constexpr std::uint64_t kReceipt = std::uint64_t{4} << 30;
-constexpr std::size_t kValues = 100'000'000;
-
 double relative(double error, double norm) { return norm > 0 ? error / norm : 0; }
 
 struct Kind {
@@ -53,10 +50,10 @@ Fit total(const std::vector<Fit>& fits) {
 
 }  // namespace
 
-std::vector<Fit> fits_of(Disk& disk, const std::string& receipt) {
-  const nlohmann::json json = json_of(read_text(disk, receipt, kReceipt), receipt, kValues);
+std::vector<Fit> fits_of(const std::vector<std::string>& entries) {
   std::vector<Fit> fits;
-  for (const nlohmann::json& tensor : json.at("tensors")) {
+  for (const std::string& entry : entries) {
+    const nlohmann::json tensor = nlohmann::json::parse(entry);
     for (const nlohmann::json& source : tensor.at("sources")) {
       // Both factors of a module tell the same.
       if (!source.contains("found") || !source["found"].contains("relative_error")) continue;

@@ -1,10 +1,9 @@
-// What the factors of decompositions leave of the matrices they stand for, as the receipt tells.
+// What the factors of decompositions leave of the matrices they stand for, as entries of the receipt (Report::derived) tell.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "ingot/store.hpp"
 #include "json.hpp"
 
 namespace ingot::tool {
@@ -18,7 +17,7 @@ struct Fit {
 };
 
 // In the receipt's order; empty where nothing was decomposed.
-[[nodiscard]] std::vector<Fit> fits_of(Disk& disk, const std::string& receipt);
+[[nodiscard]] std::vector<Fit> fits_of(const std::vector<std::string>& entries);
 
 // By kind of module ("model.layers.*.mlp.up_proj").
 [[nodiscard]] std::string narrate(const std::vector<Fit>& fits);

@@ -188,8 +188,8 @@ int merge_by(Request& request) {
   }
   // Adapters that are made tell of their decompositions, models of what adapters did to them.
   const bool model = plan.recipe.kind == Recipe::Kind::models;
-  const auto changes = model ? changes_of(*disk, done.receipt) : std::vector<Changes>();
-  const auto fits = model ? std::vector<Fit>() : fits_of(*disk, done.receipt);
+  const auto changes = model ? changes_of(done.derived) : std::vector<Changes>();
+  const auto fits = model ? std::vector<Fit>() : fits_of(done.derived);
   warn_lost(console, changes);
   if (request.json()) {
     Json json = describe(done, backend->activity());

@@ -1,6 +1,9 @@
-// What a method is told (Rule) and what is known when its formula runs (Facts): plain data, the
-// same on host and device.
+// What a method is told (Rule, on the host) and what is known when its formula runs (Facts: plain
+// data, the same on host and device).
 #pragma once
+
+#include <cstddef>
+#include <vector>
 
 #include "ingot/math/target.hpp"
 
@@ -37,6 +40,42 @@ enum class Overflow : std::uint8_t { saturate, propagate };
 
 enum class Formula : std::uint8_t { linear, slerp, scale, sum, consensus };
 
+// Values by source. Only those up to the last one written take memory, the others are zeros: a plan
+// has a rule for every tensor, and most have a few sources of the kSources they may have.
+template <class T>
+class Sourced {
+ public:
+  template <class Index>
+  [[nodiscard]] T& operator[](Index source) {
+    const auto at = static_cast<std::size_t>(source);
+    if (at >= values_.size()) values_.resize(at + 1);
+    return values_[at];
+  }
+  template <class Index>
+  [[nodiscard]] const T& operator[](Index source) const {
+    static constexpr T kNone{};
+    const auto at = static_cast<std::size_t>(source);
+    return at < values_.size() ? values_[at] : kNone;
+  }
+
+ private:
+  std::vector<T> values_;
+};
+
+// The parameters of one source.
+struct Locals {
+  double values[kLocals] = {};
+
+  template <class Index>
+  [[nodiscard]] double& operator[](Index parameter) {
+    return values[parameter];
+  }
+  template <class Index>
+  [[nodiscard]] const double& operator[](Index parameter) const {
+    return values[parameter];
+  }
+};
+
 // One output tensor's arithmetic after every parameter is resolved. Values are doubles as the
 // recipe gave them; a method's settle() turns them into Facts.
 struct Rule {
@@ -46,8 +85,8 @@ struct Rule {
   std::uint64_t elements = 0;  // of the whole tensor
   std::uint64_t seed = 0;
   double globals[kGlobals] = {};  // by the method's own parameter order
-  double locals[kSources][kLocals] = {};
-  std::uint64_t stream[kSources] = {};  // random stream of each source (numbers.md, "Randomness")
+  Sourced<Locals> locals;
+  Sourced<std::uint64_t> stream;  // random stream of each source (numbers.md, "Randomness")
 };
 
 // What survivors of a mask are multiplied by: an f32 number, and what its rounding left off,
