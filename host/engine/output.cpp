@@ -69,6 +69,10 @@ bool holds(const Json& found, const Json& expected) {
 
 }  // namespace
 
+void check_target(Disk& disk, const Plan& plan, const std::string& out, bool force) {
+  Target::look(disk, plan, out, force);
+}
+
 Output::Output(Disk& disk, const Plan& plan, const std::string& out, const MergeOptions& options)
     : disk_(disk),
       plan_(plan),

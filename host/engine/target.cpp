@@ -163,15 +163,31 @@ std::string who(const std::string& text) {
 
 }  // namespace
 
-Target::Target(Disk& disk, const Plan& plan, const std::string& out, bool force, bool sync)
-    : disk_(disk), sync_(sync) {
+Target::Target(Disk& disk, const std::string& out, bool sync) : disk_(disk), sync_(sync) {
   locate(out);
-  protect(plan);
+}
+
+void Target::look(Disk& disk, const Plan& plan, const std::string& out, bool force) {
+  Target target(disk, out, false);
+  target.protect(plan);
+  target.refuse_mount();
+  // An interrupted publishing is brought to an end by the next merge, not by a look.
+  if (disk.kind(target.moved_journal_) == Disk::Kind::absent) target.examine(force);
+  if (target.finished() && !force) target.refuse_finished();
+}
+
+void Target::refuse_mount() const {
   if (disk_.kind(out_) == Disk::Kind::folder && disk_.mount_point(out_)) {
     fail(Code::usage, fmt::format("{} is a mount point, and a finished folder cannot be put in its "
                                   "place in one step: choose a folder in it, such as {}/model",
                                   out_, out_));
   }
+}
+
+Target::Target(Disk& disk, const Plan& plan, const std::string& out, bool force, bool sync)
+    : Target(disk, out, sync) {
+  protect(plan);
+  refuse_mount();
   for (std::string above = parent_; disk_.kind(above) == Disk::Kind::absent;
        above = fs::path(above).parent_path().string()) {
     made_.push_back(above);

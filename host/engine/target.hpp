@@ -26,6 +26,8 @@ class Target {
   // ingot did not write, an OUT that exists (unless `force`, and it holds nothing but what its
   // receipt names; or it is an empty folder), a folder that holds something the merge reads.
   Target(Disk& disk, const Plan& plan, const std::string& out, bool force, bool sync);
+  // The same looks without taking or changing anything.
+  static void look(Disk& disk, const Plan& plan, const std::string& out, bool force);
   ~Target();
   Target(const Target&) = delete;
   Target& operator=(const Target&) = delete;
@@ -57,9 +59,11 @@ class Target {
  private:
   enum class Present { nothing, empty, merged };
 
+  Target(Disk& disk, const std::string& out, bool sync);
   void leave() noexcept;
   void locate(const std::string& out);
   void protect(const Plan& plan) const;
+  void refuse_mount() const;
   void examine(bool force);
   void recover();
   void replace(Journal& journal);

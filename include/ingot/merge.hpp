@@ -56,6 +56,11 @@ using Watcher = std::function<void(const Progress&)>;
 [[nodiscard]] Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& out,
                            const MergeOptions& options, const Watcher& watcher = {});
 
+// Throws the Error{usage} that a merge to OUT would end in because of what is there: a folder that
+// ingot did not write, one that holds an input, a mount point, an OUT that exists (without `force`).
+// Writes nothing.
+void check_target(Disk& disk, const Plan& plan, const std::string& out, bool force);
+
 struct VerifyOptions {
   bool all = false;           // recompute every element instead of a sample
   bool outputs_only = false;  // do not look at the inputs

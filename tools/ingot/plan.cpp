@@ -1,3 +1,4 @@
+#include "ingot/merge.hpp"
 #include "ingot/plan.hpp"
 
 #include <map>
@@ -277,6 +278,13 @@ class PlanCommand final : public Command {
     const std::unique_ptr<Disk> disk = system_disk();
     Plan plan = request_.plan(*disk);
     const Forecast cost = forecast(*disk, plan, request_.out(), !no_probe_);
+    if (!request_.out().empty()) {
+      try {
+        check_target(*disk, plan, request_.out(), request_.options().force);
+      } catch (const Error& error) {
+        plan.problems.push_back({true, error.code(), error.what()});
+      }
+    }
     if (!request_.out().empty() && cost.needed > cost.free) {
       plan.problems.push_back({true, Code::io,
                                fmt::format("{} needs {} of disk and {} is free", cost.place,

@@ -142,9 +142,9 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
       ->capture_default_str();
   command.add_option("--root", planning_.root, "Where relative model paths start (default: here)")
       ->type_name("DIR");
+  command.add_flag("--force", options_.force,
+                   "Replace OUT if ingot wrote all of it, once the new one is done");
   if (writes) {
-    command.add_flag("--force", options_.force,
-                     "Replace OUT if ingot wrote all of it, once the new one is done");
     command.add_flag("--resume", options_.resume,
                      "Continue an interrupted merge into OUT; a finished one is verified");
     command.add_flag("--no-sync", no_sync_,
