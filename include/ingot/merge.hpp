@@ -57,8 +57,8 @@ using Watcher = std::function<void(const Progress&)>;
                            const MergeOptions& options, const Watcher& watcher = {});
 
 // Throws the Error{usage} that a merge to OUT would end in because of what is there: a folder that
-// ingot did not write, one that holds an input, a mount point, an OUT that exists (without `force`).
-// Writes nothing.
+// ingot did not write, one that holds an input, a mount point, an OUT that exists (without
+// `force`). Writes nothing.
 void check_target(Disk& disk, const Plan& plan, const std::string& out, bool force);
 
 struct VerifyOptions {

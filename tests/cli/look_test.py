@@ -44,18 +44,19 @@ class Plan(Case):
     def test_writes_nothing(self):
         before = bytes_of(self.folder)
         recipe = self.write("recipe.yml", TIES)
-        out = self.folder / "out"
-        self.run_ok("plan", recipe, out, "--root", EXAMPLES)
-        self.assertFalse(out.exists())
-        self.run_ok("merge", recipe, out, "--root", EXAMPLES)
-        self.assertIn("--force", self.run_fails(2, "plan", recipe, out, "--root", EXAMPLES).stderr)
-        self.run_ok("plan", recipe, out, "--root", EXAMPLES, "--force")
-        (out / "thesis.txt").write_text("x")
-        done = self.run_fails(2, "plan", recipe, out, "--root", EXAMPLES, "--force")
-        self.assertIn("thesis.txt", done.stderr)
-        done = self.run_fails(2, "plan", recipe, EXAMPLES / "models", "--root", EXAMPLES, "--force")
-        self.assertIn("models", done.stderr)
+        self.run_ok("plan", recipe, self.folder / "out", "--root", EXAMPLES)
         self.assertEqual(set(bytes_of(self.folder)) - set(before), {"recipe.yml"})
+
+    def test_knows_what_stands_in_the_way_of_the_folder(self):
+        recipe, out = self.write("recipe.yml", TIES), self.folder / "out"
+        self.run_ok("merge", recipe, out, "--root", EXAMPLES)
+        self.run_ok("plan", recipe, out, "--root", EXAMPLES, "--force")
+        done = self.run_fails(2, "plan", recipe, out, "--root", EXAMPLES)
+        self.assertIn("--force", done.stderr)
+        (out / "thesis.txt").write_text("x")
+        for folder, word in ((out, "thesis.txt"), (MODELS, "models")):
+            done = self.run_fails(2, "plan", recipe, folder, "--root", EXAMPLES, "--force")
+            self.assertIn(word, done.stderr)
 
     def test_text_has_what_a_person_wants_to_know(self):
         recipe = self.write("recipe.yml", TIES)

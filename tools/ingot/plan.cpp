@@ -1,5 +1,5 @@
-#include "ingot/merge.hpp"
 #include "ingot/plan.hpp"
+#include "ingot/merge.hpp"
 
 #include <map>
 #include <set>
