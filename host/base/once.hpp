@@ -7,8 +7,8 @@
 namespace ingot {
 
 // In place of std::call_once where the work can throw: glibc loads its unwinder when an exception
-// passes through there, and aborts if memory has just run out. Work that threw is tried again by the
-// next caller.
+// passes through there, and aborts if memory has just run out. Work that threw is tried again by
+// the next caller.
 class Once {
  public:
   template <class Work>

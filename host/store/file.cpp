@@ -232,7 +232,8 @@ class MachineFile final : public File {
     std::call_once(tried_, [this] {
       // By descriptor, so that it is the same file even if the path has been renamed since.
       std::array<char, 32> self{};  // no allocation here, which could fail
-      *fmt::format_to_n(self.data(), self.size() - 1, "/proc/self/fd/{}", buffered_.get()).out = '\0';
+      *fmt::format_to_n(self.data(), self.size() - 1, "/proc/self/fd/{}", buffered_.get()).out =
+          '\0';
       direct_ = ::open(self.data(), (writable_ ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
     });
     return direct_;

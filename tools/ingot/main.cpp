@@ -91,8 +91,8 @@ INGOT_EARLY void take_one_processor(int, char**, char**) {
     return;
   }
 }
-__attribute__((section(".preinit_array"), used)) const Early before_libraries[] = {
-    fill_standard_descriptors, take_shortage, take_one_processor};
+__attribute__((section(".preinit_array"), used))
+const Early before_libraries[] = {fill_standard_descriptors, take_shortage, take_one_processor};
 
 constexpr int kUsage = 2;
 constexpr int kInternal = 6;
