@@ -149,10 +149,11 @@ class Writer {
   // out by mistake would be lost in silence.
   void check_vocabulary(const Vocab& vocab, const std::string& folder) {
     if (2 * vocab.tokens.size() < vocab.rows()) {
-      problems_.error(
+      problems_.warn(
           Code::format,
-          fmt::format("{} gives tokens to {} of its {} ids: its vocabulary is missing or "
-                      "cut off; fetch the tokenizer again",
+          fmt::format("{} gives tokens to {} of its {} ids, so its vocabulary is missing "
+                      "or cut off: the rows of the other ids become one, the mean of the "
+                      "rest; fetch the tokenizer again",
                       vocab.file, vocab.tokens.size(), vocab.rows()));
       return;
     }

@@ -79,7 +79,7 @@ class Descriptors(Edges):
         self.assertEqual(done.stdout, self.run_ok("inspect", BASE).stdout)
 
     def test_a_reader_that_leaves_is_no_error(self):
-        for command in (["inspect", str(BASE), "--tensors"], ["--help"]):
+        for command in (["plan", str(self.recipe(BASE, CODE)), "--tensors"], ["--help"]):
             done = subprocess.run(["sh", "-c", '"$0" "$@" 2>err; echo $? >code', PROGRAM, *command],
                                   stdout=self.gone(), cwd=self.folder, timeout=120)
             self.assertEqual(done.returncode, 0)
@@ -205,7 +205,7 @@ class Names(Edges):
         header[name] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
         write_tensors(model / "model.safetensors", header, data + bytes(4))
         out = self.folder / "out"
-        for words in (["inspect", model], ["inspect", model, "--tensors"], ["diff", BASE, model],
+        for words in (["inspect", model], ["inspect", model, "--tensor", name], ["diff", BASE, model],
                       ["diff", model, model], ["plan", self.recipe(model, model), "--tensors"],
                       ["merge", self.recipe(model, model), out], ["verify", out]):
             for more in ([], ["--json"]):
@@ -215,9 +215,9 @@ class Names(Edges):
                     done = ingot(*words, *more)
                     for odd in ODD:
                         self.assertNotIn(odd, done.stdout + done.stderr)
-                    if more and words[0] != "verify":
+                    if more and done.stdout:
                         json.loads(done.stdout)
-        self.assertIn("\\u009b", ingot("inspect", model, "--tensors").stdout)
+        self.assertIn("\\u009b", ingot("inspect", model).stdout)
 
     def test_odd_characters_of_arguments_and_recipes_are_escaped_everywhere(self):
         odd = "no" + "".join(ODD) + "such"
@@ -381,17 +381,18 @@ class Companions(Edges):
         for name in ("model.safetensors", "model.safetensors.index.json"):
             self.run_ok("plan", self.recipe(model / name, BASE))
 
-    def test_a_tokenizer_without_its_vocabulary_is_an_error(self):
+    def test_a_tokenizer_without_its_vocabulary_is_said(self):
         model = self.copy(CHAT, "model")
         path = model / "tokenizer.json"
         text = json.loads(path.read_text())
         count = len(text["added_tokens"])
         text["model"]["vocab"] = {}
         path.write_text(json.dumps(text))
-        done = self.merged(model, BASE, code=INPUT, tokenizer_source=str(model))
+        done = self.merged(model, BASE, tokenizer_source=str(model))
         self.assertRegex(done.stderr, rf"tokenizer.json gives tokens to {count} of its \d+ ids")
         # Also where it is that of a model whose rows are looked up by it.
-        self.merged(model, BASE, code=INPUT, tokenizer_source=str(BASE))
+        done = self.merged(model, BASE, tokenizer_source=str(BASE))
+        self.assertRegex(done.stderr, rf"tokenizer.json gives tokens to {count} of its \d+ ids")
 
     def test_saved_embeddings_have_rows_for_every_token(self):
         adapter = self.copy(EXAMPLES / "adapters/chat-lora", "adapter")
