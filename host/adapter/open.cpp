@@ -761,18 +761,18 @@ Adapter read_adapter(Checkpoint checkpoint, std::string folder, std::string_view
 
 Adapter open_adapter(Disk& disk, const std::string& folder, std::string shown,
                      const AdapterOptions& options) {
-  const std::string config = folder + "/adapter_config.json";
-  if (disk.kind(config) != Disk::Kind::file) {
+  const auto config = seek_member(disk, folder, "adapter_config.json");
+  if (!config) {
     const bool model = disk.kind(folder + "/config.json") == Disk::Kind::file;
     fail(Code::missing,
          fmt::format("{} has no adapter_config.json: it is {}", folder,
                      model ? "a model, not an adapter" : "no folder of a PEFT adapter"));
   }
-  const std::string text = read_text(disk, config);
+  const std::string text = read_text(disk, *config);
   for (const char* name : {"adapter_model.safetensors", "adapter_model.bin"}) {
-    const std::string weights = folder + "/" + name;
-    if (disk.kind(weights) != Disk::Kind::file) continue;
-    return read_adapter(Checkpoint::open(disk, weights, shown), folder, text, shown, options);
+    const auto weights = seek_member(disk, folder, name);
+    if (!weights) continue;
+    return read_adapter(Checkpoint::open(disk, *weights, shown), folder, text, shown, options);
   }
   // The configuration may already say why there is nothing to do.
   std::vector<std::string> warnings;

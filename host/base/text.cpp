@@ -63,8 +63,9 @@ std::string printable(std::string_view text, Breaks breaks) {
     const auto [character, size] = decode(text);
     if (size == 0) {
       result += fmt::format("\\x{:02x}", static_cast<unsigned char>(text.front()));
-    } else if (character == '\n' && breaks == Breaks::kept) {
-      result += '\n';
+    } else if (breaks == Breaks::kept && (character == '\n' || character == '\t')) {
+      result += text.front();
+    } else if (breaks == Breaks::kept && text.starts_with("\r\n")) {
     } else if (character < 0x20 || character == 0x7F) {
       result += fmt::format("\\x{:02x}", character);
     } else if (character < 0x80 || !unseen(character)) {

@@ -272,8 +272,10 @@ void Target::protect(const Plan& plan) const {
   if (const fs::path here = fs::current_path(error); !error) {
     keep(here.string(), "the current folder");
   }
-  if (const std::string cache = hub_cache(); disk_.kind(cache) == Disk::Kind::folder) {
-    keep(cache, "the Hub's cache");
+  const std::string cache = hub_cache();
+  try {
+    if (disk_.kind(cache) == Disk::Kind::folder) keep(cache, "the Hub's cache");
+  } catch (const Error&) {  // of another user, say: OUT cannot be in it either
   }
 }
 

@@ -17,6 +17,7 @@
 #include "ingot/math/rule.hpp"
 #include "plan/folder.hpp"
 #include "plan/roles.hpp"
+#include "token/vocab.hpp"
 
 namespace ingot::plan {
 namespace {
@@ -268,7 +269,9 @@ class Overlay {
     weight_ = weight;
     match(*adapter_);
     for (const Idle& idle : adapter_->idle) spare(model_, idle.entry, idle.reason);
+    const std::optional<std::uint64_t> before = view_.rows;
     for (const Saved& saved : adapter_->saved) place(saved);
+    const bool resized = view_.rows != before;
     for (const Tokens& tokens : adapter_->tokens) place(tokens);
     taken_.clear();
     for (const Adapted& module : adapter_->modules) place(module);
@@ -284,6 +287,7 @@ class Overlay {
     }
     report_untouched();
     take_tokenizer();
+    if (resized) check_vocabulary();
   }
 
   void spare(std::uint32_t model, std::uint32_t index, const std::string& reason) {
@@ -810,7 +814,29 @@ class Overlay {
   void take_tokenizer() {
     const std::string& folder = adapter_->folder;
     for (const char* name : {"tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"}) {
-      if (disk_.kind(folder + "/" + name) == Disk::Kind::file) view_.tokenizer = folder;
+      if (seek_member(disk_, folder, name)) view_.tokenizer = folder;
+    }
+  }
+
+  // Rows that an adapter brings in place of the base's have to be there for every token.
+  void check_vocabulary() const {
+    const std::uint64_t rows = view_.items[*embedding_].info.shape[0];
+    const auto vocab = read_vocab(disk_, view_.tokenizer);
+    if (vocab && vocab->rows() > rows) {
+      fail(
+          Code::shape,
+          fmt::format("adapter {} brings {} rows for {}, and the tokenizer of {} has ids up to {}: "
+                      "the model could not read its own tokens; is a part of the adapter missing?",
+                      shown_, rows, view_.items[*embedding_].info.name, view_.tokenizer,
+                      vocab->rows() - 1));
+    }
+    if (!vocab && rows < *view_.rows) {
+      draft_.problems.warn(
+          Code::shape,
+          fmt::format(
+              "adapter {} brings {} rows for {}, and {} has {}: the tokens beyond are gone, "
+              "and no tokenizer is there to tell whether they are used",
+              shown_, rows, view_.items[*embedding_].info.name, base_.ref.text, *view_.rows));
     }
   }
 

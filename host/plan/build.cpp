@@ -44,14 +44,30 @@ Dtype prevailing(const std::vector<Job>& jobs) {
       ->first;
 }
 
-std::string edited_config(Draft& draft, const Written& written, std::optional<Dtype> wanted) {
-  const Config& config = draft.configs[draft.donor];
+// The view whose config.json the output's is made from: the donor, or where that has none the first
+// other with as many rows of embedding, unless the layers are put together anew.
+std::optional<std::uint32_t> model_of_config(Draft& draft, const Written& written) {
+  if (draft.configs[draft.donor].present()) return draft.donor;
+  if (!written.stacks.empty()) return std::nullopt;
+  for (std::uint32_t v = 0; v < draft.views.size(); ++v) {
+    if (!draft.configs[v].present() || rows_of(draft, v) != rows_of(draft, draft.donor)) continue;
+    draft.problems.warn(Code::missing, fmt::format("the config.json of {} is taken, since {} has "
+                                                   "none",
+                                                   draft.shown(v), draft.shown(draft.donor)));
+    return v;
+  }
+  return std::nullopt;
+}
+
+std::string edited_config(Draft& draft, std::uint32_t model, const Written& written,
+                          std::optional<Dtype> wanted) {
+  const Config& config = draft.configs[model];
   Edits edits;
   edits.dtype = word(wanted ? *wanted : prevailing(draft.plan.jobs));
   edits.uniform = wanted.has_value();
   edits.stacks = written.stacks;
   edits.models = draft.configs;
-  edits.shown = draft.shown(draft.donor);
+  edits.shown = draft.shown(model);
   for (const auto& count : draft.names.counts) {
     if (count && count->place.object.find("vision") == std::string::npos) edits.text = count->place;
   }
@@ -66,8 +82,8 @@ void write_companions(Disk& disk, Draft& draft, const Rules& rules, const Writte
                       std::optional<Dtype> wanted) {
   Plan& plan = draft.plan;
   plan.companions = donated(disk, draft, tokenizer_folder(disk, draft));
-  if (draft.configs[draft.donor].present()) {
-    plan.companions.push_back({"config.json", {}, edited_config(draft, written, wanted)});
+  if (const auto model = model_of_config(draft, written)) {
+    plan.companions.push_back({"config.json", {}, edited_config(draft, *model, written, wanted)});
   }
   const std::string index = index_of(plan.jobs, plan.shards);
   if (!index.empty()) plan.companions.push_back({"model.safetensors.index.json", {}, index});

@@ -415,13 +415,7 @@ class Extraction {
     if (!folder_.parameters.empty()) folder_.version = "0.21.2";
     folder_.modules_to_save.assign(saved_.begin(), saved_.end());
     if (plan_.options.copy_tokenizer) {
-      const std::string folder = draft_.folder(tuned_);
-      for (const std::string& name : disk_.list(folder)) {
-        const std::string path = folder + "/" + name;
-        if (of_tokenizer(name) && taken_over(name) && disk_.kind(path) == Disk::Kind::file) {
-          plan_.companions.push_back({name, path, {}});
-        }
-      }
+      take_over(disk_, problems_, draft_.folder(tuned_), Share::tokenizer, plan_.companions);
     }
     write_peft(plan_, folder_, "Extracted adapter",
                fmt::format("What {} has over {}, as a LoRA made by ingot.", draft_.shown(tuned_),

@@ -7,6 +7,8 @@
 
 #include <fmt/format.h>
 
+#include "ingot/text.hpp"
+
 #include "token/template.hpp"
 
 namespace ingot::plan {
@@ -40,11 +42,41 @@ bool on_hub(const Model& model) {
 // A YAML scalar in double quotes.
 std::string yaml_string(std::string_view text) {
   std::string out = "\"";
-  for (const char c : text) {
+  for (const char c : printable(text)) {
     if (c == '"' || c == '\\') out += '\\';
-    if (static_cast<unsigned char>(c) >= 0x20) out += c;
+    out += c;
   }
   return out + "\"";
+}
+
+// True if a folder has a file that a tokenizer's vocabulary can be in.
+bool has_vocabulary(Disk& disk, const std::string& folder) {
+  for (const std::string& name : disk.list(folder)) {
+    if (extension(name) == ".tiktoken" ||
+        is_one_of(name, {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt",
+                         "spiece.model", "sentencepiece.bpe.model", "tekken.json"})) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// True if a folder in a model's folder looks like a part of the model, and not like what trainers,
+// converters and people leave: it has code or settings.
+bool belongs(Disk& disk, const std::string& path) {
+  const std::string low = lower(path.substr(path.rfind('/') + 1));
+  for (const char* start : {".", "__pycache__", "checkpoint", "global_step", "runs", "log", "onnx",
+                            "openvino", "coreml", "original", "wandb", "tensorboard", "eval"}) {
+    if (low.starts_with(start)) return false;
+  }
+  try {
+    const std::vector<std::string> names = disk.list(path);
+    return std::any_of(names.begin(), names.end(), [](const std::string& name) {
+      return is_one_of(extension(name), {".py", ".json", ".model", ".jinja"}) && taken_over(name);
+    });
+  } catch (const Error&) {  // it cannot even be listed
+    return true;
+  }
 }
 
 // Puts the chat template that the recipe asks for where readers look for it.
@@ -95,10 +127,40 @@ bool taken_over(const std::string& name) {
        ".log",         ".lock",    ".zip",  ".tar", ".gz",   ".parquet", ".incomplete"});
 }
 
+std::optional<std::uint64_t> rows_of(const Draft& draft, std::uint32_t view) {
+  for (std::uint32_t p = 0; p < draft.names.templates.size(); ++p) {
+    if (draft.names.templates[p].role != Role::embedding) continue;
+    const Spot* spot = draft.names.listings[view].find(p);
+    if (spot != nullptr) return draft.item(view, spot->entry).info.shape[0];
+  }
+  return std::nullopt;
+}
+
 std::string tokenizer_folder(Disk& disk, const Draft& draft) {
   const Vocabulary& setting = draft.recipe().vocabulary;
   if (setting.kind != Vocabulary::Kind::model) {
-    return draft.views[draft.donor].tokenizer;
+    const std::string& own = draft.views[draft.donor].tokenizer;
+    if (setting.kind == Vocabulary::Kind::base || has_vocabulary(disk, own)) return own;
+    std::vector<std::string> others;
+    for (std::uint32_t v = 0; v < draft.views.size(); ++v) {
+      if (!has_vocabulary(disk, draft.views[v].tokenizer)) continue;
+      if (rows_of(draft, v) == rows_of(draft, draft.donor)) {
+        draft.problems.warn(Code::missing,
+                            fmt::format("{} has no tokenizer: that of {} is taken, which has as "
+                                        "many rows of embedding",
+                                        draft.shown(draft.donor), draft.shown(v)));
+        return draft.views[v].tokenizer;
+      }
+      others.push_back(draft.shown(v));
+    }
+    if (!others.empty()) {
+      draft.problems.warn(
+          Code::missing,
+          fmt::format("{} has no tokenizer, and {} has one for another number of rows: the output "
+                      "has none; name one with tokenizer_source",
+                      draft.shown(draft.donor), others.front()));
+    }
+    return own;
   }
   const auto known = draft.by_text.find(setting.model.text);
   if (known != draft.by_text.end()) return draft.views[known->second].tokenizer;
@@ -106,25 +168,45 @@ std::string tokenizer_folder(Disk& disk, const Draft& draft) {
   return resolve(disk, settle(disk, setting.model, root), root);
 }
 
-std::vector<Companion> donated(Disk& disk, Draft& draft, const std::string& tokenizer) {
-  std::vector<Companion> files;
-  const auto take = [&](const std::string& folder, bool wants_tokenizer) {
-    for (const std::string& name : disk.list(folder)) {
-      if (!taken_over(name) || of_tokenizer(name) != wants_tokenizer) continue;
-      const std::string path = folder + "/" + name;
-      if (disk.kind(path) != Disk::Kind::file) continue;
-      const std::uint64_t bytes = disk.open(path)->size();
+void take_over(Disk& disk, Problems& problems, const std::string& folder, Share share,
+               std::vector<Companion>& files) {
+  const auto leave_out = [&](Code code, const std::string& path, std::string_view why) {
+    problems.warn_like(fmt::format("left out {} {}", folder, why), code,
+                       fmt::format("{} was left out: {}", path, why));
+  };
+  for (const std::string& name : disk.list(folder)) {
+    if (!taken_over(name) || of_tokenizer(name) != (share == Share::tokenizer)) continue;
+    const std::string path = folder + "/" + name;
+    if (printable(name) != name) {
+      leave_out(Code::format, path, "its name is not UTF-8, or has characters that cannot be seen");
+      continue;
+    }
+    const Disk::Kind kind = disk.kind(path);
+    if (kind == Disk::Kind::folder && share == Share::rest) {
+      if (belongs(disk, path)) {
+        leave_out(Code::missing, path,
+                  "files in folders of a model are not taken over; copy it if the model needs it");
+      }
+      continue;
+    }
+    try {
+      const std::uint64_t bytes = disk.open(member(disk, folder, name))->size();
       if (bytes > kLargest) {
-        draft.problems.warn(
-            Code::io, fmt::format("{} was left out: a companion file of {} bytes", path, bytes));
+        leave_out(Code::io, path, fmt::format("a companion file of {} bytes", bytes));
         continue;
       }
       files.push_back({name, path, {}});
+    } catch (const Error& error) {
+      problems.error(error.code(), error.what());
     }
-  };
-  take(draft.folder(draft.donor), false);
+  }
+}
+
+std::vector<Companion> donated(Disk& disk, Draft& draft, const std::string& tokenizer) {
+  std::vector<Companion> files;
+  take_over(disk, draft.problems, draft.folder(draft.donor), Share::rest, files);
   if (draft.plan.options.copy_tokenizer) {
-    take(tokenizer, true);
+    take_over(disk, draft.problems, tokenizer, Share::tokenizer, files);
     set_template(disk, draft, files);
   } else if (!draft.recipe().chat_template.empty()) {
     draft.problems.warn(Code::usage,
@@ -138,22 +220,29 @@ std::vector<Companion> donated(Disk& disk, Draft& draft, const std::string& toke
 
 std::string cell(std::string_view text) {
   std::string out;
-  for (const char c : text) {
-    if (c == '|' || c == '`') out += '\\';
-    out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
+  for (const char c : printable(shorten(text, 200))) {
+    if (c == '<') {
+      out += "&lt;";
+    } else if (c == '&') {
+      out += "&amp;";
+    } else {
+      if (std::string_view("|`[]*").find(c) != std::string_view::npos) out += '\\';
+      out += c;
+    }
   }
   return out;
 }
 
 std::string card_end(const Plan& plan) {
   // A fence longer than any in the recipe keeps the block whole.
+  const std::string recipe = printable(plan.recipe.text, Breaks::kept);
   std::string fence = "```";
-  while (plan.recipe.text.find(fence) != std::string::npos) fence += '`';
+  while (recipe.find(fence) != std::string::npos) fence += '`';
   return fmt::format(
       "\n## Recipe\n\n{}yaml\n{}{}{}\n"
       "\nThe file `ingot.json` holds, for every tensor, its rule, its sources and their hashes; "
       "`ingot verify` checks it.\n",
-      fence, plan.recipe.text, plan.recipe.text.ends_with('\n') ? "" : "\n", fence);
+      fence, recipe, recipe.ends_with('\n') ? "" : "\n", fence);
 }
 
 std::string card(const Plan& plan, const math::Method& method) {

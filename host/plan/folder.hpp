@@ -1,6 +1,7 @@
 // The files of the output beside its weights.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,9 +19,21 @@ namespace ingot::plan {
 // writes itself stay behind.
 [[nodiscard]] bool taken_over(const std::string& name);
 
+// Which of a folder's files go along.
+enum class Share { tokenizer, rest };
+
+// Adds the files of `folder` that are taken over. A file that cannot be read, is a link that leads
+// out of the folder or to nothing, or is a folder or a device where a tokenizer's file belongs, is
+// an error; what stays behind although it looks as if it belonged to the model is a warning.
+void take_over(Disk& disk, Problems& problems, const std::string& folder, Share share,
+               std::vector<Companion>& files);
+
 // Where the output's tokenizer comes from: the model that a tokenizer setting names, else the
-// donor.
+// donor; or, where the donor has none, the first model with one for as many rows, with a warning.
 [[nodiscard]] std::string tokenizer_folder(Disk& disk, const Draft& draft);
+
+// Rows of the input embedding of a view, if it has one.
+[[nodiscard]] std::optional<std::uint64_t> rows_of(const Draft& draft, std::uint32_t view);
 
 // The donor's files that go along, with the tokenizer of `tokenizer` (often the same folder) and
 // the chat template that the recipe asks for. Sorted by name.

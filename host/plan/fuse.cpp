@@ -925,12 +925,7 @@ class Fusion {
       }
     }
     for (const std::uint32_t a : order) {
-      for (const std::string& name : disk_.list(plan_.models[a].folder)) {
-        const std::string path = plan_.models[a].folder + "/" + name;
-        if (of_tokenizer(name) && taken_over(name) && disk_.kind(path) == Disk::Kind::file) {
-          plan_.companions.push_back({name, path, {}});
-        }
-      }
+      take_over(disk_, problems_, plan_.models[a].folder, Share::tokenizer, plan_.companions);
       if (!plan_.companions.empty()) return;
     }
   }

@@ -131,11 +131,41 @@ class Writer {
         return;
       }
       Tokenizers all{std::move(*output), {}};
-      for (const View& view : draft_.views) all.own.push_back(read_vocab(disk_, view.tokenizer));
+      check_vocabulary(all.output, folder);
+      for (const View& view : draft_.views) {
+        all.own.push_back(read_vocab(disk_, view.tokenizer));
+        if (all.own.back() && view.tokenizer != folder) {
+          check_vocabulary(*all.own.back(), view.tokenizer);
+        }
+      }
       tokenizers_ = std::move(all);
     } catch (Error& e) {
       e.add("reading the tokenizers");
       problems_.error(e.code(), e.what());
+    }
+  }
+
+  // Rows of ids without a token become one row, the mean of the others; what a vocabulary leaves
+  // out by mistake would be lost in silence.
+  void check_vocabulary(const Vocab& vocab, const std::string& folder) {
+    if (2 * vocab.tokens.size() < vocab.rows()) {
+      problems_.warn(
+          Code::format,
+          fmt::format("{} gives tokens to {} of its {} ids, so its vocabulary is missing "
+                      "or cut off: the rows of the other ids become one, the mean of the "
+                      "rest; fetch the tokenizer again",
+                      vocab.file, vocab.tokens.size(), vocab.rows()));
+      return;
+    }
+    for (std::uint32_t v = 0; v < draft_.views.size(); ++v) {
+      const auto rows = rows_of(draft_, v);
+      if (draft_.views[v].tokenizer != folder || !rows || 2 * vocab.tokens.size() >= *rows)
+        continue;
+      problems_.warn(Code::format,
+                     fmt::format("{} has {} tokens, and the embedding of {} has {} rows: the rows "
+                                 "without a token are left out",
+                                 vocab.file, vocab.tokens.size(), draft_.shown(v), *rows));
+      return;
     }
   }
 

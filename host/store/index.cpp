@@ -135,13 +135,21 @@ Index read_index(Disk& disk, const std::string& path, std::string_view suffix) {
   return index;
 }
 
+std::optional<std::string> seek_member(Disk& disk, const std::string& folder,
+                                       const std::string& name) {
+  if (disk.kind(folder + "/" + name) == Disk::Kind::absent) return std::nullopt;
+  return member(disk, folder, name);
+}
+
 std::string member(Disk& disk, const std::string& folder, const std::string& name) {
   const std::string path = folder + "/" + name;
   if (const Disk::Kind kind = disk.kind(path); kind != Disk::Kind::file) {
     fail(Code::missing,
-         fmt::format(
-             "{} is {}; fetch the model again", path,
-             kind == Disk::Kind::absent ? "missing" : "no file, or a link to a missing one"));
+         fmt::format("{} is {}; fetch the model again", path,
+                     kind == Disk::Kind::absent   ? "missing"
+                     : kind == Disk::Kind::folder ? "a folder, and a file is read here"
+                                                  : "no file, or a link to a missing "
+                                                    "one"));
   }
   const std::string home = disk.resolve(folder);
   const std::string real = disk.resolve(path);

@@ -1,4 +1,4 @@
-// Index files (`*.index.json`) and the names of files inside a model's folder.
+// Index files (`*.index.json`).
 #pragma once
 
 #include <cstdint>
@@ -20,10 +20,5 @@ struct Index {
 // Reads an index file whose shards end in `suffix`. Shards must be plain names: a path is
 // Error{format}, as is a tensor that is listed twice. The shards themselves are not looked at.
 [[nodiscard]] Index read_index(Disk& disk, const std::string& path, std::string_view suffix);
-
-// `folder`/`name`. The file may be a link to another file of the folder or, in a Hub cache, to a
-// blob of the same repository; a link that leads elsewhere is Error{format}, so that a downloaded
-// folder cannot name files of its user. An absent file is Error{missing}.
-[[nodiscard]] std::string member(Disk& disk, const std::string& folder, const std::string& name);
 
 }  // namespace ingot

@@ -29,7 +29,7 @@ constexpr std::string_view kIndex = ".index.json";
 constexpr std::string_view kSafetensors = ".safetensors";
 constexpr std::string_view kPickle = ".bin";
 
-// In the order in which they are looked for; an index wins over the single file of its name.
+// In the order in which they are looked for.
 constexpr std::array<std::string_view, 4> kNames{
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json",
     "pytorch_model.bin"};
@@ -50,9 +50,20 @@ std::string lookalikes(Disk& disk, const std::string& folder) {
 }
 
 std::string find_weights(Disk& disk, const std::string& folder) {
+  const auto there = [&](std::string_view name) {
+    return disk.kind(fmt::format("{}/{}", folder, name)) != Disk::Kind::absent;
+  };
   for (const std::string_view name : kNames) {
-    if (disk.kind(fmt::format("{}/{}", folder, name)) != Disk::Kind::absent)
-      return std::string(name);
+    if (!there(name)) continue;
+    // Two sets of weights, of which transformers reads the single file.
+    const std::string_view single = name.substr(0, name.size() - kIndex.size());
+    if (name.ends_with(kIndex) && there(single)) {
+      fail(Code::format,
+           fmt::format("{} has both {} and {}, which may be different weights (transformers reads "
+                       "{}): remove one, or name the file to read as the model, as in {}/{}",
+                       folder, name, single, single, folder, single));
+    }
+    return std::string(name);
   }
   fail(Code::missing, fmt::format("{} has no weights: none of {} is there, found {}", folder,
                                   fmt::join(kNames, ", "), lookalikes(disk, folder)));
@@ -173,8 +184,8 @@ Checkpoint Checkpoint::open(Disk& disk, const std::string& path, std::string sho
     }
     check_index(weights, index, body->entries);
   }
-  if (disk.kind(body->path + "/config.json") != Disk::Kind::absent) {
-    body->config = read_text(disk, member(disk, body->path, "config.json"));
+  if (const auto config = seek_member(disk, body->path, "config.json")) {
+    body->config = read_text(disk, *config);
   }
   return Checkpoint(std::move(body));
 }

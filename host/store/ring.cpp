@@ -153,16 +153,9 @@ std::exception_ptr carry(Piece piece) noexcept {
 
 class ThreadRing final : public Ring {
  public:
-  ThreadRing(unsigned depth, std::string reason) : reason_(std::move(reason)) {
-    try {
-      while (threads_.size() < static_cast<int>(depth)) {
-        if (threads_.start([this] { work(); })) break;
-      }
-    } catch (...) {
-      close();
-      throw;
-    }
-  }
+  // Threads are started as they are needed, so that one that is never asked takes none.
+  ThreadRing(unsigned depth, std::string reason)
+      : most_(static_cast<int>(depth)), reason_(std::move(reason)) {}
 
   ~ThreadRing() override { close(); }
 
@@ -171,7 +164,12 @@ class ThreadRing final : public Ring {
     const std::size_t owner = ledger_.open(transfer);
     for (std::size_t at = 0; at < transfer.data.size(); at += kPiece) {
       const Piece piece = Ledger::piece(transfer, at, owner);
-      if (threads_.size() == 0) {  // the system refused to start any: the caller does it
+      const std::size_t busy = queue_.size() + running_;
+      if (busy >= static_cast<std::size_t>(threads_.size()) && threads_.size() < most_ &&
+          threads_.start([this] { work(); })) {
+        most_ = threads_.size();  // the system refuses more
+      }
+      if (most_ == 0) {  // the caller does it
         ledger_.settle(owner, carry(piece));
         continue;
       }
@@ -196,7 +194,7 @@ class ThreadRing final : public Ring {
   }
 
   [[nodiscard]] std::string describe() const override {
-    return fmt::format("{} threads{}", threads_.size(), reason_);
+    return fmt::format("{} threads{}", most_, reason_);
   }
 
  private:
@@ -226,6 +224,7 @@ class ThreadRing final : public Ring {
     }
   }
 
+  int most_;  // threads
   std::string reason_;
   mutable std::mutex mutex_;
   std::condition_variable wake_;     // for the threads

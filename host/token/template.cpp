@@ -140,13 +140,12 @@ std::size_t value_end(std::string_view text, std::size_t at) {
 }  // namespace
 
 std::optional<std::string> read_template(Disk& disk, const std::string& folder) {
-  if (const std::string file = folder + "/chat_template.jinja";
-      disk.kind(file) == Disk::Kind::file) {
-    return read_text(disk, file);
+  if (const auto file = seek_member(disk, folder, "chat_template.jinja")) {
+    return read_text(disk, *file);
   }
-  const std::string file = folder + "/tokenizer_config.json";
-  if (disk.kind(file) != Disk::Kind::file) return std::nullopt;
-  const json config = read_object(read_text(disk, file), file);
+  const auto file = seek_member(disk, folder, "tokenizer_config.json");
+  if (!file) return std::nullopt;
+  const json config = read_object(read_text(disk, *file), *file);
   const auto found = config.find("chat_template");
   if (found == config.end()) return std::nullopt;
   if (found->is_string()) return found->get<std::string>();

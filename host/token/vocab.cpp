@@ -271,14 +271,12 @@ void read_pieces(Disk& disk, Collector& out) {
 // What slow tokenizers add to their vocabulary file: added_tokens.json {"token": id} and, newer,
 // the records of tokenizer_config.json's added_tokens_decoder {"id": {"content": "token"}}.
 void read_added(Disk& disk, const std::string& folder, Collector& out) {
-  const std::string plain = folder + "/added_tokens.json";
-  if (disk.kind(plain) == Disk::Kind::file) {
-    read_map(disk, plain,
+  if (const auto plain = seek_member(disk, folder, "added_tokens.json")) {
+    read_map(disk, *plain,
              [&](const std::string& token, const Leaf& leaf) { out.added(token, leaf.number); });
   }
-  const std::string config = folder + "/tokenizer_config.json";
-  if (disk.kind(config) == Disk::Kind::file) {
-    walk(disk, config, [&](const Path& path, const Leaf& leaf) {
+  if (const auto config = seek_member(disk, folder, "tokenizer_config.json")) {
+    walk(disk, *config, [&](const Path& path, const Leaf& leaf) {
       if (path.size() != 3 || path[0].key != "added_tokens_decoder" || path[2].key != "content" ||
           leaf.text == nullptr) {
         return;
@@ -295,19 +293,18 @@ void read_added(Disk& disk, const std::string& folder, Collector& out) {
 }  // namespace
 
 std::optional<Vocab> read_vocab(Disk& disk, const std::string& folder) {
-  const auto present = [&](const std::string& file) { return disk.kind(file) == Disk::Kind::file; };
-  if (const std::string file = folder + "/tokenizer.json"; present(file)) {
-    return read_tokenizer(disk, file);
+  if (const auto file = seek_member(disk, folder, "tokenizer.json")) {
+    return read_tokenizer(disk, *file);
   }
-  if (const std::string file = folder + "/vocab.json"; present(file)) {
-    Collector out(file);
-    read_map(disk, file,
+  if (const auto file = seek_member(disk, folder, "vocab.json")) {
+    Collector out(*file);
+    read_map(disk, *file,
              [&](const std::string& token, const Leaf& leaf) { out.own(token, leaf.number); });
     read_added(disk, folder, out);
     return out.take();
   }
-  if (const std::string file = folder + "/tokenizer.model"; present(file)) {
-    Collector out(file);
+  if (const auto file = seek_member(disk, folder, "tokenizer.model")) {
+    Collector out(*file);
     read_pieces(disk, out);
     read_added(disk, folder, out);
     return out.take();

@@ -118,6 +118,15 @@ class Disk {
 // and so many values. `where` names it in the message.
 void check_json(std::string_view text, const std::string& where, std::size_t values = 5'000'000);
 
+// `folder`/`name`, for every file that is read from the folder of a model or adapter. It may be a
+// link to another file of the folder or, in a Hub cache, to a blob of the same repository; a link
+// that leads elsewhere is Error{format}, so that a downloaded folder cannot name files of its user.
+// An absent file, a link to one and what is no file are Error{missing}.
+[[nodiscard]] std::string member(Disk& disk, const std::string& folder, const std::string& name);
+// The same; nothing where the folder has nothing of that name.
+[[nodiscard]] std::optional<std::string> seek_member(Disk& disk, const std::string& folder,
+                                                     const std::string& name);
+
 // Lets tensors be computed on where they lie in the page cache. While a Guard lives, a mapped file
 // that shrinks or cannot be read ends in an Error and not in SIGBUS; without one, bytes are copied
 // first.
@@ -150,8 +159,9 @@ struct Entry {
 class Checkpoint {
  public:
   // `path` is a folder, a file of weights or an index file. `shown` is the name used in receipts.
-  // In a folder an index is looked for first, and safetensors before `.bin`; shards and
-  // config.json must lie in the folder itself (or in the blobs of the same Hub cache repository).
+  // In a folder safetensors are looked for before `.bin`, and an index beside the single file of
+  // its name is an Error{format}; shards and config.json must lie in the folder itself (or in the
+  // blobs of the same Hub cache repository).
   [[nodiscard]] static Checkpoint open(Disk& disk, const std::string& path, std::string shown);
 
   Checkpoint(Checkpoint&&) noexcept;

@@ -7,7 +7,7 @@
 
 namespace ingot {
 
-// What printable() does with the ends of lines.
+// What printable() does with ends of lines (written as \n) and with tabs.
 enum class Breaks { escaped, kept };
 
 // The text without anything that drives a terminal or hides from a reader: control characters (C0,

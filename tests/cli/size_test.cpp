@@ -1,4 +1,6 @@
 #include "size.hpp"
+#include "ingot/text.hpp"
+#include "progress.hpp"
 
 #include <gtest/gtest.h>
 
@@ -93,9 +95,32 @@ TEST(Show, CountsAreGrouped) {
   EXPECT_EQ(show_count(6'738'415'616), "6,738,415,616");
 }
 
+TEST(Show, NoShareIsMoreThanAll) {
+  EXPECT_EQ(percent(1, 4), 25);
+  EXPECT_EQ(percent(9, 4), 100);
+  EXPECT_EQ(percent(UINT64_MAX, 1), 100);
+}
+
 TEST(Show, NamesCannotDriveTheTerminal) {
   EXPECT_EQ(printable("a\x1b[31m\nb\x7f"), "a\\x1b[31m\\x0ab\\x7f");
   EXPECT_EQ(printable("Größe"), "Größe");
+  EXPECT_EQ(printable("a\u0085\u009b1m\u202e\u2066\u200b\ufeff\u2028"),
+            "a\\u0085\\u009b1m\\u202e\\u2066\\u200b\\ufeff\\u2028");
+  EXPECT_EQ(printable("\x9b\xff\xc0\x80\xed\xa0\x80\xf0\x9f"),
+            "\\x9b\\xff\\xc0\\x80\\xed\\xa0\\x80\\xf0\\x9f");
+  EXPECT_EQ(printable("\U0001f600 日本 עברית"), "\U0001f600 日本 עברית");
+  EXPECT_EQ(printable("a\r\nb\tc\r", Breaks::kept), "a\nb\tc\\x0d");
+}
+
+TEST(Show, LongTextsKeepTheirBeginningAndEnd) {
+  EXPECT_EQ(shorten("short", 10), "short");
+  const std::string text = shorten("begin" + std::string(1'000'000, 'x') + "end", 100);
+  EXPECT_LT(text.size(), 150U);
+  EXPECT_TRUE(text.starts_with("beginxxx") && text.ends_with("xxxend"));
+  EXPECT_NE(text.find("1000008 bytes"), std::string::npos);
+  for (std::size_t most = 8; most < 30; ++most) {  // never a part of a character
+    EXPECT_EQ(printable(shorten("ééééééééééééééééééééé", most)).find("\\x"), std::string::npos);
+  }
 }
 
 }  // namespace

@@ -26,6 +26,14 @@ TEST(Error, EveryCodeHasTheDocumentedExitCode) {
   EXPECT_EQ(exit_code(Code::internal), 6);
 }
 
+TEST(Error, WhatIsSaidHasAnEndAndNoZeroBytes) {
+  Error error(Code::missing, std::string("no such folder: a\0b", 19));
+  EXPECT_STREQ(error.what(), "no such folder: a\\x00b");
+  error.add(std::string(10'000'000, 'x') + " the end");
+  EXPECT_LT(std::string_view(error.what()).size(), 5'000U);
+  EXPECT_TRUE(std::string_view(error.what()).ends_with("the end)"));
+}
+
 TEST(Error, FailThrowsWhatItIsGiven) {
   try {
     fail(Code::missing, "no such tensor");

@@ -56,8 +56,9 @@ std::optional<std::uint64_t> layer(std::string_view name) {
 }
 
 std::optional<std::uint64_t> count_tokens(Disk& disk, const Checkpoint& model) {
-  const std::string path = model.path() + "/tokenizer.json";
-  if (disk.kind(path) != Disk::Kind::file) return std::nullopt;
+  const auto member = seek_member(disk, model.path(), "tokenizer.json");
+  if (!member) return std::nullopt;
+  const std::string& path = *member;
   const nlohmann::json json = json_of(read_text(disk, path), path);
   const auto fail_here = [&](const char* expected) {
     fail(Code::format, fmt::format("{}: expected {}", path, expected));

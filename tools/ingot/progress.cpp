@@ -17,6 +17,11 @@ constexpr auto kWindow = 2s;     // over which the rate is taken
 
 }  // namespace
 
+double percent(std::uint64_t done, std::uint64_t total) {
+  if (done >= total) return 100;
+  return 100 * static_cast<double>(done) / static_cast<double>(total);
+}
+
 Meter::Meter(const Console& console, double storage_rate)
     : console_(console), storage_rate_(storage_rate), last_(Clock::now()), mark_time_(last_) {}
 
@@ -51,10 +56,11 @@ std::string Meter::describe(const Progress& progress, Clock::time_point now) {
     mark_bytes_ = progress.bytes_done;
   }
   const auto total = static_cast<double>(progress.bytes_total);
-  // Bytes that are read twice count twice, and the total is what the plan counted once.
-  const double done = std::min(static_cast<double>(progress.bytes_done), total);
-  std::string line = progress.bytes_total > 0 ? fmt::format("{:3.0f} %", 100 * done / total)
-                                              : show_bytes(progress.bytes_done);
+  const auto done = static_cast<double>(progress.bytes_done);
+  std::string line =
+      progress.bytes_total > 0
+          ? fmt::format("{:3.0f} %", percent(progress.bytes_done, progress.bytes_total))
+          : show_bytes(progress.bytes_done);
   line += "  " + show_rate(rate_);
   if (storage_rate_ > 0) {  // the page cache gives more than the storage
     line += fmt::format(" ({:.0f} % of storage)", std::min(100.0, 100 * rate_ / storage_rate_));

@@ -12,6 +12,9 @@
 
 namespace ingot::tool {
 
+// How much of `total` is done, of 100, never more: what is read twice is counted twice.
+[[nodiscard]] double percent(std::uint64_t done, std::uint64_t total);
+
 // Thread-safe. Bytes count as the run counts them: read and written together.
 class Meter {
  public:
