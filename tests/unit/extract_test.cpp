@@ -53,6 +53,23 @@ Matrix tensor(const std::string& folder, const std::string& name) {
   return m;
 }
 
+// Writes a copy of the base whose linear layers are `value` all over, in bf16.
+void fill_model(const std::string& folder, float value) {
+  std::filesystem::copy(kBase, folder, std::filesystem::copy_options::recursive);
+  const auto disk = system_disk();
+  const Checkpoint model = Checkpoint::open(*disk, folder, folder);
+  std::string bytes = test::read_file(folder + "/model.safetensors");
+  for (const Entry& entry : model.entries()) {
+    if (entry.info.name.find("proj") == std::string::npos) continue;
+    ASSERT_EQ(entry.info.dtype, Dtype::bf16);
+    const auto code = math::Codec<math::Format::bf16>::encode(value, {});
+    for (std::uint64_t i = 0; i < entry.info.count(); ++i) {
+      std::memcpy(bytes.data() + entry.offset + 2 * i, &code, 2);
+    }
+  }
+  test::write_file(folder + "/model.safetensors", bytes);
+}
+
 Matrix minus(Matrix a, const Matrix& b) {
   for (std::size_t i = 0; i < a.data.size(); ++i) a.data[i] -= b.data[i];
   return a;
