@@ -2,6 +2,8 @@
 // is brought in full.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <filesystem>
 #include <map>
 
 #include <fmt/format.h>
@@ -9,7 +11,9 @@
 #include <nlohmann/json.hpp>
 
 #include "adapting.hpp"
+#include "ingot/error.hpp"
 #include "ingot/linalg.hpp"
+#include "ingot/math/codec.hpp"
 #include "merging.hpp"
 
 namespace ingot {
@@ -297,6 +301,25 @@ TEST_P(FusedExperts, BecomeAnAdapterOfParametersThatBakesBack) {
   for (const auto& [name, shape] : mixture.shapes()) {
     const std::vector<float> back = values("back", name), wanted = values("tuned", name);
     for (std::size_t i = 0; i < back.size(); ++i) EXPECT_NEAR(back[i], wanted[i], 1e-5) << name;
+  }
+}
+
+TEST(Extract, OfValuesAtEitherEndOfSinglePrecisionIsRightOrAnError) {
+  for (const float value : {2.9e38F, -3.3e38F, 1e30F, 1e-36F}) {
+    const Folder folder;
+    fill_model(folder / "tuned", value);
+    const std::string out = folder / "out";
+    try {
+      for (const auto& [name, tensor] : extracted(folder / "tuned", "rank: 4\n", out)) {
+        for (const float x : tensor.values) ASSERT_TRUE(std::isfinite(x)) << name << value;
+      }
+      const auto wrong = findings(out);
+      EXPECT_TRUE(wrong.empty()) << value << wrong.front();
+    } catch (const Error& error) {
+      EXPECT_EQ(exit_code(error.code()), 3) << value << error.what();
+      EXPECT_FALSE(std::filesystem::exists(out));
+      EXPECT_GT(std::fabs(value), 3e38F) << error.what();
+    }
   }
 }
 
