@@ -106,6 +106,54 @@ TEST_P(Merges, AFailingDeviceLeavesNothingBehindAndResumes) {
 }
 #endif
 
+// Of the models of examples/, weights of 1e6 overflow float16 and float8: what the device made is
+// counted as what the CPU made.
+TEST(Nonfinite, IsFoundInWhatTheDeviceMadeAsInWhatTheCpuMade) {
+  INGOT_NEEDS_DEVICE();
+  fresh(0);
+  const Folder folder;
+  const std::unique_ptr<Disk> disk = system_disk();
+  const auto linear = [](const std::string& dtype) {
+    return "merge_method: linear\nparameters: {normalize: false}\ndtype: " + dtype +
+           "\nmodels:\n- {model: ./models/python, parameters: {weight: 1e6}}\n- {model: ./models/c, "
+           "parameters: {weight: 1e6}}\n";
+  };
+  // Error or receipt, by backend.
+  const auto run = [&](Backend& backend, const std::string& recipe, bool allow) {
+    PlanOptions options;
+    options.root = example("");
+    options.allow_nonfinite = allow;
+    const Plan plan = build(*disk, parse(recipe, "recipe.yml", {}), options);
+    const std::string out = folder / "out";
+    std::filesystem::remove_all(out);
+    MergeOptions merging;
+    merging.sync = false;
+    merging.threads = 1;
+    try {
+      std::string text;
+      for (const std::string& w : merge(*disk, backend, plan, out, merging).warnings) text += w + "\n";
+      return text + read_file(out + "/ingot.json");
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), Code::range) << e.what();
+      EXPECT_EQ(disk->kind(out), Disk::Kind::absent);
+      return std::string(e.what());
+    }
+  };
+  const auto cpu = cpu_backend("");
+  const auto cuda = cuda_backend({"cuda", std::uint64_t{64} << 20});
+  struct Case {
+    const char* dtype;
+    bool allow;
+    const char* said;
+  };
+  for (const Case& c : {Case{"float16", false, "are not finite"}, Case{"float16", true, "\"nonfinite\""},
+                        Case{"float8_e4m3fn", false, "\"saturated\""}}) {
+    const std::string expected = run(*cpu, linear(c.dtype), c.allow);
+    EXPECT_NE(expected.find(c.said), std::string::npos) << expected.substr(0, 200);
+    EXPECT_EQ(run(*cuda, linear(c.dtype), c.allow), expected);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Methods, Merges, testing::ValuesIn([] {
                            std::vector<std::string> names;
                            for (const auto& [name, text] : recipes()) names.push_back(name);

@@ -265,6 +265,25 @@ TEST_F(Decompositions, OfDenseMatricesAreAsGoodAsLapacks) {
   }
 }
 
+// Multiplied by a power of two beforehand: the same result, that power larger.
+TEST_F(Decompositions, OfMatricesNearTheEndsOfSinglePrecisionLoseNothing) {
+  for (const bool keep : {true, false}) {
+    const Matrix m = fading(300, 280, 5);
+    const linalg::Sketch sketch{.seed = 7, .memory = keep ? kMiB : 0};
+    const auto cuda = device();
+    const Low plain = linalg::approximate(rows_of(m), {12, 1}, sketch, &cuda->solver());
+    for (const int power : {100, -110}) {
+      Matrix far = m;
+      for (double& x : far.data) x = std::ldexp(x, power);
+      const Low low = linalg::approximate(rows_of(far), {12, 1}, sketch, &cuda->solver());
+      EXPECT_NEAR(std::ldexp(low.norm, -power), plain.norm, 1e-5 * plain.norm);
+      EXPECT_LE(std::ldexp(low.error, -power), 1.005 * plain.error + 1e-6 * plain.norm);
+      EXPECT_NEAR(std::ldexp(linalg::residual(rows_of(far), low.b, low.a), -power),
+                  std::ldexp(low.error, -power), 1e-5 * plain.error + 1e-6 * plain.norm);
+    }
+  }
+}
+
 TEST_F(Decompositions, LeaveToLapackWhatDoesNotFit) {
   const Matrix m = fading(300, 280, 5);
   const Low best = linalg::approximate(rows_of(m), {12, 1}, {.seed = 7, .memory = kMiB});

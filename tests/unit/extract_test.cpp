@@ -2,6 +2,8 @@
 // is brought in full.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <filesystem>
 #include <map>
 
 #include <fmt/format.h>
@@ -9,7 +11,9 @@
 #include <nlohmann/json.hpp>
 
 #include "adapting.hpp"
+#include "ingot/error.hpp"
 #include "ingot/linalg.hpp"
+#include "ingot/math/codec.hpp"
 #include "merging.hpp"
 
 namespace ingot {
@@ -51,6 +55,23 @@ Matrix tensor(const std::string& folder, const std::string& name) {
   Matrix m(entry.info.shape[0], entry.info.shape[1]);
   std::copy(values.begin(), values.end(), m.data.begin());
   return m;
+}
+
+// Writes a copy of the base whose linear layers are `value` all over, in bf16.
+void fill_model(const std::string& folder, float value) {
+  std::filesystem::copy(kBase, folder, std::filesystem::copy_options::recursive);
+  const auto disk = system_disk();
+  const Checkpoint model = Checkpoint::open(*disk, folder, folder);
+  std::string bytes = test::read_file(folder + "/model.safetensors");
+  for (const Entry& entry : model.entries()) {
+    if (entry.info.name.find("proj") == std::string::npos) continue;
+    ASSERT_EQ(entry.info.dtype, Dtype::bf16);
+    const auto code = math::Codec<math::Format::bf16>::encode(value, {});
+    for (std::uint64_t i = 0; i < entry.info.count(); ++i) {
+      std::memcpy(bytes.data() + entry.offset + 2 * i, &code, 2);
+    }
+  }
+  test::write_file(folder + "/model.safetensors", bytes);
 }
 
 Matrix minus(Matrix a, const Matrix& b) {
@@ -280,6 +301,25 @@ TEST_P(FusedExperts, BecomeAnAdapterOfParametersThatBakesBack) {
   for (const auto& [name, shape] : mixture.shapes()) {
     const std::vector<float> back = values("back", name), wanted = values("tuned", name);
     for (std::size_t i = 0; i < back.size(); ++i) EXPECT_NEAR(back[i], wanted[i], 1e-5) << name;
+  }
+}
+
+TEST(Extract, OfValuesAtEitherEndOfSinglePrecisionIsRightOrAnError) {
+  for (const float value : {2.9e38F, -3.3e38F, 1e30F, 1e-36F}) {
+    const Folder folder;
+    fill_model(folder / "tuned", value);
+    const std::string out = folder / "out";
+    try {
+      for (const auto& [name, tensor] : extracted(folder / "tuned", "rank: 4\n", out)) {
+        for (const float x : tensor.values) ASSERT_TRUE(std::isfinite(x)) << name << value;
+      }
+      const auto wrong = findings(out);
+      EXPECT_TRUE(wrong.empty()) << value << wrong.front();
+    } catch (const Error& error) {
+      EXPECT_EQ(exit_code(error.code()), 3) << value << error.what();
+      EXPECT_FALSE(std::filesystem::exists(out));
+      EXPECT_GT(std::fabs(value), 3e38F) << error.what();
+    }
   }
 }
 

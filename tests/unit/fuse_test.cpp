@@ -670,6 +670,61 @@ TEST(Fuse, RefusesWithTheReason) {
          "adapter_method linear");
 }
 
+TEST(Fuse, RefusesWeightsAndScalingsThatSinglePrecisionLoses) {
+  for (const char* type : {"linear", "cat", "svd", "ties", "dare_linear_svd"}) {
+    const Folder folder;
+    write_pair(folder);
+    const bool thins = std::string_view(type) != "linear" && std::string_view(type) != "cat" &&
+                       std::string_view(type) != "svd";
+    const std::string more = thins ? "parameters: {density: 0.5}\n" : "";
+    const std::string found = refusal(folder, recipe_of(type, 1e-45, 1, more));
+    EXPECT_NE(found.find("recipe.yml:3: the weight of ./a for fc is"), std::string::npos) << found;
+    // The weight is fair, its product with the scaling of 1e-30 is not.
+    test::write_adapter(folder / "a", linear_factors({1, -2, 3, 0.5, 4, -1}, {1, -3, 2, 0.5}),
+                        R"("r": 2, "lora_alpha": 2e-30)");
+    const std::string product = refusal(folder, recipe_of(type, 1e-20, 1, more));
+    EXPECT_NE(product.find("its scaling 1e-30"), std::string::npos) << product;
+    test::write_adapter(folder / "a", linear_factors({1, -2, 3, 0.5, 4, -1}, {1, -3, 2, 0.5}),
+                        R"("r": 2, "lora_alpha": 1e-44)");
+    const std::string scaling = refusal(folder, recipe_of(type, 1, 1, more));
+    EXPECT_NE(scaling.find("a scaling too small for float32"), std::string::npos) << scaling;
+  }
+}
+
+// Finite factors of any size: finite factors, or an error before anything is published.
+TEST(Fuse, OfHugeOrTinyFactorsIsRightOrAnError) {
+  const auto scaled = [](std::vector<float> values, float by) {
+    for (float& x : values) x *= by;
+    return values;
+  };
+  for (const char* type : {"svd", "linear", "cat", "ties_svd", "dare_linear_svd"}) {
+    const bool thins = std::string_view(type).find("ties") == 0 || std::string_view(type).find("dare") == 0;
+    const std::string more = thins ? "parameters: {density: 1.0}\n" : "";
+    for (const float by : {1e-30F, 1e-18F, 1e18F, 1e30F}) {
+      const Folder folder;
+      // Of the product of B and A every element is `by` squared times a small number.
+      const bool fits = by < 1e19F;
+      const float b = by < 1 ? by : fits ? by : 3e38F / 4, a = by < 1e19F ? by : 1e30F;
+      test::write_adapter(folder / "a", linear_factors(scaled({1, -2, 3, 0.5, 4, -1}, a / 8),
+                                                       scaled({1, -3, 2, 0.5}, b / 8)));
+      test::write_adapter(folder / "b", linear_factors(scaled({-4, 1, 2, 3, -0.5, 1}, a / 8),
+                                                       scaled({2, 1, -1, 4}, b / 8)));
+      try {
+        const auto found = merged(folder, recipe_of(type, 1, 1, more));
+        for (const auto& [name, tensor] : found) {
+          for (const float x : tensor.values) EXPECT_TRUE(std::isfinite(x)) << type << by << name;
+        }
+        const auto wrong = findings(folder);
+        EXPECT_TRUE(wrong.empty()) << type << by << wrong.front();
+      } catch (const Error& error) {
+        EXPECT_EQ(exit_code(error.code()), 3) << type << by << error.what();
+        EXPECT_FALSE(std::filesystem::exists(folder / "out"));
+        EXPECT_FALSE(fits) << type << by << error.what();
+      }
+    }
+  }
+}
+
 TEST(Fuse, RefusesValuesThatAreNoNumbers) {
   for (const char* type : {"linear", "cat", "svd", "ties", "ties_svd"}) {
     const Folder folder;

@@ -267,6 +267,43 @@ TEST(Approximate, HandlesZerosAndExtremeShapes) {
   EXPECT_EQ(approximate(rows_of(column), {8, 1}, {}).a.rows, 1U);
 }
 
+TEST(Approximate, ReachesToBothEndsOfSinglePrecision) {
+  // Small ones are decomposed whole, large ones by products in f32.
+  for (const auto& [height, width, rank] :
+       {std::tuple{60, 40, 5}, std::tuple{500, 400, 20}, std::tuple{1, 300, 1}}) {
+    std::vector<double> values;
+    for (int j = 0; j < std::min(height, 40); ++j) values.push_back(std::pow(0.8, j));
+    const Matrix m = with_values(static_cast<std::size_t>(height), static_cast<std::size_t>(width),
+                                 values, 3);
+    const auto k = static_cast<std::size_t>(rank);
+    for (const int power : {127, -110}) {
+      Matrix far = m;
+      for (double& x : far.data) x = std::ldexp(x, power);
+      const Low low = approximate(rows_of(far), {k, 1}, {.seed = 3});
+      const double scale = std::ldexp(1.0, power);
+      const double slack = 1e-5 * scale;
+      EXPECT_NEAR(low.norm, best(values, 0) * scale, slack) << power;
+      EXPECT_LE(low.error, 1.005 * best(values, k) * scale + slack) << power;
+      EXPECT_NEAR(residual(rows_of(far), low.b, low.a), low.error, slack) << power;
+      expect_orthonormal(low.a, 1e-5);
+    }
+  }
+}
+
+TEST(Recombine, ReachesToBothEndsOfSinglePrecision) {
+  const Matrix b = random(6, 30, 1), a = random(6, 20, 2);
+  const Low plain = recombine(b, a, {4, 1});
+  for (const int power : {120, -140}) {
+    Matrix left = b, right = a;
+    for (double& x : left.data) x = std::ldexp(x, power);
+    for (double& x : right.data) x = std::ldexp(x, power);
+    const Low far = recombine(left, right, {4, 1});
+    EXPECT_NEAR(std::ldexp(far.norm, -2 * power), plain.norm, 1e-10 * plain.norm);
+    EXPECT_NEAR(std::ldexp(far.error, -2 * power), plain.error, 1e-10 * plain.norm);
+    expect_orthonormal(far.a, 1e-10);
+  }
+}
+
 TEST(Approximate, StopsAtTheEnergyAsked) {
   std::vector<double> values(300, 0.0);
   for (std::size_t j = 0; j < 300; ++j) values[j] = std::pow(0.5, static_cast<double>(j));
