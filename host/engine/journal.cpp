@@ -103,12 +103,23 @@ Journal::Journal(Disk& disk, const std::string& path, const std::string& fingerp
 Journal::Journal(Disk& disk, const std::string& path, const Record& record, bool sync)
     : file_(disk.update(path)), end_(record.end), sync_(sync) {}
 
-void Journal::finished(const std::vector<std::pair<std::size_t, std::string>>& lines) {
+std::vector<Journal::Place> Journal::finished(
+    const std::vector<std::pair<std::size_t, std::string>>& lines) {
+  std::vector<Place> places;
   std::string text;
   for (const auto& [job, entry] : lines) {
-    text += line_of(fmt::format("{{\"job\":{},\"entry\":{}", job, entry));
+    const std::string head = fmt::format("{{\"job\":{},\"entry\":", job);
+    places.push_back({end_ + text.size() + head.size(), entry.size()});
+    text += line_of(head + entry);
   }
   append(text);
+  return places;
+}
+
+std::string Journal::entry(const Place& place) const {
+  std::string text(place.bytes, '\0');
+  read_exact(*file_, place.offset, std::as_writable_bytes(std::span(text.data(), text.size())));
+  return text;
 }
 
 void Journal::publishing(const std::string& receipt) {

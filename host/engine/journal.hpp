@@ -42,8 +42,14 @@ class Journal {
   // Goes on after the lines of `record`.
   Journal(Disk& disk, const std::string& path, const Record& record, bool sync);
 
-  // Appends one line for each finished job, in one write.
-  void finished(const std::vector<std::pair<std::size_t, std::string>>& lines);
+  // Where an entry is in the file.
+  struct Place {
+    std::uint64_t offset = 0, bytes = 0;
+  };
+  // Appends one line for each finished job, in one write. The places of their entries, in order.
+  std::vector<Place> finished(const std::vector<std::pair<std::size_t, std::string>>& lines);
+  // An entry again.
+  [[nodiscard]] std::string entry(const Place& place) const;
   void publishing(const std::string& receipt);
   void removing(const std::vector<std::string>& names);
   // After this the file may have been moved.

@@ -217,7 +217,19 @@ void Output::reopen(const Record& record) {
 
 void Output::done(std::size_t job, std::string line) {
   const std::lock_guard lock(mutex_);
+  waiting_bytes_ += line.size();
   waiting_.emplace_back(job, std::move(line));
+}
+
+bool Output::full() const {
+  constexpr std::uint64_t kWaiting = std::uint64_t{4} << 20;
+  const std::lock_guard lock(mutex_);
+  return waiting_bytes_ > kWaiting;
+}
+
+std::string Output::line(std::size_t job) const {
+  if (const auto at = finished_.find(job); at != finished_.end()) return at->second;
+  return options_.hash ? journal_->entry(places_[job]) : lines_[job];
 }
 
 void Output::flush() {
@@ -225,9 +237,14 @@ void Output::flush() {
   {
     const std::lock_guard lock(mutex_);
     batch.swap(waiting_);
+    waiting_bytes_ = 0;
   }
-  // Without hashes nobody could tell later whether what is kept is whole.
-  if (batch.empty() || !options_.hash) return;
+  if (batch.empty()) return;
+  if (!options_.hash) {  // nobody could tell later whether what is kept is whole
+    lines_.resize(plan_.jobs.size());
+    for (auto& [job, line] : batch) lines_[job] = std::move(line);
+    return;
+  }
   if (options_.sync) {
     std::vector<bool> touched(shards_.size());
     for (const auto& [job, line] : batch) touched[plan_.jobs[job].shard] = true;
@@ -235,10 +252,12 @@ void Output::flush() {
       if (touched[i]) shards_[i]->sync();
     }
   }
-  journal_->finished(batch);
+  const std::vector<Journal::Place> places = journal_->finished(batch);
+  places_.resize(plan_.jobs.size());
+  for (std::size_t i = 0; i < batch.size(); ++i) places_[batch[i].first] = places[i];
 }
 
-void Output::publish(const std::vector<std::string>& lines) {
+void Output::publish() {
   keep();
   flush();
   std::vector<std::pair<std::string, Digest>> files;
@@ -262,6 +281,7 @@ void Output::publish(const std::vector<std::string>& lines) {
     disk_.remove(to);
     const auto receipt = disk_.create(to);
     std::uint64_t end = 0;
+    const auto lines = [this](std::size_t job) { return line(job); };
     print_receipt(plan_, lines, files, [&](std::string_view piece) {
       write_exact(*receipt, end, bytes_of(piece));
       hash.add(piece);

@@ -42,11 +42,15 @@ class Output {
 
   // A job whose every byte was handed to the system, and its entry's line.
   void done(std::size_t job, std::string line);
-  // Makes all done() jobs durable and enters them in the journal.
+  // True if so much waits for the journal that its memory is worth a flush().
+  [[nodiscard]] bool full() const;
+  // Makes all done() jobs durable and enters them in the journal, which keeps their entries.
   void flush();
+  // The entry of a finished job, after a flush().
+  [[nodiscard]] std::string line(std::size_t job) const;
   // Writes companions and receipt, syncs, and puts the folder in place of OUT. Error{io} if a file
   // that the merge read is not what it was when the merge began.
-  void publish(const std::vector<std::string>& lines);
+  void publish();
 
   // Whether the working folder stays for --resume. At first it does not, unless a former run left
   // it.
@@ -72,8 +76,12 @@ class Output {
   std::vector<std::unique_ptr<File>> shards_;
   std::optional<Journal> journal_;
   std::map<std::size_t, std::string> finished_;
-  std::mutex mutex_;
+  // By job: where the journal has its entry; without hashes nothing is in it, and `lines_` has.
+  std::vector<Journal::Place> places_;
+  std::vector<std::string> lines_;
+  mutable std::mutex mutex_;
   std::vector<std::pair<std::size_t, std::string>> waiting_;  // done, not yet in the journal
+  std::uint64_t waiting_bytes_ = 0;
 };
 
 }  // namespace ingot

@@ -223,10 +223,12 @@ Json describe_unused(const Plan& plan) {
 }
 
 std::string print_line(const Json& entry) {
-  return entry.dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string line = entry.dump(-1, ' ', false, Json::error_handler_t::replace);
+  line.shrink_to_fit();
+  return line;
 }
 
-void print_receipt(const Plan& plan, const std::vector<std::string>& lines,
+void print_receipt(const Plan& plan, const Lines& lines,
                    const std::vector<std::pair<std::string, Digest>>& files,
                    const std::function<void(std::string_view)>& sink) {
   Json json = Json::object();
@@ -275,7 +277,7 @@ void print_receipt(const Plan& plan, const std::vector<std::string>& lines,
     print_list(count, element, put);
     at = begin + std::string_view("[]").size();
   };
-  list("tensors", lines.size(), [&](std::size_t i) { return Json::parse(lines[i]); });
+  list("tensors", plan.jobs.size(), [&](std::size_t i) { return Json::parse(lines(i)); });
   list("unused", plan.unused.size(), [&](std::size_t i) { return describe(plan, plan.unused[i]); });
   const std::string_view end = "\n}";
   put(std::string_view(text).substr(at, text.size() - end.size() - at));
@@ -312,16 +314,16 @@ Json parse_receipt(const std::string& text, const std::string& path) {
   return json;
 }
 
-int unchanged(const Plan& plan, const std::vector<std::string>& lines) {
+int unchanged(const Plan& plan, const Lines& lines) {
   const bool alone = plan.models.size() == 1;
   const bool meant =
       plan.recipe.method == "passthrough" || plan.recipe.kind != Recipe::Kind::models;
-  if (lines.empty() || (alone && meant)) return -1;
+  if (plan.jobs.empty() || (alone && meant)) return -1;
   for (std::size_t m = 0; m < plan.models.size(); ++m) {
     const std::string& ref = plan.models[m].ref.text;
-    bool all = plan.models[m].checkpoint.entries().size() == lines.size();
-    for (std::size_t e = 0; all && e < lines.size(); ++e) {
-      const Json entry = Json::parse(lines[e]);
+    bool all = plan.models[m].checkpoint.entries().size() == plan.jobs.size();
+    for (std::size_t e = 0; all && e < plan.jobs.size(); ++e) {
+      const Json entry = Json::parse(lines(e));
       bool same = false;
       for (const Json& source : entry["sources"]) {
         same = same || (source.contains("model") && source["model"] == ref &&

@@ -61,10 +61,13 @@ struct Outcome {
 // run keeps one for every tensor.
 [[nodiscard]] std::string print_line(const Json& entry);
 
-// The whole receipt: `lines` are the entries by job, in order, then come the hashes of the folder's
-// other files. Ends in a self-hash that finds accidents. Handed to `sink` piece by piece, as one
+// An entry by job, as print_line prints it.
+using Lines = std::function<std::string(std::size_t)>;
+
+// The whole receipt: the entries in the order of jobs, then come the hashes of the folder's other
+// files. Ends in a self-hash that finds accidents. Handed to `sink` piece by piece, as one
 // text would take more memory than the run.
-void print_receipt(const Plan& plan, const std::vector<std::string>& lines,
+void print_receipt(const Plan& plan, const Lines& lines,
                    const std::vector<std::pair<std::string, Digest>>& files,
                    const std::function<void(std::string_view)>& sink);
 
@@ -73,6 +76,6 @@ void print_receipt(const Plan& plan, const std::vector<std::string>& lines,
 
 // Index into plan.models of a model whose every tensor came out bit for bit, or -1. One whole model
 // passed through on purpose, or one adapter alone, does not count.
-[[nodiscard]] int unchanged(const Plan& plan, const std::vector<std::string>& lines);
+[[nodiscard]] int unchanged(const Plan& plan, const Lines& lines);
 
 }  // namespace ingot

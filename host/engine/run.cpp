@@ -12,6 +12,7 @@
 #include <set>
 
 #include <fmt/format.h>
+#include <malloc.h>
 
 #include "base/threads.hpp"
 #include "engine/crew.hpp"
@@ -39,6 +40,9 @@ constexpr std::size_t kMapped = 12;
 constexpr std::uint64_t kOutputs = std::uint64_t{64} << 20;
 // What the process needs beside staging: code, headers, plan, receipts, stacks.
 constexpr std::uint64_t kOverhead = std::uint64_t{48} << 20;
+// Tensors are copied from the page cache where all their inputs are smaller: to map, touch and
+// unmap one takes longer.
+constexpr std::uint64_t kSmall = std::uint64_t{64} << 10;
 // Storage is probed only where the run is long enough to be worth a hundredth of a second.
 constexpr std::uint64_t kProbeBytes = std::uint64_t{64} << 20;
 
@@ -61,7 +65,6 @@ class Run {
         options_(options),
         watcher_(watcher),
         report_(report),
-        lines_(plan.jobs.size()),
         threads_(thread_count(options.threads)),
         scratch_(static_cast<std::size_t>(threads_)),
         digests_(plan),
@@ -75,11 +78,10 @@ class Run {
     crew_.on_failure([this] { stop(); });
   }
 
-  // Runs every job that a former run did not finish; entries by job.
-  std::vector<std::string> go() {
+  // Runs every job that a former run did not finish.
+  void go() {
     const auto begin = Clock::now();
     for (const auto& [job, line] : output_.finished()) {
-      lines_[job] = line;
       notes_.add(Json::parse(line));
       ++finished_;
       ++report_.resumed;
@@ -94,7 +96,7 @@ class Run {
         if (output_.finished().contains(job)) continue;
         if (crew_.failed()) break;
         admit(job);
-        if (Clock::now() - flushed > kJournal) {
+        if (Clock::now() - flushed > kJournal || output_.full()) {
           output_.flush();
           flushed = Clock::now();
         }
@@ -111,7 +113,7 @@ class Run {
     report_.threads = threads_;
     report_.busy = all > 0 ? std::min(crew_.seconds() / all, 1.0) : 0;
     for (std::string& warning : notes_.warnings()) report_.warnings.push_back(std::move(warning));
-    return std::move(lines_);
+    output_.flush();
   }
 
   // After a failure: what is finished stays resumable.
@@ -242,7 +244,7 @@ class Run {
 
   [[nodiscard]] Lodging lodge(const Job& job, bool& hot) const {
     using Storage = MergeOptions::Storage;
-    bool computed = false, mappable = !backend_.staged();
+    bool computed = false, mappable = !backend_.staged(), small = true;
     std::uint64_t bytes = 0;
     const math::Needs needs =
         job.action == Action::merge ? math::needs(job.work.rule) : math::Needs{};
@@ -253,6 +255,7 @@ class Run {
       if (!lands(o)) continue;
       computed = computed || !dense(plan_, o, job.action == Action::merge);
       mappable = mappable && Window::possible(file_of(o));
+      small = small && entry_of(o).info.bytes() < kSmall;
       bytes += job.action == Action::merge
                    ? job.work.rule.elements * bits(staged_dtype(plan_, o)) / 8
                    : job.output.bytes();
@@ -261,6 +264,7 @@ class Run {
     bytes += 2 * kPage * 2 * job.operands.size() * (job.work.rule.elements / kChunk + 1);
     hot = options_.storage == Storage::mapped || options_.storage == Storage::buffered ||
           (options_.storage == Storage::automatic && cached(job) > 0.95);
+    if (small && options_.storage != Storage::mapped) mappable = false;
     if (!computed && mappable && hot && options_.storage != Storage::buffered)
       return Lodging::mapped;
     if (job.action == Action::copy) return Lodging::passing;
@@ -441,7 +445,9 @@ class Run {
         File& file = file_of(o);
         const bool direct = !hot && options_.storage != MergeOptions::Storage::buffered &&
                             file.direct() >= 0 && bytes >= kPage;
-        note_path(direct ? "direct I/O" : "page cache, read");
+        if (bytes >= kSmall || report_.storage.empty()) {
+          note_path(direct ? "direct I/O" : "page cache, read");
+        }
         Transfer transfer{&file, begin, {slot + begin % kPage, bytes}, false, false, token};
         if (direct) {
           const std::uint64_t from = begin / kPage * kPage;
@@ -561,11 +567,9 @@ class Run {
     const Outcome outcome = flight.outcome();
     refuse(plan_, flight.job(), outcome.findings);  // before the tensor counts as done
     const Json entry = describe(plan_, flight.job(), outcome);
-    std::string line = print_line(entry);
-    output_.done(flight.index(), line);
+    output_.done(flight.index(), print_line(entry));
     const std::lock_guard lock(mutex_);
     notes_.add(entry);
-    lines_[flight.index()] = std::move(line);
     ++finished_;
     mapped_.erase(flight.index());
     changed_.notify_all();
@@ -607,10 +611,9 @@ class Run {
   const MergeOptions& options_;
   const Watcher& watcher_;
   Report& report_;
-  std::vector<std::string> lines_;  // of the receipt, by job
   int threads_;
   Notes notes_;
-  std::mutex mutex_;  // guards lines_, notes_, finished_, mapped_, awaited_
+  std::mutex mutex_;  // guards notes_, finished_, mapped_, awaited_
   std::condition_variable changed_;
   std::size_t finished_ = 0;
   std::set<std::size_t> mapped_;     // jobs worked on from the page cache
@@ -713,12 +716,15 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
     report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     return report;
   }
+#ifdef __GLIBC__
+  // What planning needed goes back to the system before the run takes its own.
+  ::malloc_trim(0);
+#endif
   report.storage_rate = probe(plan);
-  std::vector<std::string> lines;
   {
     Run run(backend, plan, output, options, watcher, report);
     try {
-      lines = run.go();
+      run.go();
     } catch (Error& error) {
       // What is wrong with the inputs stays so: the next run is another one, and nothing that this
       // one leaves may be in its way.
@@ -735,19 +741,20 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
       throw;
     }
   }
+  const auto lines = [&](std::size_t job) { return output.line(job); };
   if (const int same = options.hash ? unchanged(plan, lines) : -1; same >= 0) {
     report.warnings.push_back(
         fmt::format("the merge changed nothing: every tensor equals {}'s bit for bit",
                     plan.models[static_cast<std::size_t>(same)].ref.text));
   }
   if (!plan.joints().empty()) report.solver = backend.solver().describe();
-  output.publish(lines);
-  for (std::size_t i = 0; i < lines.size(); ++i) {
+  for (std::size_t i = 0; i < plan.jobs.size(); ++i) {
     const auto& operands = plan.jobs[i].operands;
     if (std::any_of(operands.begin(), operands.end(), [](const Operand& o) { return o.derived; })) {
-      report.derived.push_back(std::move(lines[i]));
+      report.derived.push_back(lines(i));
     }
   }
+  output.publish();
   report.receipt = out + "/" + kReceiptName;
   report.peak_memory = peak_bytes();
   report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();

@@ -109,6 +109,9 @@ void run(Disk& disk, Draft& draft, Rules& rules) {
                          fmt::format("{}: the output would have no tensors", plan.recipe.file));
   }
   if (draft.problems.fatal()) return;
+  // As large as the plan itself, and done with.
+  for (View& view : draft.views) std::vector<Item>().swap(view.items);
+  std::vector<Listing>().swap(draft.names.listings);
   plan.shards = lay_out(plan.jobs, plan.options.shard_bytes);
   for (const Shard& shard : plan.shards) plan.bytes_out += shard.header.size() + shard.data_bytes;
   write_companions(disk, draft, rules, written, wanted);

@@ -32,24 +32,34 @@ std::vector<Shard> lay_out(std::vector<Job>& jobs, std::uint64_t shard_bytes) {
     return std::tuple(jobs[a].shard, bits(jobs[b].output.dtype)) <
            std::tuple(jobs[b].shard, bits(jobs[a].output.dtype));
   });
-  std::vector<Job> placed;
-  placed.reserve(jobs.size());
-  for (const std::uint32_t i : order) placed.push_back(std::move(jobs[i]));
-  jobs = std::move(placed);
-
-  std::vector<std::vector<TensorInfo>> tensors(shards.size());
-  std::uint64_t end = 0;
-  for (Job& job : jobs) {
-    if (tensors[job.shard].empty()) end = 0;
-    job.offset = end;
-    end += job.output.bytes();
-    tensors[job.shard].push_back(job.output);
+  // In place, cycle by cycle: place i gets the job that is at order[i].
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    if (order[i] == i) continue;
+    Job first = std::move(jobs[i]);
+    std::size_t at = i;
+    while (order[at] != i) {
+      const std::size_t from = order[at];
+      jobs[at] = std::move(jobs[from]);
+      order[at] = static_cast<std::uint32_t>(at);
+      at = from;
+    }
+    jobs[at] = std::move(first);
+    order[at] = static_cast<std::uint32_t>(at);
   }
+
+  std::size_t next = 0;
   for (std::size_t i = 0; i < shards.size(); ++i) {
+    std::vector<TensorInfo> tensors;
+    std::uint64_t end = 0;
+    for (; next < jobs.size() && jobs[next].shard == i; ++next) {
+      jobs[next].offset = end;
+      end += jobs[next].output.bytes();
+      tensors.push_back(jobs[next].output);
+    }
     shards[i].file = shards.size() == 1
                          ? "model.safetensors"
                          : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-    shards[i].header = print_header(tensors[i], {{"format", "pt"}});
+    shards[i].header = print_header(tensors, {{"format", "pt"}});
   }
   return shards;
 }
