@@ -66,7 +66,11 @@ Dtype staged_dtype(const Plan& plan, const Operand& operand) {
 
 bool dense(const Plan& plan, const Operand& operand, bool merging) {
   const Entry& entry = entry_of(plan, operand.model, operand.entry);
-  return entry.strides.empty() && !(merging && (operand.rows || entry.info.dtype == Dtype::f64));
+  if (!merging) return entry.strides.empty();
+  // The header of a safetensors file may have any length, and elements are read where they lie:
+  // a device traps at an address that is no multiple of their size.
+  const bool aligned = entry.offset % (bits(entry.info.dtype) / 8) == 0;
+  return entry.strides.empty() && aligned && !operand.rows && entry.info.dtype != Dtype::f64;
 }
 
 void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_t first,
