@@ -172,6 +172,8 @@ class Change final : public Derived {
                                              std::uint64_t count,
                                              std::span<const float> own) const override;
   [[nodiscard]] std::string found(const Working& working) const override;
+  // What an initialisation left of the base comes from a decomposition.
+  [[nodiscard]] bool exact() const override { return stages_.size() == effects_.size(); }
 
   [[nodiscard]] const Located& base() const { return base_; }
   [[nodiscard]] std::uint64_t width() const { return matrix(base_.info.shape).width; }

@@ -265,6 +265,7 @@ class Reader {
                                "--allow-unknown-keys");
       }
       warnings_.push_back(text + " and was passed over, as --allow-unknown-keys asks");
+      out_.waived = true;
     }
   }
 

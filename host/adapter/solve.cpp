@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <condition_variable>
+#include <cstdlib>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -12,6 +13,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/clip.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/error.hpp"
 #include "ingot/plan.hpp"
@@ -37,6 +39,20 @@ using Modules = std::vector<const Campaign::Module*>;
 std::uint64_t bytes_of(const Campaign::Module& module) {
   const Target& target = *module.target;
   return sizeof(float) * target.experts * module.rank * (target.height + target.width);
+}
+
+// To six digits: libraries agree on no more than some ten.
+double rounded(double x) { return std::strtod(fmt::format("{:.5e}", x).c_str(), nullptr); }
+
+// What a decomposition came to.
+std::string account(const Campaign::Module& module, double norm, double error) {
+  norm = rounded(norm);
+  error = rounded(error);
+  return nlohmann::ordered_json{{"module", module.name},
+                                {"norm", norm},
+                                {"error", error},
+                                {"relative_error", norm > 0 ? rounded(error / norm) : 0.0}}
+      .dump();
 }
 
 // A module's solution as its experts are solved.
@@ -73,11 +89,7 @@ class Making {
                                     "choose smaller weights",
                                     module_.name));
     }
-    solution_.found = nlohmann::ordered_json{{"module", module_.name},
-                                             {"norm", norm},
-                                             {"error", error},
-                                             {"relative_error", norm > 0 ? error / norm : 0.0}}
-                          .dump();
+    solution_.found = account(module_, norm, error);
     return std::make_shared<const Solution>(std::move(solution_));
   }
 
@@ -181,6 +193,8 @@ class Factor final : public Derived {
   }
 
   [[nodiscard]] Joint* joint() const override { return campaign_.get(); }
+  [[nodiscard]] bool exact() const override { return false; }
+  [[nodiscard]] bool draws() const override { return module().target->draws(); }
 
   [[nodiscard]] std::unique_ptr<Working> begin(const Plan& plan, Backend* backend) const override {
     return std::make_unique<Work>(campaign_->solution(plan, backend, index_), side_);
@@ -193,13 +207,18 @@ class Factor final : public Derived {
 
   // The judge of A looks at both.
   [[nodiscard]] std::optional<std::string> judge(const Plan& plan, const Checkpoint& output,
-                                                 const std::string&) const override {
-    if (side_ == Side::b) return std::string();
+                                                 const std::string& name,
+                                                 const std::string& told) const override {
+    if (side_ == Side::b) {
+      return told.empty()
+                 ? std::string()
+                 : fmt::format("{}: the receipt has an account of it beside that of A", name);
+    }
     const Campaign::Module& m = module();
     const Target& target = *m.target;
-    const auto values = [&](const std::string& name) {
-      const Entry* entry = output.find(name);
-      if (entry == nullptr) fail(Code::missing, fmt::format("{} is not there", name));
+    const auto values = [&](const std::string& factor) {
+      const Entry* entry = output.find(factor);
+      if (entry == nullptr) fail(Code::missing, fmt::format("{} is not there", factor));
       std::vector<float> all(entry->info.count());
       read_values(output, *entry, 0, all);
       return all;
@@ -233,15 +252,22 @@ class Factor final : public Derived {
     // B's rounding turns the product by as much of its norm, A's by up to the root of the rank
     // more.
     const double slack = roundoff(m.stored) * (2 + std::sqrt(static_cast<double>(m.rank))) * norm;
-    if (found <= target.allowance() * best + slack) return std::string();
-    return fmt::format(
-        "{} and {} leave {:.6g} of the update, whose norm is {:.6g}; the best factors of "
-        "rank {} leave {:.6g}",
-        m.a, m.b, found, norm, m.rank, best);
+    if (!(found <= target.allowance() * best + slack)) {
+      return fmt::format(
+          "{} and {} leave {:.6g} of the update, whose norm is {:.6g}; the best factors of "
+          "rank {} leave {:.6g}",
+          m.a, m.b, found, norm, m.rank, best);
+    }
+    return accountable(told, norm, best, found, slack)
+               ? std::string()
+               : fmt::format(
+                     "{}: the receipt's account of its decomposition is {}, and {} was found", name,
+                     clip(told, 200), account(m, norm, found));
   }
 
+  // One account of a module is enough.
   [[nodiscard]] std::string found(const Working& working) const override {
-    return static_cast<const Work&>(working).solution().found;
+    return side_ == Side::a ? static_cast<const Work&>(working).solution().found : std::string();
   }
 
  private:
@@ -262,6 +288,28 @@ class Factor final : public Derived {
   };
 
   [[nodiscard]] const Campaign::Module& module() const { return campaign_->module(index_); }
+
+  // True if the run may have told this of its factors, which leave `found` as they are stored: the
+  // norm as another library rounds it, an error that stored factors and promise leave room for.
+  [[nodiscard]] bool accountable(const std::string& told, double norm, double best, double found,
+                                 double slack) const {
+    const auto json = nlohmann::ordered_json::parse(told, nullptr, false);
+    if (!json.is_object() || !json.contains("norm") || !json.contains("error") ||
+        !json["norm"].is_number() || !json["error"].is_number()) {
+      return false;
+    }
+    const double n = json["norm"].get<double>(), error = json["error"].get<double>();
+    const double place =
+        0.5000001 * std::pow(10.0, std::floor(std::log10(std::max(n, 1e-300))) - 5);
+    const double digit =
+        0.5000001 * std::pow(10.0, std::floor(std::log10(std::max(error, 1e-300))) - 5);
+    constexpr double kLibraries = 1e-7;  // of the norm: double sums of f32 numbers
+    return account(module(), n, error) == told &&
+           std::fabs(n - norm) <= place + kLibraries * norm &&
+           std::fabs(error - found) <= digit + slack + kLibraries * norm &&
+           error >= best / module().target->allowance() - digit - kLibraries * norm &&
+           error <= module().target->allowance() * best + digit + kLibraries * norm;
+  }
 
   std::shared_ptr<Campaign> campaign_;  // shared by all factors of the plan
   std::size_t index_;

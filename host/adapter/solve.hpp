@@ -37,6 +37,8 @@ class Target {
                                         const linalg::Matrix& b, const linalg::Matrix& a) const = 0;
   // How much more than the best factors known others may leave (1.0001 or 1.005), by promise.
   [[nodiscard]] virtual double allowance() const = 0;
+  // True if the matrix depends on PlanOptions::seed.
+  [[nodiscard]] virtual bool draws() const { return false; }
 };
 
 // The sum of the updates, decomposed without being formed.

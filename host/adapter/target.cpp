@@ -280,6 +280,7 @@ class Combined final : public Target {
     return linalg::residual(updates.rows(), b, a);
   }
   [[nodiscard]] double allowance() const override { return 1.005; }
+  [[nodiscard]] bool draws() const override { return math::draws(rule_); }
 
  private:
   // Every expert draws from a stretch of the streams of its own.

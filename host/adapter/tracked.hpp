@@ -33,6 +33,9 @@ struct Tracked {
     slack = error + kEpsilon * (std::fabs(result) + error) + kTiny + std::fabs(result) * 0x1p-50;
   }
 
+  explicit operator float() const { return static_cast<float>(value); }
+  Tracked& operator+=(Tracked other) { return *this = *this + other; }
+
   friend Tracked operator+(Tracked a, Tracked b) { return {a.value + b.value, a.slack + b.slack}; }
   friend Tracked operator-(Tracked a, Tracked b) { return {a.value - b.value, a.slack + b.slack}; }
   friend Tracked operator*(Tracked a, Tracked b) { return {a.value * b.value, crossed(a, b)}; }

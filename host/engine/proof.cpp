@@ -5,11 +5,12 @@
 #include <cstring>
 #include <memory>
 #include <utility>
-#include <vector>
 
 #include <fmt/format.h>
 
+#include "adapter/tracked.hpp"
 #include "base/hash.hpp"
+#include "engine/finite.hpp"
 #include "engine/supply.hpp"
 #include "ingot/math/codec.hpp"
 #include "ingot/math/methods.hpp"
@@ -18,9 +19,8 @@
 namespace ingot {
 namespace {
 
-constexpr std::uint64_t kRun = 64;         // elements recomputed at one place
-constexpr std::uint64_t kPlaces = 64;      // places of a sample, beside both ends
 constexpr std::uint64_t kBlock = 1 << 16;  // elements decoded at a time
+constexpr std::uint64_t kTileSize = 16384;
 
 // The operands of a job as rows of floats. What is derived is made here without a backend.
 class Inputs {
@@ -28,9 +28,14 @@ class Inputs {
   Inputs(const Plan& plan, const Job& job) : plan_(plan), job_(job), rows_(job.operands.size()) {
     for (const Operand& operand : job.operands) {
       working_.push_back(operand.derived ? operand.derived->begin(plan, nullptr) : nullptr);
+      exact_ = exact_ && (!operand.derived || operand.derived->exact());
     }
+    exact_ = exact_ && !plan.options.fast_product;
     own_.resize(rows_.size());
   }
+
+  // True if every derived value is of the exact class.
+  [[nodiscard]] bool exact() const { return exact_; }
 
   void read(std::uint64_t first, std::uint64_t count) {
     first_ = first;
@@ -66,12 +71,20 @@ class Inputs {
         // Sums of f32 may overflow on their way where double does not; the output is still held
         // against them.
         if (!std::isfinite(found) && plan_.options.allow_nonfinite) continue;
+        // Sums of f32 may overflow on their way where double does not; the output is still held
+        // against them.
+        if (!std::isfinite(found) && plan_.options.allow_nonfinite) continue;
         if (found == truths[k].value) continue;  // infinities
         return fmt::format("{}: element {} of operand {} derives as {} in f32, {} in double",
                            job_.output.name, first_ + k, i + 1, found, truths[k].value);
       }
     }
     return {};
+  }
+  // Elements of a derived operand from those of its own tensor.
+  void fill(std::size_t operand, std::uint64_t first, std::span<const std::byte> own,
+            std::span<float> values) const {
+    working_[operand]->fill(first, own, values);
   }
   [[nodiscard]] float base(std::uint64_t at) const {
     return job_.work.rule.base ? rows_[0][at] : 0.0F;
@@ -84,18 +97,27 @@ class Inputs {
   [[nodiscard]] float value(std::size_t operand, std::uint64_t at) const {
     return rows_[operand][at];
   }
-  // The lowest and the highest value that the one source of a passthrough may have where sums are
-  // of the bounded class. After doubt().
+  // The lowest and the highest value that the one source of a passthrough may have where it is of
+  // the bounded class. After doubt().
   [[nodiscard]] std::pair<float, float> range(std::uint64_t at) const {
     if (truths_[0].empty()) return {rows_[0][at], rows_[0][at]};
     const Truth& truth = truths_[0][at];
     return {static_cast<float>(truth.value - truth.slack),
             static_cast<float>(truth.value + truth.slack)};
   }
+  // What the work on each operand brought to light, after every element was read.
+  [[nodiscard]] std::vector<std::string> found() const {
+    std::vector<std::string> all(rows_.size());
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (working_[i]) all[i] = job_.operands[i].derived->found(*working_[i]);
+    }
+    return all;
+  }
 
  private:
   const Plan& plan_;
   const Job& job_;
+  bool exact_ = true;
   std::vector<std::vector<float>> rows_, own_;
   std::vector<std::vector<Truth>> truths_;
   std::vector<std::unique_ptr<Working>> working_;
@@ -104,48 +126,62 @@ class Inputs {
 };
 
 template <class Each>
-void walk(const Plan& plan, const Job& job, Each&& each) {
-  Inputs inputs(plan, job);
-  const std::uint64_t n = job.work.rule.elements;
-  for (std::uint64_t at = 0; at < n; at += kBlock) {
-    const std::uint64_t count = std::min(kBlock, n - at);
+void walk(Inputs& inputs, std::uint64_t elements, Each&& each) {
+  for (std::uint64_t at = 0; at < elements; at += kBlock) {
+    const std::uint64_t count = std::min(kBlock, elements - at);
     inputs.read(at, count);
-    for (std::uint64_t i = 0; i < count; ++i) each(inputs, i, at + i);
+    for (std::uint64_t i = 0; i < count; ++i) each(i, at + i);
   }
 }
 
-// Threshold and cut of one source: all keys in order, largest first, the lower index first among
-// equals. A counting sort by the upper and then the lower half of a key, so that memory does not
-// grow with the tensor; only what lies at the threshold is ever put in order.
-math::Selection select_by_sorting(const Plan& plan, const Job& job, int source,
-                                  std::uint64_t keep) {
-  const std::size_t operand = static_cast<std::size_t>(source) + (job.work.rule.base ? 1 : 0);
+// Thresholds and cuts: all keys in order, largest first, the lower index first among equals. A
+// counting sort by the upper and then the lower half of a key, so that memory does not grow with
+// the tensor; only what lies at a threshold is ever put in order.
+std::vector<math::Selection> select_by_sorting(Inputs& inputs, const math::Rule& rule) {
+  struct Order {
+    std::size_t source = 0;
+    std::uint64_t rank = 0;  // from 1, among what is left to tell apart
+    std::uint32_t high = 0;
+    std::vector<std::uint64_t> upper, lower;
+  };
+  std::vector<Order> orders;
+  for (int s = 0; s < rule.sources; ++s) {
+    const std::uint64_t keep = math::kept(rule, s);
+    if (keep == 0 || keep >= rule.elements) continue;
+    orders.push_back({static_cast<std::size_t>(s), keep, 0, std::vector<std::uint64_t>(1 << 16),
+                      std::vector<std::uint64_t>(1 << 16)});
+  }
   const auto each = [&](auto&& take) {
-    walk(plan, job, [&](const Inputs& in, std::uint64_t i, std::uint64_t index) {
-      take(math::key(math::delta(in.value(operand, i), in.base(i))), index);
+    walk(inputs, rule.elements, [&](std::uint64_t i, std::uint64_t index) {
+      for (Order& order : orders) {
+        const float x = inputs.value(order.source + (rule.base ? 1 : 0), i);
+        take(order, math::key(math::delta(x, inputs.base(i))), index);
+      }
     });
   };
-  // Places `rank` (from 1) among the counts, from the highest; what is left of it is its rank
-  // there.
+  // Places the rank among the counts, from the highest; what is left of it is its rank there.
   const auto place = [](const std::vector<std::uint64_t>& counts, std::uint64_t& rank) {
     std::uint32_t at = 0xffff;
     for (; counts[at] < rank; --at) rank -= counts[at];
     return at;
   };
-  std::vector<std::uint64_t> upper(1 << 16), lower(1 << 16);
-  each([&](std::uint32_t key, std::uint64_t) { ++upper[key >> 16]; });
-  std::uint64_t rank = keep;
-  const std::uint32_t high = place(upper, rank);
-  each([&](std::uint32_t key, std::uint64_t) {
-    if (key >> 16 == high) ++lower[key & 0xffff];
+  each([](Order& order, std::uint32_t key, std::uint64_t) { ++order.upper[key >> 16]; });
+  for (Order& order : orders) order.high = place(order.upper, order.rank);
+  each([](Order& order, std::uint32_t key, std::uint64_t) {
+    if (key >> 16 == order.high) ++order.lower[key & 0xffff];
   });
-  math::Selection selection;
-  selection.all = false;
-  selection.threshold = high << 16 | place(lower, rank);
-  each([&](std::uint32_t key, std::uint64_t index) {
-    if (key == selection.threshold && rank-- == 1) selection.cut = index;
+  std::vector<math::Selection> selections(math::kSources);
+  for (Order& order : orders) {
+    const std::uint32_t low = place(order.lower, order.rank);
+    // Where every tie is kept, the cut is the end.
+    if (order.rank == order.lower[low]) order.rank = 0;
+    selections[order.source] = {order.high << 16 | low, rule.elements - 1, false};
+  }
+  each([&](Order& order, std::uint32_t key, std::uint64_t index) {
+    math::Selection& selection = selections[order.source];
+    if (order.rank > 0 && key == selection.threshold && order.rank-- == 1) selection.cut = index;
   });
-  return selection;
+  return selections;
 }
 
 double column(const math::Column& column, const math::Facts& facts, const math::Rule& rule,
@@ -164,31 +200,26 @@ double column(const math::Column& column, const math::Facts& facts, const math::
   return keeps ? static_cast<double>(d) : 0.0;
 }
 
-math::Facts measure(const Plan& plan, const Job& job) {
-  const math::Rule& rule = job.work.rule;
+math::Facts measure(Inputs& inputs, const math::Rule& rule) {
   const math::Needs needs = math::needs(rule);
   std::vector<math::Selection> selections(math::kSources);
-  if (needs.select) {
-    for (int s = 0; s < rule.sources; ++s) {
-      const std::uint64_t keep = math::kept(rule, s);
-      if (keep == 0 || keep >= rule.elements) continue;
-      selections[static_cast<std::size_t>(s)] = select_by_sorting(plan, job, s, keep);
-    }
-  }
+  if (needs.select) selections = select_by_sorting(inputs, rule);
   math::Facts facts = math::prepare(rule, selections.data());
   if (needs.folds == 0) return facts;
-  std::vector<double> sums(static_cast<std::size_t>(needs.folds));
+  std::vector<Sum> sums(static_cast<std::size_t>(needs.folds));
   std::vector<math::Term> terms;
   for (int f = 0; f < needs.folds; ++f) terms.push_back(math::term(rule, f));
-  walk(plan, job, [&](const Inputs& in, std::uint64_t i, std::uint64_t index) {
+  walk(inputs, rule.elements, [&](std::uint64_t i, std::uint64_t index) {
     for (std::size_t f = 0; f < sums.size(); ++f) {
-      const double a = column(terms[f].a, facts, rule, in, i, index);
-      sums[f] += terms[f].kind == math::Term::Kind::absolute
-                     ? std::fabs(a)
-                     : a * column(terms[f].b, facts, rule, in, i, index);
+      const double a = column(terms[f].a, facts, rule, inputs, i, index);
+      sums[f].add(terms[f].kind == math::Term::Kind::absolute
+                      ? std::fabs(a)
+                      : a * column(terms[f].b, facts, rule, inputs, i, index));
     }
   });
-  math::conclude(rule, sums.data(), facts);
+  std::vector<double> totals;
+  for (Sum& sum : sums) totals.push_back(sum.total());
+  math::conclude(rule, totals.data(), facts);
   return facts;
 }
 
@@ -221,70 +252,169 @@ std::int64_t ordered(std::uint64_t code, std::uint32_t width) {
   return (code & sign) != 0 ? -size : size;
 }
 
+// Compares the elements of one tensor with what its rule makes of the inputs.
+class Checker {
+ public:
+  Checker(const Plan& plan, const Job& job, File& file, std::uint64_t place)
+      : plan_(plan),
+        job_(job),
+        rule_(job.work.rule),
+        file_(file),
+        place_(place),
+        width_(bits(job.output.dtype)),
+        inputs_(plan, job) {
+    proof_.facts = measure(inputs_, rule_);
+  }
+
+  void check(std::uint64_t first, std::uint64_t count) {
+    inputs_.read(first, count);
+    if (const std::string doubt = inputs_.doubt(); proof_.finding.empty()) proof_.finding = doubt;
+    stored_.resize(count * width_ / 8);
+    read_exact(file_, place_ + first * width_ / 8, stored_);
+    for (std::uint64_t i = 0; i < count; ++i) element(first + i, i);
+    proof_.findings.add(
+        examine(plan_, job_, proof_.facts, first, stored_,
+                [this](std::size_t operand, std::uint64_t at, std::span<const std::byte> own,
+                       std::span<float> values) { inputs_.fill(operand, at, own, values); }));
+    proof_.elements += count;
+  }
+
+  [[nodiscard]] Proof finish(bool whole) {
+    proof_.whole = whole;
+    if (whole) proof_.found = inputs_.found();
+    return std::move(proof_);
+  }
+
+ private:
+  void element(std::uint64_t index, std::uint64_t i) {
+    inputs_.gather(i, x_.data());
+    const float base = inputs_.base(i);
+    const auto single = math::evaluate<float>(rule_, proof_.facts, x_.data(), base, index);
+    note(single);
+    std::uint64_t found = 0;
+    std::memcpy(&found, stored_.data() + i * width_ / 8, width_ / 8);
+    const std::uint64_t expected = code(single.value);
+    const auto truth = math::evaluate<double>(rule_, proof_.facts, x_.data(), base, index);
+    const bool near = std::abs(ordered(found, width_) -
+                               ordered(code(static_cast<float>(truth.value)), width_)) <= 1;
+    if (found == expected) {
+      ++proof_.exact;
+      if (near || !std::isfinite(single.value)) return;
+      // Where large terms cancel, f32 arithmetic is the contract, within what its roundings
+      // explain.
+      const auto bound = math::evaluate<Single>(rule_, proof_.facts, x_.data(), base, index);
+      const double off = std::fabs(static_cast<double>(single.value) - bound.value.value);
+      if (!(off > bound.value.slack)) return;
+    } else if (!inputs_.exact() && (near || within(found, base, index, i))) {
+      return;
+    }
+    if (!proof_.finding.empty()) return;
+    float value = 0;
+    to_floats(job_.output.dtype, std::span(stored_).subspan(i * width_ / 8, width_ / 8),
+              {&value, 1});
+    proof_.finding =
+        found == expected
+            ? fmt::format("{}: element {} is {}, which its rule gives in f32, and {} in double",
+                          job_.output.name, index, value, truth.value)
+            : fmt::format("{}: element {} is {}, its rule gives {}", job_.output.name, index, value,
+                          single.value);
+  }
+
+  [[nodiscard]] std::uint64_t code(float value) const {
+    return encode(job_.output.dtype, value, job_.work.overflow);
+  }
+
+  // True if a value of the bounded class explains the element.
+  [[nodiscard]] bool within(std::uint64_t found, float base, std::uint64_t index,
+                            std::uint64_t i) const {
+    if (proof_.facts.formula != math::Formula::scale) return false;
+    const auto end = [&](float value) {
+      const auto at = math::evaluate<double>(rule_, proof_.facts, &value, base, index);
+      return ordered(code(static_cast<float>(at.value)), width_);
+    };
+    const auto [low, high] = inputs_.range(i);
+    const auto [least, most] = std::minmax({end(low), end(high)});
+    const std::int64_t place = ordered(found, width_);
+    return place >= least - 1 && place <= most + 1;
+  }
+
+  void note(const math::Outcome<float>& outcome) {
+    for (int s = 0; s < rule_.sources; ++s) proof_.tally.kept[s] += outcome.kept >> s & 1;
+    proof_.tally.conflicts += outcome.conflict ? 1 : 0;
+    if (!rule_.base) return;
+    // Any NaN as the canonical one.
+    const std::uint32_t change =
+        std::isnan(outcome.change) ? 0x7fc00000U : math::bits(outcome.change);
+    proof_.tally.change = std::max(proof_.tally.change, change);
+  }
+
+  const Plan& plan_;
+  const Job& job_;
+  const math::Rule& rule_;
+  File& file_;
+  std::uint64_t place_;
+  std::uint32_t width_;
+  Inputs inputs_;
+  std::vector<std::byte> stored_;
+  std::vector<float> x_ = std::vector<float>(math::kSources);
+  Proof proof_;
+};
+
 }  // namespace
 
-Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, bool all) {
-  Proof proof;
-  const math::Rule& rule = job.work.rule;
-  const std::uint64_t n = rule.elements;
-  const math::Facts facts = measure(plan, job);
-  const Dtype dtype = job.output.dtype;
-  const std::uint32_t width = bits(dtype);
-  Inputs inputs(plan, job);
-  std::vector<std::byte> stored;
-  std::vector<float> values, x(math::kSources);
+void Sum::add(double x) {
+  lanes_[count_ % lanes_.size()] += x;
+  if (++count_ == kTileSize) close();
+}
 
-  const auto check = [&](std::uint64_t first, std::uint64_t count) {
-    inputs.read(first, count);
-    if (const std::string doubt = inputs.doubt(); proof.finding.empty()) proof.finding = doubt;
-    stored.resize(count * width / 8);
-    read_exact(file, place + first * width / 8, stored);
-    values.resize(count);
-    to_floats(dtype, stored, values);
-    for (std::uint64_t i = 0; i < count; ++i) {
-      inputs.gather(i, x.data());
-      const float base = inputs.base(i);
-      const auto truth = math::evaluate<double>(rule, facts, x.data(), base, first + i);
-      const std::uint64_t expected =
-          encode(dtype, static_cast<float>(truth.value), job.work.overflow);
-      std::uint64_t found = 0;
-      std::memcpy(&found, stored.data() + i * width / 8, width / 8);
-      ++proof.elements;
-      if (found == expected) {
-        ++proof.exact;
-        continue;
-      }
-      if (std::abs(ordered(found, width) - ordered(expected, width)) <= 1) continue;
-      // Where large terms cancel, f32 arithmetic is the contract and double only its reference.
-      const auto single = math::evaluate<float>(rule, facts, x.data(), base, first + i);
-      if (found == encode(dtype, single.value, job.work.overflow)) continue;
-      if (plan.options.fast_product) {  // passthrough of one source, by the plan
-        const auto end = [&](float value) {
-          const auto at = math::evaluate<double>(rule, facts, &value, base, first + i);
-          return ordered(encode(dtype, static_cast<float>(at.value), job.work.overflow), width);
-        };
-        const auto [low, high] = inputs.range(i);
-        const auto [least, most] = std::minmax({end(low), end(high)});
-        const std::int64_t code = ordered(found, width);
-        if (code >= least - 1 && code <= most + 1) continue;
-      }
-      if (proof.finding.empty()) {
-        proof.finding = fmt::format("{}: element {} is {}, its rule gives {}", job.output.name,
-                                    first + i, values[i], truth.value);
-      }
-    }
-  };
-  if (all || n <= 2 * kPlaces * kRun) {
-    for (std::uint64_t at = 0; at < n; at += kBlock) check(at, std::min(kBlock, n - at));
-    return proof;
+// Lanes fold by halves; a tile waits for its neighbour, and both for theirs.
+void Sum::close() {
+  for (std::size_t half = lanes_.size() / 2; half > 0; half /= 2) {
+    for (std::size_t l = 0; l < half; ++l) lanes_[l] += lanes_[l + half];
   }
-  check(0, kRun);
-  check(n - kRun, kRun);
+  double carry = lanes_[0];
+  std::fill(lanes_.begin(), lanes_.end(), 0.0);
+  count_ = 0;
+  std::size_t level = 0;
+  for (; level < levels_.size() && levels_[level]; ++level) {
+    carry = *levels_[level] + carry;
+    levels_[level].reset();
+  }
+  if (level == levels_.size()) levels_.emplace_back();
+  levels_[level] = carry;
+}
+
+// Odd ones at the end move up until they meet somebody.
+double Sum::total() {
+  if (count_ > 0) close();
+  std::optional<double> sum;
+  for (const auto& level : levels_) {
+    if (level) sum = sum ? *level + *sum : *level;
+  }
+  levels_.clear();
+  return sum.value_or(0.0);
+}
+
+Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, bool all,
+            std::uint64_t salt) {
+  const std::uint64_t n = job.work.rule.elements;
+  if (n == 0) {  // a run measures nothing either
+    Proof none;
+    none.whole = true;
+    none.found.resize(job.operands.size());
+    return none;
+  }
+  Checker checker(plan, job, file, place);
+  if (all || n <= kWhole) {
+    for (std::uint64_t at = 0; at < n; at += kBlock) checker.check(at, std::min(kBlock, n - at));
+    return checker.finish(true);
+  }
+  checker.check(0, kRun);
+  checker.check(n - kRun, kRun);
   for (std::uint64_t p = 0; p < kPlaces; ++p) {
-    const std::uint64_t at = stream_key(job.output.name, "verify", p) % (n - kRun);
-    check(at, kRun);
+    checker.check((stream_key(job.output.name, "verify", p) ^ salt) % (n - kRun), kRun);
   }
-  return proof;
+  return checker.finish(false);
 }
 
 }  // namespace ingot

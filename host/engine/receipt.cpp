@@ -1,11 +1,17 @@
 #include "engine/receipt.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 
 #include <fmt/format.h>
 
 #include "ingot/math/methods.hpp"
+#include "ingot/text.hpp"
+#include "ingot/version.hpp"
+#include "plan/problems.hpp"
+#include "plan/types.hpp"
 #include "store/json.hpp"
 
 namespace ingot {
@@ -167,46 +173,115 @@ Json describe(const Plan& plan, const Job& job, const Outcome& outcome) {
   return entry;
 }
 
-Json describe_options(const PlanOptions& o) {
-  Json json = Json::object();
-  json["seed"] = o.seed;
-  json["shard_bytes"] = o.shard_bytes;
-  json["dtype"] = o.dtype;
-  json["fp8_overflow"] = o.overflow == math::Overflow::saturate ? "saturate" : "propagate";
-  if (o.fast_product) json["fast_product"] = true;
-  json["copy_tokenizer"] = o.copy_tokenizer;
-  json["model_card"] = o.model_card;
-  Json waivers = Json::array();
-  if (o.truncate_embeddings) waivers.push_back("truncate_embeddings");
-  if (o.allow_unknown_keys) waivers.push_back("allow_unknown_keys");
-  if (o.allow_mixed) waivers.push_back("allow_mixed");
-  if (o.allow_unchanged) waivers.push_back("allow_unchanged");
-  if (o.allow_nonfinite) waivers.push_back("allow_nonfinite");
-  json["waivers"] = std::move(waivers);
-  return json;
-}
-
-PlanOptions parse_options(const Json& json) {
-  PlanOptions o;
-  o.seed = json.at("seed").get<std::uint64_t>();
-  o.shard_bytes = json.at("shard_bytes").get<std::uint64_t>();
-  o.dtype = json.at("dtype").get<std::string>();
-  o.overflow =
-      json.at("fp8_overflow") == "saturate" ? math::Overflow::saturate : math::Overflow::propagate;
-  o.fast_product = json.value("fast_product", false);
-  o.copy_tokenizer = json.at("copy_tokenizer").get<bool>();
-  o.model_card = json.at("model_card").get<bool>();
-  for (const auto& w : json.at("waivers")) {
-    if (w == "truncate_embeddings") o.truncate_embeddings = true;
-    if (w == "allow_unknown_keys") o.allow_unknown_keys = true;
-    if (w == "allow_mixed") o.allow_mixed = true;
-    if (w == "allow_unchanged") o.allow_unchanged = true;
-    if (w == "allow_nonfinite") o.allow_nonfinite = true;
-  }
-  return o;
-}
-
 namespace {
+
+// A waiver as the receipt names it, and whether the plan or the run had use for it.
+struct Waiver {
+  const char* name;
+  bool PlanOptions::*flag;
+  bool (*used)(const Plan& plan, const Lines& lines);
+};
+
+constexpr Waiver kWaivers[] = {
+    {"truncate_embeddings", &PlanOptions::truncate_embeddings,
+     [](const Plan& plan, const Lines&) { return plan.waived.truncated; }},
+    {"allow_unknown_keys", &PlanOptions::allow_unknown_keys,
+     [](const Plan& plan, const Lines&) {
+       return plan.waived.unknown_keys || !plan.recipe.waived.empty();
+     }},
+    {"allow_mixed", &PlanOptions::allow_mixed,
+     [](const Plan& plan, const Lines&) { return plan.waived.mixed; }},
+    {"allow_unchanged", &PlanOptions::allow_unchanged,
+     [](const Plan& plan, const Lines& lines) { return unchanged(plan, lines) >= 0; }},
+    {"allow_nonfinite", &PlanOptions::allow_nonfinite,
+     [](const Plan& plan, const Lines& lines) {
+       for (std::size_t i = 0; i < plan.jobs.size(); ++i) {
+         const Json entry = Json::parse(lines(i));
+         if (entry.contains("nonfinite") && entry["nonfinite"].value("made", 0U) > 0) return true;
+       }
+       return false;
+     }},
+};
+
+// The largest shard size that gives these shards; 0: there is one.
+std::uint64_t largest_shard(const Plan& plan) {
+  std::vector<const std::string*> first(plan.shards.size());  // by shard: its first name
+  std::vector<std::uint64_t> bytes(plan.shards.size());
+  for (const Job& job : plan.jobs) {
+    const std::string*& name = first[job.shard];
+    if (name != nullptr && !natural_less(job.output.name, *name)) continue;
+    name = &job.output.name;
+    bytes[job.shard] = job.output.bytes();
+  }
+  std::uint64_t least = 0;
+  for (std::size_t s = 0; s + 1 < plan.shards.size(); ++s) {
+    const std::uint64_t most = plan.shards[s].data_bytes + bytes[s + 1] - 1;
+    least = s == 0 ? most : std::min(least, most);
+  }
+  return least;
+}
+
+bool draws(const Plan& plan) {
+  return std::any_of(plan.jobs.begin(), plan.jobs.end(), [](const Job& job) {
+    return (job.action == Action::merge && math::draws(job.work.rule)) ||
+           std::any_of(job.operands.begin(), job.operands.end(), [](const Operand& operand) {
+             return operand.derived && operand.derived->draws();
+           });
+  });
+}
+
+// The type that the options ask for, if the recipe does not ask for it already.
+std::string wanted_by_option(const Plan& plan) {
+  plan::Problems ignored;
+  PlanOptions none;
+  const auto by_recipe = plan::wanted_dtype(plan.recipe, none, ignored);
+  const auto by_both = plan::wanted_dtype(plan.recipe, plan.options, ignored);
+  return by_both == by_recipe ? std::string() : std::string(word(*by_both));
+}
+
+// What the plan had to say, whatever the recipe's file was called and wherever the models lay.
+std::string say(const Plan& plan, std::string text) {
+  const std::string& file = plan.recipe.file;
+  if (text.starts_with(file + ":")) text.replace(0, file.size(), "recipe.yml");
+  for (const Model& model : plan.models) {
+    if (model.folder == model.ref.text) continue;
+    const std::string folder = model.folder + "/";
+    for (std::size_t at = 0; (at = text.find(folder, at)) != std::string::npos;) {
+      text.replace(at, model.folder.size(), model.ref.text);
+      at += model.ref.text.size() + 1;
+    }
+  }
+  return text;
+}
+
+// The commit of a model that the Hub's cache holds, or empty.
+std::string commit_of(const Model& model) {
+  std::string repository = "/models--" + model.ref.path;
+  if (const auto slash = repository.find('/', 1); slash != std::string::npos) {
+    repository.replace(slash, 1, "--");
+  }
+  repository += "/snapshots/";
+  const std::size_t at = model.folder.rfind(repository);
+  if (at == std::string::npos) return {};
+  const std::string rest = model.folder.substr(at + repository.size());
+  return rest.substr(0, rest.find('/'));
+}
+
+Json describe_models(const Plan& plan) {
+  std::vector<std::uint64_t> unused(plan.models.size());
+  for (const Unused& u : plan.unused) ++unused[u.model];
+  Json models = Json::array();
+  for (std::size_t m = 0; m < plan.models.size(); ++m) {
+    const Model& model = plan.models[m];
+    Json entry{{"model", model.ref.text}};
+    if (const std::string commit = commit_of(model); !commit.empty()) entry["commit"] = commit;
+    entry["format"] = model.checkpoint.pickled() ? "pytorch" : "safetensors";
+    entry["tensors"] = model.checkpoint.entries().size();
+    entry["unused"] = unused[m];
+    models.push_back(std::move(entry));
+  }
+  return models;
+}
 
 Json describe(const Plan& plan, const Unused& u) {
   return {{"model", plan.models[u.model].ref.text},
@@ -214,7 +289,92 @@ Json describe(const Plan& plan, const Unused& u) {
           {"reason", u.reason}};
 }
 
+Json describe_files(const Plan& plan, const std::vector<std::pair<std::string, Digest>>& files) {
+  std::map<std::string, const Companion*> companions;
+  for (const Companion& companion : plan.companions) companions[companion.name] = &companion;
+  Json list = Json::array();
+  for (const auto& [file, digest] : files) {
+    const auto at = companions.find(file);
+    const Companion* companion = at == companions.end() ? nullptr : at->second;
+    const bool own = companion == nullptr || companion->model.empty();
+    Json entry{{"file", file},
+               {"origin", own                       ? "written"
+                          : companion->from.empty() ? "edited"
+                                                    : "copied"}};
+    if (!own) entry["model"] = companion->model;
+    entry["hash"] = digest.text();
+    list.push_back(std::move(entry));
+  }
+  return list;
+}
+
 }  // namespace
+
+std::string printed(const std::string& text) {
+  return Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace))
+      .get<std::string>();
+}
+
+PlanOptions effective(const Plan& plan, const Lines& lines) {
+  PlanOptions o = plan.options;
+  const PlanOptions standard;
+  if (!draws(plan)) o.seed = standard.seed;
+  o.shard_bytes = plan.shards.size() > 1 ? largest_shard(plan) : standard.shard_bytes;
+  o.dtype = wanted_by_option(plan);
+  const bool narrow = std::any_of(plan.jobs.begin(), plan.jobs.end(), [](const Job& job) {
+    return job.action == Action::merge &&
+           (job.output.dtype == Dtype::f8_e4m3 || job.output.dtype == Dtype::f8_e5m2);
+  });
+  if (!narrow) o.overflow = standard.overflow;
+  for (const Waiver& waiver : kWaivers) {
+    o.*waiver.flag = o.*waiver.flag && waiver.used(plan, lines);
+  }
+  return o;
+}
+
+Json describe_options(const PlanOptions& o) {
+  const PlanOptions standard;
+  Json json = Json::object();
+  if (o.seed != standard.seed) json["seed"] = o.seed;
+  if (o.shard_bytes != standard.shard_bytes) json["shard_bytes"] = o.shard_bytes;
+  if (!o.dtype.empty()) json["dtype"] = o.dtype;
+  if (o.overflow != standard.overflow) json["fp8_overflow"] = "propagate";
+  if (o.fast_product) json["fast_product"] = true;
+  if (!o.copy_tokenizer) json["copy_tokenizer"] = false;
+  if (!o.model_card) json["model_card"] = false;
+  Json waivers = Json::array();
+  for (const Waiver& waiver : kWaivers) {
+    if (o.*waiver.flag) waivers.push_back(waiver.name);
+  }
+  if (!waivers.empty()) json["waivers"] = std::move(waivers);
+  return json;
+}
+
+PlanOptions parse_options(const Json& json, const std::string& path) {
+  PlanOptions o;
+  try {
+    o.seed = json.value("seed", o.seed);
+    o.shard_bytes = json.value("shard_bytes", o.shard_bytes);
+    o.dtype = json.value("dtype", o.dtype);
+    if (json.contains("fp8_overflow")) o.overflow = math::Overflow::propagate;
+    o.fast_product = json.value("fast_product", o.fast_product);
+    o.copy_tokenizer = json.value("copy_tokenizer", o.copy_tokenizer);
+    o.model_card = json.value("model_card", o.model_card);
+    for (const Waiver& waiver : kWaivers) {
+      const Json none = Json::array();
+      const Json& told = json.contains("waivers") ? json.at("waivers") : none;
+      o.*waiver.flag = std::find(told.begin(), told.end(), waiver.name) != told.end();
+    }
+  } catch (const nlohmann::json::exception&) {  // of the wrong type
+    o = {};
+  }
+  if (const Json expected = describe_options(o); expected != json) {
+    fail(Code::format,
+         fmt::format("{}: the receipt's options are none that ingot writes: {}", path,
+                     shorten(json.dump(-1, ' ', false, Json::error_handler_t::replace), 300)));
+  }
+  return o;
+}
 
 Json describe_unused(const Plan& plan) {
   Json left = Json::array();
@@ -228,47 +388,38 @@ std::string print_line(const Json& entry) {
   return line;
 }
 
+Json describe_frame(const Plan& plan, const Lines& lines,
+                    const std::vector<std::pair<std::string, Digest>>& files) {
+  Json json = Json::object();
+  json["format"] = kReceiptFormat;
+  json["ingot"] = version();
+  json["recipe"] = {{"method", plan.recipe.method}, {"hash", digest_of(plan.recipe.text).text()}};
+  if (!plan.recipe.waived.empty()) json["recipe"]["unknown_keys"] = plan.recipe.waived;
+  json["options"] = describe_options(effective(plan, lines));
+  json["architecture"] = plan.architecture;
+  json["models"] = describe_models(plan);
+  json["tensors"] = Json::array();
+  json["unused"] = Json::array();
+  json["files"] = describe_files(plan, files);
+  if (!plan.code.empty()) json["remote_code"] = plan.code;
+  Json warnings = Json::array();
+  for (const Problem& p : plan.problems) {
+    if (!p.fatal) warnings.push_back(say(plan, p.text));
+  }
+  json["warnings"] = std::move(warnings);
+  return json;
+}
+
 void print_receipt(const Plan& plan, const Lines& lines,
                    const std::vector<std::pair<std::string, Digest>>& files,
                    const std::function<void(std::string_view)>& sink) {
-  Json json = Json::object();
-  json["format"] = kReceiptFormat;
-  json["recipe"] = {{"method", plan.recipe.method}, {"hash", digest_of(plan.recipe.text).text()}};
-  if (!plan.recipe.waived.empty()) json["recipe"]["unknown_keys"] = plan.recipe.waived;
-  json["options"] = describe_options(plan.options);
-  json["architecture"] = plan.architecture;
-
-  std::vector<std::uint64_t> unused(plan.models.size());
-  for (const Unused& u : plan.unused) ++unused[u.model];
-  Json models = Json::array();
-  for (std::size_t m = 0; m < plan.models.size(); ++m) {
-    const auto& checkpoint = plan.models[m].checkpoint;
-    models.push_back({{"model", plan.models[m].ref.text},
-                      {"format", checkpoint.pickled() ? "pytorch" : "safetensors"},
-                      {"tensors", checkpoint.entries().size()},
-                      {"unused", unused[m]}});
-  }
-  json["models"] = std::move(models);
-  // As long as the models have tensors: written element by element, below.
-  json["tensors"] = Json::array();
-  json["unused"] = Json::array();
-  Json others = Json::array();
-  for (const auto& [file, digest] : files)
-    others.push_back({{"file", file}, {"hash", digest.text()}});
-  json["files"] = std::move(others);
-  Json warnings = Json::array();
-  for (const Problem& p : plan.problems) {
-    if (!p.fatal) warnings.push_back(p.text);
-  }
-  json["warnings"] = std::move(warnings);
-
   Hasher hash;
   const auto put = [&](std::string_view piece) {
     hash.add(piece);
     sink(piece);
   };
   // Only a key of the first level follows a line feed and one space.
-  const std::string text = print(json);
+  const std::string text = print(describe_frame(plan, lines, files));
   std::size_t at = 0;
   const auto list = [&](std::string_view key, std::size_t count, const auto& element) {
     const std::string head = fmt::format("\n \"{}\": ", key);
@@ -292,16 +443,31 @@ Json parse_receipt(const std::string& text, const std::string& path) {
                                    "\"format\": \"{}\")",
                                    path, kReceiptFormat));
   }
+  const auto shown = [](const Json& value) {
+    return shorten(value.dump(-1, ' ', false, Json::error_handler_t::replace), 100);
+  };
   if (json["format"] != kReceiptFormat) {
     fail(Code::format,
          fmt::format("{}: receipt format {} found, {} expected: verify with the ingot "
                      "that wrote it",
-                     path, json["format"].dump(), kReceiptFormat));
+                     path, shown(json["format"]), kReceiptFormat));
+  }
+  if (!json.contains("ingot") || json["ingot"] != version()) {
+    fail(Code::format,
+         fmt::format("{}: written by ingot {}, and this is {}: verify with the ingot "
+                     "that wrote it",
+                     path, json.contains("ingot") ? shown(json["ingot"]) : "(none)", version()));
   }
   const auto at = json.find("hash");
   if (at == json.end() || !at->is_string()) {
     fail(Code::format,
          fmt::format("{}: the receipt has no self-hash: it was edited or cut off", path));
+  }
+  if (print(json) + "\n" != text) {
+    fail(Code::format,
+         fmt::format("{}: the receipt was edited: its keys, numbers or spaces are not as ingot "
+                     "prints them",
+                     path));
   }
   const auto told = at->get<std::string>();
   json.erase(at);
@@ -309,7 +475,7 @@ Json parse_receipt(const std::string& text, const std::string& path) {
     fail(Code::format,
          fmt::format("{}: the receipt was edited or damaged: its self-hash is {}, its "
                      "contents give {}",
-                     path, told, found));
+                     path, shorten(told, 100), found));
   }
   return json;
 }

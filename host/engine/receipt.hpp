@@ -18,7 +18,7 @@ namespace ingot {
 
 using Json = nlohmann::ordered_json;
 
-inline constexpr const char* kReceiptFormat = "ingot-receipt-1";
+inline constexpr const char* kReceiptFormat = "ingot-receipt-2";
 inline constexpr const char* kReceiptName = "ingot.json";
 
 // Output elements that deserve a warning, or an error.
@@ -50,12 +50,13 @@ struct Outcome {
 // The same without what only running can tell: what verify compares an entry with.
 [[nodiscard]] Json describe_plan(const Plan& plan, const Job& job);
 
+// The options and waivers that are not what they are without a word, each in its one spelling.
+[[nodiscard]] Json describe_options(const PlanOptions& options);
+// The other way. Throws Error{format} for what describe_options() does not print.
+[[nodiscard]] PlanOptions parse_options(const Json& json, const std::string& path);
+
 // Every input tensor no output reads, with the reason.
 [[nodiscard]] Json describe_unused(const Plan& plan);
-
-// The options that may change bytes, and the waivers that were used.
-[[nodiscard]] Json describe_options(const PlanOptions& options);
-[[nodiscard]] PlanOptions parse_options(const Json& json);
 
 // An entry as one line of JSON, without spaces: as a tree it would take ten times the memory, and a
 // run keeps one for every tensor.
@@ -64,6 +65,15 @@ struct Outcome {
 // An entry by job, as print_line prints it.
 using Lines = std::function<std::string(std::size_t)>;
 
+// The plan's options without those that changed nothing: what stands in the receipt. So every one
+// that does can be told by the folder.
+[[nodiscard]] PlanOptions effective(const Plan& plan, const Lines& lines);
+
+// The receipt without self-hash, and with nothing in its two long lists, tensors and unused.
+// `files`: the hashes of the folder's other files.
+[[nodiscard]] Json describe_frame(const Plan& plan, const Lines& lines,
+                                  const std::vector<std::pair<std::string, Digest>>& files);
+
 // The whole receipt: the entries in the order of jobs, then come the hashes of the folder's other
 // files. Ends in a self-hash that finds accidents. Handed to `sink` piece by piece, as one
 // text would take more memory than the run.
@@ -71,8 +81,12 @@ void print_receipt(const Plan& plan, const Lines& lines,
                    const std::vector<std::pair<std::string, Digest>>& files,
                    const std::function<void(std::string_view)>& sink);
 
-// Parses a receipt and checks its format and self-hash; throws Error{format}.
+// Parses a receipt and checks format, version, self-hash, and that it is byte for byte as
+// print_receipt() prints; throws Error{format}.
 [[nodiscard]] Json parse_receipt(const std::string& text, const std::string& path);
+
+// How text from files stands in a receipt: what is not UTF-8 replaced.
+[[nodiscard]] std::string printed(const std::string& text);
 
 // Index into plan.models of a model whose every tensor came out bit for bit, or -1. One whole model
 // passed through on purpose, or one adapter alone, does not count.

@@ -675,7 +675,12 @@ bool holds(Disk& disk, const Plan& plan, const std::string& out, const MergeOpti
   }
   const std::string path = fmt::format("{}/{}", out, kReceiptName);
   const Json receipt = parse_receipt(read_text(disk, path, std::uint64_t{1} << 32), path);
-  if (receipt.value("options", Json()) != describe_options(plan.options)) return false;
+  const Json none = Json::array();
+  const Json& tensors = receipt.contains("tensors") ? receipt.at("tensors") : none;
+  if (!tensors.is_array() || tensors.size() != plan.jobs.size()) return false;
+  const Json expected =
+      describe_options(effective(plan, [&](std::size_t i) { return print_line(tensors[i]); }));
+  if (receipt.value("options", Json()) != expected) return false;
   VerifyOptions verifying;
   verifying.allow_unchanged = true;
   verifying.root = plan.options.root;

@@ -182,7 +182,7 @@ void Selector::bracket_from_sample(State& state) {
   std::vector<std::uint32_t>().swap(keys);
 }
 
-std::pair<std::uint32_t, std::uint64_t> Selector::ranked(const State& state, std::uint64_t rank) {
+Selector::Ranked Selector::ranked(const State& state, std::uint64_t rank) {
   // Counted into a few thousand bins first, so that only one bin's candidates are put in order:
   // ordering all of them took a fifth of a selection.
   constexpr std::uint32_t kBins = 1 << 12;
@@ -206,7 +206,9 @@ std::pair<std::uint32_t, std::uint64_t> Selector::ranked(const State& state, std
   std::nth_element(all.begin(), nth, all.end(), [](const auto& a, const auto& b) {
     return a.first != b.first ? a.first > b.first : a.second < b.second;
   });
-  return *nth;
+  const bool last =
+      std::none_of(nth + 1, all.end(), [&](const auto& x) { return x.first == nth->first; });
+  return {nth->first, nth->second, last};
 }
 
 void Selector::conclude_verify(std::size_t s) {
@@ -235,9 +237,10 @@ void Selector::conclude_verify(std::size_t s) {
   active_[s] = 0;
   const bool at_high = k <= above + high;
   if (!at_high && k <= above + high + between) {
-    const auto [key, index] = ranked(state, k - above - high);
+    const auto [key, index, last] = ranked(state, k - above - high);
     result.threshold = key;
-    result.cut = index;
+    // Where every tie is kept the cut is the end, on whichever way the threshold was found.
+    result.cut = last ? work_.rule.elements - 1 : index;
   } else {
     // The threshold is a bound of the bracket: find the chunk in which the last kept tie lies.
     result.threshold = at_high ? state.bracket.high : state.bracket.low;

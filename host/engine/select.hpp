@@ -57,9 +57,13 @@ class Selector {
 
   void bracket_from_sample(State& state);
   void conclude_verify(std::size_t source);
-  // Key and index of the candidate of a rank, from 1: larger keys first, then lower indices.
-  [[nodiscard]] static std::pair<std::uint32_t, std::uint64_t> ranked(const State& state,
-                                                                      std::uint64_t rank);
+  struct Ranked {
+    std::uint32_t key = 0;
+    std::uint64_t index = 0;
+    bool last = false;  // no candidate of this key ranks behind it
+  };
+  // The candidate of a rank, from 1: larger keys first, then lower indices.
+  [[nodiscard]] static Ranked ranked(const State& state, std::uint64_t rank);
   void go(Step step);
   [[nodiscard]] std::vector<std::uint32_t> every_chunk() const;
 

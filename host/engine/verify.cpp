@@ -1,14 +1,23 @@
 // verify(): does the folder hold what its recipe says?
+//
+// The receipt is held against the folder, and the plan, built anew from the recipe and the inputs,
+// against both: so a receipt cannot vouch for itself.
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <optional>
+#include <random>
 #include <set>
+#include <unordered_map>
 
 #include <fmt/format.h>
 
+#include "base/clip.hpp"
 #include "base/hash.hpp"
 #include "base/threads.hpp"
 #include "engine/crew.hpp"
@@ -17,19 +26,80 @@
 #include "engine/supply.hpp"
 #include "ingot/math/methods.hpp"
 #include "ingot/merge.hpp"
+#include "store/header.hpp"
 
 namespace ingot {
 namespace {
 
 // Tensors up to this size are always recomputed; of larger ones that must be measured whole, one in
-// kShare is, chosen by its name. `--all` takes every one.
+// kShare is, chosen by its name and the run. `--all` takes every one.
 constexpr std::uint64_t kAlways = std::uint64_t{1} << 20;
 constexpr std::uint64_t kShare = 8;
+// Shortfalls of one kind that are told one by one.
+constexpr std::size_t kTold = 5;
+
+// Shortfalls by kind, the first few of each in order of place.
+class Shortfalls {
+ public:
+  // `kind` completes "and 7 more ...".
+  void add(const std::string& kind, std::uint64_t place, std::string text) {
+    const std::lock_guard lock(mutex_);
+    Kind& found = kinds_[kind];
+    ++found.count;
+    found.first.emplace(place, std::move(text));
+    if (found.first.size() > kTold) found.first.erase(std::prev(found.first.end()));
+  }
+  [[nodiscard]] bool none() const {
+    const std::lock_guard lock(mutex_);
+    return kinds_.empty();
+  }
+  void tell(Verdicts& verdicts) const {
+    for (const auto& [kind, found] : kinds_) {
+      for (const auto& [place, text] : found.first) verdicts.findings.push_back({text});
+      verdicts.shortfalls += found.count;
+      if (found.count > found.first.size()) {
+        verdicts.findings.push_back(
+            {fmt::format("... and {} more {}", found.count - found.first.size(), kind)});
+      }
+    }
+  }
+
+ private:
+  struct Kind {
+    std::uint64_t count = 0;
+    std::multimap<std::uint64_t, std::string> first;
+  };
+  mutable std::mutex mutex_;
+  std::map<std::string, Kind> kinds_;
+};
+
+std::string shown(const Json& value) {
+  return clip(value.dump(-1, ' ', false, Json::error_handler_t::replace), 120);
+}
+
+// A tensor as the receipt tells of it, and where its shard would hold it.
+struct Told {
+  TensorInfo info;
+  const Json* entry = nullptr;
+  std::string shard, hash;
+  std::optional<std::uint64_t> place;  // in the shard's file
+};
+
+// A shard as the receipt's tensors make it.
+struct Outline {
+  std::vector<std::size_t> tensors;  // indices into told_
+  std::string header;
+  std::uint64_t bytes = 0;  // of the whole file
+  std::unique_ptr<File> file;
+};
 
 class Verifier {
  public:
   Verifier(Disk& disk, const std::string& out, const VerifyOptions& options, const Watcher& watcher)
-      : disk_(disk), out_(out), options_(options), watcher_(watcher) {}
+      : disk_(disk), out_(out), options_(options), watcher_(watcher) {
+    std::random_device device;
+    salt_ = std::uint64_t{device()} << 32 | device();
+  }
 
   Verdicts go() {
     const std::string path = out_ + "/" + kReceiptName;
@@ -37,26 +107,42 @@ class Verifier {
       fail(Code::missing,
            fmt::format("{}: no {} there: not a folder that ingot merged", out_, kReceiptName));
     }
-    Json receipt;
     try {
-      receipt = parse_receipt(read_text(disk_, path, std::uint64_t{1} << 32), path);
-      check_outputs(receipt);
-      if (!options_.outputs_only) check_inputs(receipt);
+      receipt_ = parse_receipt(read_text(disk_, path, std::uint64_t{1} << 32), path);
+      check();
     } catch (const nlohmann::json::exception& error) {
-      find(fmt::format("{}: the receipt lacks a field or has one of the wrong type ({})", path,
-                       error.what()));
+      find("", fmt::format("{}: the receipt lacks a field or has one of the wrong type ({})", path,
+                           error.what()));
     } catch (const Error& error) {
-      find(error.what());
+      // What the machine could not do says nothing of the folder.
+      if (error.code() == Code::io || error.code() == Code::memory ||
+          error.code() == Code::internal || error.code() == Code::device) {
+        throw;
+      }
+      find("", error.what());
     }
-    std::sort(verdicts_.findings.begin(), verdicts_.findings.end(),
-              [](const Finding& a, const Finding& b) { return a.text < b.text; });
+    if (obstacle_ && shortfalls_.none()) throw Error(*obstacle_);
+    if (obstacle_) find("", obstacle_->what());
+    shortfalls_.tell(verdicts_);
     return std::move(verdicts_);
   }
 
  private:
-  void find(std::string text) {
-    const std::lock_guard lock(mutex_);
-    verdicts_.findings.push_back({std::move(text)});
+  void find(const std::string& kind, std::string text, std::uint64_t place = 0) {
+    shortfalls_.add(kind, place, std::move(text));
+  }
+
+  void check() {
+    read_tensors();
+    if (unhashed()) return;
+    if (!options_.outputs_only) replan();
+    check_list();
+    for (auto& [name, outline] : outlines_) check_shard(name, outline);
+    check_files();
+    if (plan_) check_layout();
+    each(told_.size(), [&](std::size_t i) { check_tensor(i); });
+    if (digests_) verdicts_.hashed_bytes += digests_->bytes();
+    if (plan_) check_rest();
   }
 
   // Runs `work` for every index on the crew; the first Error is thrown here.
@@ -82,238 +168,793 @@ class Verifier {
     crew.check();
   }
 
-  Digest digest_file(File& file, std::uint64_t offset, std::uint64_t bytes) {
-    std::vector<std::byte> block(kHashBlock);
+  void count_bytes(std::uint64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    verdicts_.hashed_bytes += bytes;
+  }
+
+  // The hash of a part of a file; of a tensor of `dtype` also its elements that are not finite.
+  Digest digest_of(File& file, std::uint64_t offset, std::uint64_t bytes,
+                   std::optional<Dtype> dtype = std::nullopt, Count* nonfinite = nullptr) {
+    std::vector<std::byte> block(std::min<std::uint64_t>(kHashBlock, bytes));
     std::vector<Digest> digests;
     for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
       const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
       read_exact(file, offset + at, piece);
       digests.push_back(hash_block(piece));
+      if (!dtype) continue;
+      const std::uint64_t width = std::max<std::uint64_t>(bits(*dtype) / 8, 1);
+      nonfinite->add(count_nonfinite(*dtype, piece, at / width));
     }
-    const std::lock_guard lock(mutex_);
-    verdicts_.hashed_bytes += bytes;
+    count_bytes(bytes);
     return hash_digests(digests);
   }
 
-  void check_outputs(const Json& receipt) {
-    // A file of the receipt that is gone explains more than what opening the rest would say.
-    for (const Json& file : receipt.at("files")) {
-      const std::string path = out_ + "/" + file.at("file").get<std::string>();
-      if (disk_.kind(path) != Disk::Kind::file) {
-        find(fmt::format("{}: the file is missing", path));
+  // ---- the receipt by itself
+
+  void read_tensors() {
+    const Json& tensors = receipt_.at("tensors");
+    if (!tensors.is_array()) fail(Code::format, "the receipt's tensors are no list");
+    verdicts_.tensors = tensors.size();
+    told_.reserve(tensors.size());
+    std::set<std::string> names;
+    for (const Json& entry : tensors) {
+      Told tensor;
+      tensor.entry = &entry;
+      tensor.info.name = entry.at("name").get<std::string>();
+      tensor.shard = entry.at("shard").get<std::string>();
+      tensor.hash = entry.at("hash").get<std::string>();
+      const auto dtype = dtype_of_name(entry.at("dtype").get<std::string>());
+      bool sound = dtype.has_value() && entry.at("shape").is_array();
+      tensor.info.dtype = dtype.value_or(Dtype::f32);
+      for (const Json& extent : entry.at("shape")) {
+        sound = sound && extent.is_number_unsigned() &&
+                tensor.info.shape.push(extent.get<std::uint64_t>());
+      }
+      if (!sound || !tensor.info.shape.checked_bytes(tensor.info.dtype) ||
+          tensor.info.name == "__metadata__" || !names.insert(tensor.info.name).second ||
+          tensor.shard.find('/') != std::string::npos) {
+        fail(Code::format,
+             fmt::format("{}: no tensor that a receipt can tell of, or one told of twice",
+                         clip(tensor.info.name, 200)));
+      }
+      by_name_[tensor.info.name] = told_.size();
+      outlines_[tensor.shard].tensors.push_back(told_.size());
+      told_.push_back(std::move(tensor));
+    }
+    for (auto& [name, outline] : outlines_) {
+      std::vector<TensorInfo> infos;
+      std::uint64_t bytes = 0;
+      for (const std::size_t i : outline.tensors) {
+        if (__builtin_add_overflow(bytes, told_[i].info.bytes(), &bytes)) {
+          fail(Code::format, fmt::format("{}: no file holds so many bytes", clip(name, 200)));
+        }
+        infos.push_back(told_[i].info);
+      }
+      outline.header = print_header(infos, {{"format", "pt"}});
+      outline.bytes = outline.header.size() + bytes;
+      std::uint64_t at = outline.header.size();
+      for (const std::size_t i : outline.tensors) {
+        told_[i].place = at;
+        at += told_[i].info.bytes();
+      }
+    }
+  }
+
+  // A merge for measurements leaves the hashes out.
+  [[nodiscard]] bool unhashed() {
+    const std::string zero = Digest{}.text();
+    const bool any = std::any_of(told_.begin(), told_.end(),
+                                 [&](const Told& tensor) { return tensor.hash == zero; });
+    if (any) {
+      find("",
+           fmt::format("{}: merged with --no-hash, so its receipt has no hashes and cannot vouch "
+                       "for it: merge again without",
+                       out_));
+    }
+    return any;
+  }
+
+  // ---- the plan, built anew
+
+  void replan() {
+    PlanOptions options = parse_options(receipt_.at("options"), kReceiptName);
+    options.root = options_.root;
+    options.threads = options_.threads;
+    const std::string path = out_ + "/recipe.yml";
+    if (disk_.kind(path) != Disk::Kind::file) {
+      fail(Code::format, fmt::format("{}: the file is missing, and nothing can be checked without "
+                                     "it but by --outputs-only",
+                                     path));
+    }
+    Recipe recipe = parse(read_text(disk_, path), path, {options.allow_unknown_keys});
+    Plan plan = build(disk_, std::move(recipe), options);
+    for (const Problem& problem : plan.problems) {
+      if (!problem.fatal) continue;
+      const bool absent = problem.code == Code::missing;
+      if (!absent && problem.code != Code::io) {
+        find("problems of the recipe and its inputs", problem.text);
         continue;
       }
-      const auto opened = disk_.open(path);
-      const Digest digest = digest_file(*opened, 0, opened->size());
-      if (digest.text() != file.at("hash")) {
-        find(fmt::format("{}: changed since the merge: hash {} expected, {} found", path,
-                         file.at("hash").get<std::string>(), digest.text()));
-      }
-    }
-    const std::string adapter = out_ + "/adapter_model.safetensors";
-    const bool of_adapter = disk_.kind(adapter) == Disk::Kind::file;
-    output_.emplace(Checkpoint::open(disk_, of_adapter ? adapter : out_, out_));
-    const Json& tensors = receipt.at("tensors");
-    verdicts_.tensors = tensors.size();
-    std::set<std::string> named;
-    for (const Json& tensor : tensors) named.insert(tensor.at("name").get<std::string>());
-    for (const Entry& entry : output_->entries()) {
-      if (!named.contains(entry.info.name)) {
-        find(fmt::format("{}: the folder holds it, the receipt does not name it", entry.info.name));
-      }
-    }
-    each(tensors.size(), [&](std::size_t i) {
-      const Json& tensor = tensors[i];
-      const auto tensor_name = tensor.at("name").get<std::string>();
-      const Entry* entry = output_->find(tensor_name);
-      if (entry == nullptr) {
-        find(fmt::format("{}: the receipt names it, the folder does not hold it", tensor_name));
-        return;
-      }
-      Json shape = Json::array();
-      for (int axis = 0; axis < entry->info.shape.rank(); ++axis) {
-        shape.push_back(entry->info.shape[axis]);
-      }
-      if (tensor.at("dtype") != std::string(name(entry->info.dtype)) ||
-          tensor.at("shape") != shape) {
-        find(fmt::format("{}: {} {} expected, {} {} found", tensor_name,
-                         tensor.at("dtype").get<std::string>(), tensor.at("shape").dump(),
-                         name(entry->info.dtype), entry->info.shape.text()));
-        return;
-      }
-      const Digest digest =
-          digest_file(output_->file(entry->file), entry->offset, entry->info.bytes());
-      if (digest.text() != tensor.at("hash")) {
-        find(fmt::format("{}: changed since the merge: hash {} expected, {} found", tensor_name,
-                         tensor.at("hash").get<std::string>(), digest.text()));
-      }
-      if (watcher_) {
-        const std::lock_guard lock(mutex_);
-        watcher_({verdicts_.hashed_bytes, 0, tensor_name});
-      }
-    });
-  }
-
-  // The plan is built anew from the recipe in the folder, so that a receipt cannot vouch for
-  // itself.
-  void check_inputs(const Json& receipt) {
-    const PlanOptions told = parse_options(receipt.at("options"));
-    PlanOptions options = told;
-    options.root = options_.root;
-    const std::string recipe_path = out_ + "/recipe.yml";
-    Recipe recipe = parse(read_text(disk_, recipe_path), recipe_path, {told.allow_unknown_keys});
-    plan_.emplace(build(disk_, std::move(recipe), options));
-    const Plan& plan = *plan_;
-    for (const Problem& problem : plan.problems) {
-      if (problem.fatal) find(problem.text);
+      if (obstacle_) continue;
+      obstacle_ = Error(
+          problem.code,
+          fmt::format("{}; {}--outputs-only checks the folder without its inputs", problem.text,
+                      absent ? "--root names the folder where the recipe's relative "
+                               "paths start, and "
+                             : ""));
     }
     if (!plan.sound()) return;
-    const Json& tensors = receipt.at("tensors");
-    std::map<std::string, const Json*> entries;
-    for (const Json& tensor : tensors) entries[tensor.at("name").get<std::string>()] = &tensor;
-    if (plan.jobs.size() != tensors.size()) {
-      find(fmt::format("the recipe makes {} tensors, the receipt names {}", plan.jobs.size(),
-                       tensors.size()));
-    }
-    if (const Json left = describe_unused(plan); left != receipt.at("unused")) {
-      find(fmt::format(
-          "the recipe leaves {} input tensors unused; the receipt's list of {} is another",
-          left.size(), receipt.at("unused").size()));
-    }
-    digests_.emplace(plan);
-    each(plan.jobs.size(), [&](std::size_t j) { check_job(plan.jobs[j], entries); });
-    verdicts_.hashed_bytes += digests_->bytes();
-
-    std::vector<std::string> ordered;
-    for (const Json& tensor : tensors) ordered.push_back(print_line(tensor));
-    const bool waived = options_.allow_unchanged || told.allow_unchanged;
-    const int same = waived || ordered.size() != plan.jobs.size()
-                         ? -1
-                         : unchanged(plan, [&](std::size_t i) { return ordered[i]; });
-    if (same >= 0) {
-      find(
-          fmt::format("the merge changed nothing: every tensor equals {}'s bit for bit "
-                      "(--allow-unchanged if that is meant)",
-                      plan.models[static_cast<std::size_t>(same)].ref.text));
+    plan_.emplace(std::move(plan));
+    digests_.emplace(*plan_);
+    for (std::size_t j = 0; j < plan_->jobs.size(); ++j) {
+      jobs_[printed(plan_->jobs[j].output.name)] = j;
     }
   }
 
-  void check_job(const Job& job, const std::map<std::string, const Json*>& entries) {
-    const auto at = entries.find(job.output.name);
-    if (at == entries.end()) {
-      find(fmt::format("{}: the recipe makes it, the receipt does not name it", job.output.name));
+  // ---- files
+
+  // What the folder should hold, as the receipt prints names.
+  void check_list() {
+    std::set<std::string> expected{kReceiptName};
+    for (const auto& [name, outline] : outlines_) expected.insert(name);
+    for (const Json& file : receipt_.at("files")) {
+      expected.insert(file.at("file").get<std::string>());
+    }
+    for (const std::string& name : disk_.list(out_)) {
+      const std::string path = out_ + "/" + name;
+      const auto kind = disk_.kind(path);
+      const bool link = disk_.is_link(path);
+      if (!expected.contains(printed(name))) {
+        find("that the merge did not write",
+             fmt::format("{}: {} that the merge did not write", path,
+                         link                         ? "a link"
+                         : kind == Disk::Kind::folder ? "a folder"
+                                                      : "a file"));
+        continue;
+      }
+      names_[printed(name)] = name;
+      if (link || kind != Disk::Kind::file) {
+        find("that are no plain files", fmt::format("{}: {} where the merge wrote a file", path,
+                                                    link                         ? "a link"
+                                                    : kind == Disk::Kind::folder ? "a folder"
+                                                                                 : "something"));
+      }
+    }
+    for (const std::string& name : expected) {
+      if (!names_.contains(name)) {
+        find("files that are missing", fmt::format("{}/{}: the file is missing", out_, name));
+      }
+    }
+  }
+
+  // A file of the folder, or null: it is none, which was found already.
+  std::unique_ptr<File> open(const std::string& name) {
+    const auto at = names_.find(name);
+    if (at == names_.end()) return nullptr;
+    const std::string path = out_ + "/" + at->second;
+    return disk_.kind(path) == Disk::Kind::file ? disk_.open(path) : nullptr;
+  }
+
+  void check_shard(const std::string& name, Outline& outline) {
+    outline.file = open(name);
+    const auto lose = [&] {
+      for (const std::size_t i : outline.tensors) told_[i].place.reset();
+    };
+    if (!outline.file) return lose();
+    File& file = *outline.file;
+    std::string header(std::min<std::uint64_t>(outline.header.size(), file.size()), '\0');
+    read_exact(file, 0, std::as_writable_bytes(std::span(header.data(), header.size())));
+    if (header == outline.header && file.size() == outline.bytes) return;
+    lose();
+    if (explain(file, outline)) return;
+    if (header == outline.header) {
+      find("files of another size",
+           fmt::format("{}: {} bytes expected, {} found", file.path(), outline.bytes, file.size()));
       return;
     }
-    const Json& entry = *at->second;
+    const auto at = std::mismatch(header.begin(), header.end(), outline.header.begin()).first;
+    find("changed headers",
+         fmt::format("{}: the header is not the one of these tensors from its byte {} on: their "
+                     "order, the metadata or the padding was changed",
+                     file.path(), at - header.begin()));
+  }
+
+  // Tells what a header has that the receipt has not and the other way round; false: nothing. What
+  // is the same can be found by it.
+  bool explain(File& file, const Outline& outline) {
+    Header header;
+    try {
+      header = read_header(file, 0);
+    } catch (const Error& error) {
+      if (error.code() != Code::format) throw;
+      find("damaged files", error.what());
+      return true;
+    }
+    bool any = false;
+    const auto tell = [&](const std::string& kind, std::string text) {
+      find(kind, std::move(text));
+      any = true;
+    };
+    std::map<std::string_view, const Entry*> entries;
+    for (const Entry& entry : header.entries) {
+      entries[entry.info.name] = &entry;
+      const auto at = by_name_.find(entry.info.name);
+      if (at == by_name_.end() || told_[at->second].shard != name_of(file)) {
+        tell("tensors that the receipt does not name",
+             fmt::format("{}: the folder holds it, the receipt does not name it",
+                         clip(entry.info.name, 200)));
+      }
+    }
+    for (const std::size_t i : outline.tensors) {
+      const auto at = entries.find(told_[i].info.name);
+      if (at == entries.end()) {
+        tell("tensors that are not there",
+             fmt::format("{}: the receipt names it, the folder does not hold it",
+                         clip(told_[i].info.name, 200)));
+        continue;
+      }
+      const TensorInfo& found = at->second->info;
+      if (found.dtype != told_[i].info.dtype || !(found.shape == told_[i].info.shape)) {
+        tell("tensors of another type or shape",
+             fmt::format("{}: {} {} expected, {} {} found", clip(found.name, 200),
+                         name(told_[i].info.dtype), told_[i].info.shape.text(), name(found.dtype),
+                         found.shape.text()));
+        continue;
+      }
+      told_[i].place = at->second->offset;
+    }
+    return any;
+  }
+
+  [[nodiscard]] static std::string name_of(const File& file) {
+    return printed(file.path().substr(file.path().rfind('/') + 1));
+  }
+
+  void check_files() {
+    for (const Json& entry : receipt_.at("files")) {
+      const auto name = entry.at("file").get<std::string>();
+      const auto file = open(name);
+      if (!file) continue;
+      const Digest digest = digest_of(*file, 0, file->size());
+      hashes_[name] = digest;
+      if (digest.text() == entry.at("hash")) continue;
+      find("files that changed since the merge",
+           fmt::format("{}: changed since the merge: hash {} expected, {} found", file->path(),
+                       shown(entry.at("hash")), digest.text()));
+    }
+    // The recipe's own hash says the same; both are checked.
+    const auto file = open("recipe.yml");
+    if (!file || plan_) return;
+    std::string text(file->size(), '\0');
+    read_exact(*file, 0, std::as_writable_bytes(std::span(text.data(), text.size())));
+    const std::string found = hash_block(std::as_bytes(std::span(text.data(), text.size()))).text();
+    if (receipt_.at("recipe").at("hash") == found) return;
+    find("", fmt::format("{}: changed since the merge: hash {} expected, {} found", file->path(),
+                         shown(receipt_.at("recipe").at("hash")), found));
+  }
+
+  // ---- the folder against the plan
+
+  // Shards and other files are the ones that the plan makes, and hold what it makes.
+  void check_layout() {
+    for (const Shard& shard : plan_->shards) {
+      const auto at = outlines_.find(shard.file);
+      if (at == outlines_.end()) {
+        find("shards that the receipt does not name",
+             fmt::format("{}: the recipe makes this shard, the receipt does not name it",
+                         shard.file));
+      } else if (at->second.header != shard.header ||
+                 at->second.bytes != shard.header.size() + shard.data_bytes) {
+        find("shards of other tensors",
+             fmt::format("{}: the recipe puts other tensors into it than the receipt tells of, or "
+                         "in another order",
+                         shard.file));
+      }
+    }
+    for (const Companion& companion : plan_->companions) compare(companion);
+  }
+
+  // Byte for byte.
+  void compare(const Companion& companion) {
+    const auto file = open(printed(companion.name));
+    if (!file) {
+      if (!names_.contains(printed(companion.name))) {
+        find("files that are missing",
+             fmt::format("{}/{}: the recipe makes this file, and it is missing", out_,
+                         companion.name));
+      }
+      return;
+    }
+    const auto source = companion.from.empty() ? nullptr : disk_.open(companion.from);
+    const std::uint64_t size = source ? source->size() : companion.text.size();
+    std::vector<std::byte> found(kHashBlock), expected(kHashBlock);
+    bool same = file->size() == size;
+    for (std::uint64_t at = 0; same && at < size; at += kHashBlock) {
+      const std::size_t n = std::min<std::uint64_t>(kHashBlock, size - at);
+      read_exact(*file, at, std::span(found).first(n));
+      if (source) {
+        read_exact(*source, at, std::span(expected).first(n));
+      } else {
+        std::memcpy(expected.data(), companion.text.data() + at, n);
+      }
+      same = std::memcmp(found.data(), expected.data(), n) == 0;
+    }
+    if (same) return;
+    find("files that are not what the recipe makes",
+         fmt::format("{}: not what {} now", file->path(),
+                     companion.model.empty()  ? "the recipe and its inputs make"
+                     : companion.from.empty() ? "is made of that of " + companion.model
+                                              : companion.model + " has"));
+  }
+
+  // ---- tensors
+
+  void check_tensor(std::size_t i) {
+    const Told& tensor = told_[i];
+    const std::string name = clip(tensor.info.name, 200);
+    const Job* job = plan_ ? job_of(i) : nullptr;
+    File* file = tensor.place ? outlines_.at(tensor.shard).file.get() : nullptr;
+    const bool fits = job != nullptr && file != nullptr && job->output.dtype == tensor.info.dtype &&
+                      job->output.shape == tensor.info.shape;
+    const bool copies = fits && job->action == Action::copy;
+    Outcome outcome;
+    bool same = true;
+    if (job != nullptr) outcome = hash_inputs(*job, copies);
+    if (copies) {
+      same = compare_copy(*job, *file, *tensor.place, outcome);
+    } else if (file != nullptr) {
+      outcome.output = digest_of(*file, *tensor.place, tensor.info.bytes(), tensor.info.dtype,
+                                 &outcome.findings.nonfinite);
+    }
+    if (file != nullptr && outcome.output.text() != tensor.hash) {
+      find("tensors that changed since the merge",
+           fmt::format("{}: changed since the merge: hash {} expected, {} found", name,
+                       clip(tensor.hash), outcome.output.text()),
+           i);
+      outcome.output = Digest::parse(tensor.hash).value_or(Digest{});  // said once
+    }
+    if (job != nullptr && check_inputs(*job, *tensor.entry, outcome, i)) {
+      // Unlike hashes, which find accidents, this finds lies.
+      if (!same) {
+        find("copies that do not equal what they were copied from",
+             fmt::format("{}: a copy that does not equal what it was copied from", name), i);
+      }
+      const Seen seen = fits && job->action == Action::merge
+                            ? recompute(*job, *file, *tensor.place, i, outcome)
+                            : Seen{};
+      if (file == nullptr) outcome.output = Digest::parse(tensor.hash).value_or(Digest{});
+      compare_entry(*job, *tensor.entry, outcome, seen, i);
+    }
+    if (watcher_) {
+      const std::lock_guard lock(mutex_);
+      watcher_({verdicts_.hashed_bytes, 0, tensor.info.name});
+    }
+  }
+
+  // The job of an entry; an entry that has none or another place is told of here.
+  const Job* job_of(std::size_t i) {
+    const std::string& name = told_[i].info.name;
+    const auto at = jobs_.find(name);
+    if (at == jobs_.end()) {
+      find("tensors that the recipe does not make",
+           fmt::format("{}: the receipt names it, the recipe does not make it", clip(name, 200)),
+           i);
+      return nullptr;
+    }
+    if (at->second != i) {
+      find("tensors at another place",
+           fmt::format("{}: number {} in the receipt, and number {} by the recipe", clip(name, 200),
+                       i + 1, at->second + 1),
+           i);
+    }
+    return &plan_->jobs[at->second];
+  }
+
+  // Of all inputs; but the first of a copy is read beside its output.
+  Outcome hash_inputs(const Job& job, bool copies) {
+    Outcome outcome;
+    const std::size_t count = job.operands.size();
+    outcome.inputs.resize(count);
+    outcome.ingredients.resize(count);
+    outcome.found.resize(count);
+    outcome.nonfinite.resize(count);
+    outcome.ingredients_nonfinite.resize(count);
+    for (std::size_t k = 0; k < count; ++k) {
+      const Operand& operand = job.operands[k];
+      if (lands(operand) && !(copies && k == 0)) {
+        outcome.inputs[k] = digests_->of({operand.model, operand.entry});
+        outcome.nonfinite[k] = digests_->nonfinite({operand.model, operand.entry});
+      }
+      if (!operand.derived) continue;
+      for (const Ingredient& part : operand.derived->ingredients()) {
+        outcome.ingredients[k].push_back(digests_->of(part));
+        outcome.ingredients_nonfinite[k].push_back(digests_->nonfinite(part));
+      }
+    }
+    return outcome;
+  }
+
+  // True if a copy equals its input byte for byte. The hashes of both.
+  bool compare_copy(const Job& job, File& file, std::uint64_t place, Outcome& outcome) {
+    const std::uint64_t bytes = job.output.bytes();
+    std::vector<std::byte> copy(std::min<std::uint64_t>(kHashBlock, bytes)), input(copy.size());
+    std::vector<Digest> copies, inputs;
+    const std::uint64_t width = std::max<std::uint64_t>(bits(job.output.dtype) / 8, 1);
+    bool same = true;
+    for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
+      const std::size_t n = std::min<std::uint64_t>(kHashBlock, bytes - at);
+      read_exact(file, place + at, std::span(copy).first(n));
+      supply(*plan_, job.operands[0], false, at, std::span(input).first(n));
+      copies.push_back(hash_block(std::span(copy).first(n)));
+      const bool equal = std::memcmp(copy.data(), input.data(), n) == 0;
+      inputs.push_back(equal ? copies.back() : hash_block(std::span(input).first(n)));
+      outcome.nonfinite[0].add(
+          count_nonfinite(job.output.dtype, std::span(input).first(n), at / width));
+      same = same && equal;
+    }
+    count_bytes(2 * bytes);
+    outcome.output = hash_digests(copies);
+    outcome.inputs[0] = hash_digests(inputs);
+    outcome.findings.nonfinite = outcome.nonfinite[0];
+    return same;
+  }
+
+  // True if the entry names the plan's inputs and none of them changed since the merge.
+  bool check_inputs(const Job& job, const Json& entry, const Outcome& outcome, std::size_t i) {
     const Json expected = describe_plan(*plan_, job);
-    if (const std::string difference = compare(expected, entry); !difference.empty()) {
-      find(fmt::format("{}: the recipe and the receipt differ in {}", job.output.name, difference));
+    if (const auto what = difference(expected["sources"], entry.at("sources"), true)) {
+      find("entries that are not what the recipe makes",
+           fmt::format("{}: the recipe and the receipt differ in {}", clip(job.output.name, 200),
+                       words("sources" + *what)),
+           i);
+      return false;
     }
     bool intact = true;
-    const auto check = [&](const Ingredient& tensor, const Json& told) {
-      const std::string found = digests_->of(tensor).text();
+    const auto check = [&](const Json& told, const Digest& digest) {
+      const std::string found = digest.text();
       if (told.at("hash") == found) return;
       intact = false;
-      find(fmt::format("{} of {}: the input changed since the merge: hash {} expected, {} found",
-                       told.at("tensor").get<std::string>(), told.at("model").get<std::string>(),
-                       told.at("hash").get<std::string>(), found));
+      find("inputs that changed since the merge",
+           fmt::format("{} of {}: the input changed since the merge: hash {} expected, {} found",
+                       clip(told.at("tensor").get<std::string>(), 200),
+                       clip(told.at("model").get<std::string>(), 200), shown(told.at("hash")),
+                       found),
+           i);
     };
-    for (std::size_t i = 0; i < job.operands.size(); ++i) {
-      const Operand& operand = job.operands[i];
-      const Json& source = entry.at("sources").at(i);
-      if (lands(operand)) check({operand.model, operand.entry}, source);
-      if (!operand.derived) continue;
-      const auto ingredients = operand.derived->ingredients();
-      for (std::size_t k = 0; k < ingredients.size(); ++k) {
-        check(ingredients[k], source.at("ingredients").at(k));
+    for (std::size_t k = 0; k < job.operands.size(); ++k) {
+      const Json& source = entry.at("sources").at(k);
+      if (lands(job.operands[k])) check(source, outcome.inputs[k]);
+      for (std::size_t p = 0; p < outcome.ingredients[k].size(); ++p) {
+        check(source.at("ingredients").at(p), outcome.ingredients[k][p]);
       }
     }
-    const Entry* output = output_->find(job.output.name);
-    if (!intact || output == nullptr || !(output->info.shape == job.output.shape) ||
-        output->info.dtype != job.output.dtype) {
-      return;
-    }
-    File& file = output_->file(output->file);
-    if (job.action == Action::copy) {
-      if (digest_file(file, output->offset, job.output.bytes()).text() !=
-          entry.at("sources").at(0).at("hash")) {
-        find(
-            fmt::format("{}: a copy that does not equal what it was copied from", job.output.name));
-      }
-      return;
-    }
-    for (const Operand& operand : job.operands) {
+    return intact;
+  }
+
+  // How much of a tensor was looked at again.
+  struct Seen {
+    bool facts = false;   // what its formula measures
+    bool whole = false;   // every element
+    bool judged = false;  // as a whole
+    bool exact = true;    // what was found is of the exact class
+  };
+
+  Seen recompute(const Job& job, File& file, std::uint64_t place, std::size_t i, Outcome& outcome) {
+    for (std::size_t k = 0; k < job.operands.size(); ++k) {
+      const Operand& operand = job.operands[k];
       if (!operand.derived) continue;
-      const auto judged = operand.derived->judge(*plan_, *output_, job.output.name);
+      const Json& source = told_[i].entry->at("sources").at(k);
+      const std::string told = source.contains("found") ? source["found"].dump() : std::string();
+      const auto judged = operand.derived->judge(*plan_, output(), job.output.name, told);
       if (!judged) continue;
-      if (!judged->empty()) find(*judged);
+      if (!judged->empty()) find("decompositions that fall short", *judged, i);
+      outcome.found[k] = told;
       const std::lock_guard lock(mutex_);
       ++verdicts_.judged;
-      return;
+      return {true, true, true, true};
     }
-    const math::Needs needs = math::needs(job.work.rule);
+    const math::Rule& rule = job.work.rule;
+    const math::Needs needs = math::needs(rule);
     const bool measured = needs.select || needs.folds > 0;
-    if (!options_.all && measured && job.work.rule.elements > kAlways &&
-        stream_key(job.output.name, "verify", 0) % kShare != 0) {
-      return;
+    const bool large = rule.elements > kWhole && !options_.all;
+    const bool pass = measured && !options_.all && rule.elements > kAlways &&
+                      (stream_key(job.output.name, "verify", 0) ^ salt_) % kShare != 0;
+    {
+      const std::lock_guard lock(mutex_);
+      verdicts_.elements += rule.elements;
+      if (large) ++(pass ? verdicts_.passed : verdicts_.sampled);
     }
-    const Proof proof = prove(*plan_, job, file, output->offset, options_.all);
-    if (!proof.finding.empty()) find(proof.finding);
+    if (pass) return {};
+    Proof proof = prove(*plan_, job, file, place, options_.all, salt_);
+    if (!proof.finding.empty()) {
+      find("tensors with wrong elements", std::move(proof.finding), i);
+    }
+    outcome.facts = proof.facts;
+    outcome.tally = proof.tally;
+    if (proof.whole) {
+      outcome.found = std::move(proof.found);
+      outcome.findings = proof.findings;
+    }
+    bool exact = !plan_->options.fast_product;
+    for (const Operand& operand : job.operands) {
+      exact = exact && (!operand.derived || operand.derived->exact());
+    }
     const std::lock_guard lock(mutex_);
     verdicts_.recomputed += proof.elements;
     verdicts_.exact += proof.exact;
-    if (watcher_) watcher_({verdicts_.hashed_bytes, 0, job.output.name});
+    if (!proof.whole) verdicts_.sample = proof.elements;
+    return {true, proof.whole, false, exact};
   }
 
-  // True if a receipt says what the plan says; in lists of objects it may say more (hashes).
-  static bool agree(const Json& told, const Json& found) {
-    if (!told.is_array() || !found.is_array()) return told == found;
-    if (told.size() != found.size()) return false;
-    for (std::size_t i = 0; i < told.size(); ++i) {
-      if (!told[i].is_object()) {
-        if (told[i] != found[i]) return false;
-        continue;
+  // The tensors as a checkpoint, for those that are judged with others of their module.
+  const Checkpoint& output() {
+    std::call_once(opened_, [&] {
+      output_.emplace(Checkpoint::open(disk_, out_ + "/" + plan_->shards.front().file, out_));
+    });
+    return *output_;
+  }
+
+  // Every field of an entry is what the plan and the second path say. What a sample cannot tell is
+  // taken from the entry, if it can be true.
+  void compare_entry(const Job& job, const Json& entry, Outcome& outcome, const Seen& seen,
+                     std::size_t i) {
+    const math::Rule& rule = job.work.rule;
+    const bool merge = job.action == Action::merge;
+    if (merge && !seen.facts) outcome.facts = placeholder(rule);
+    bool partial = false;  // some count is not known
+    std::vector<bool> counted(static_cast<std::size_t>(std::max(rule.sources, 0)), true);
+    for (int s = 0; merge && !seen.whole && s < rule.sources; ++s) {
+      const bool drawn = outcome.facts.mask == math::Mask::random &&
+                         outcome.facts.source[s].all == 0 && outcome.facts.source[s].keep != 0;
+      counted[static_cast<std::size_t>(s)] = !drawn;
+      outcome.tally.kept[s] =
+          outcome.facts.mask == math::Mask::random && outcome.facts.source[s].all == 0 && !drawn
+              ? 0
+              : math::kept(rule, s);
+    }
+    Json expected = describe(*plan_, job, outcome);
+    const auto adopt = [&](Json& ours, const Json& theirs, const char* key) {
+      if (!ours.contains(key) || !theirs.contains(key) || !alike(ours[key], theirs[key])) return;
+      ours[key] = theirs[key];
+      partial = true;
+    };
+    for (std::size_t k = 0; merge && !seen.judged && k < job.operands.size(); ++k) {
+      Json& ours = expected["sources"][k];
+      const Json& theirs = entry.at("sources").at(k);
+      const std::size_t skip = rule.base ? 1 : 0;
+      if (!seen.facts) {
+        for (const char* key : {"threshold", "cut", "factor"}) adopt(ours, theirs, key);
       }
-      for (const auto& [key, value] : told[i].items()) {
-        if (!found[i].contains(key) || found[i][key] != value) return false;
+      if (!seen.whole && k >= skip && !counted[k - skip] && sums_up(theirs, rule.elements)) {
+        adopt(ours, theirs, "kept");
+        adopt(ours, theirs, "dropped");
       }
+      if (job.operands[k].derived && theirs.contains("found") &&
+          (seen.whole
+               ? !seen.exact && ours.contains("found") && near(ours["found"], theirs["found"])
+               : is_account(theirs["found"]))) {
+        ours["found"] = theirs["found"];
+        partial = true;
+      }
+    }
+    if (!seen.facts) adopt(expected, entry, "coefficients");
+    if (merge && !seen.whole) {
+      adopt(expected, entry, "conflicts");
+      adopt(expected, entry, "largest_change");
+      // Which of them the arithmetic made.
+      if (expected.contains("nonfinite") && entry.contains("nonfinite")) {
+        adopt(expected["nonfinite"], entry.at("nonfinite"), "made");
+      }
+      if (entry.contains("saturated") && is_count(entry.at("saturated"), rule.elements)) {
+        Json saturated = entry.at("saturated");
+        const std::string hash = expected["hash"];
+        expected.erase("hash");  // which is the last
+        expected["saturated"] = std::move(saturated);
+        expected["hash"] = hash;
+        partial = true;
+      }
+    }
+    if (const auto what = difference(expected, entry, false)) {
+      find("entries that are not what the recipe makes",
+           fmt::format("{}: the recipe and the receipt differ in {}", clip(job.output.name, 200),
+                       words(*what)),
+           i);
+    }
+    if (!partial) return;
+    const std::lock_guard lock(mutex_);
+    ++verdicts_.uncounted;
+  }
+
+  // Facts of which only the form is right: which numbers there are.
+  static math::Facts placeholder(const math::Rule& rule) {
+    std::vector<math::Selection> selections(math::kSources);
+    for (math::Selection& selection : selections) selection.all = false;
+    math::Facts facts = math::prepare(rule, selections.data());
+    const std::vector<double> folds(static_cast<std::size_t>(math::needs(rule).folds));
+    if (!folds.empty()) math::conclude(rule, folds.data(), facts);
+    return facts;
+  }
+
+  // True if two values that need not be equal are of one form: whole numbers, f32 in hexadecimal.
+  static bool alike(const Json& ours, const Json& theirs) {
+    if (ours.is_array()) {
+      bool all = theirs.is_array() && theirs.size() == ours.size();
+      for (std::size_t i = 0; all && i < ours.size(); ++i) all = alike(ours[i], theirs[i]);
+      return all;
+    }
+    if (ours.is_number()) return theirs.is_number_unsigned();
+    if (!theirs.is_string()) return false;
+    const auto& text = theirs.get_ref<const std::string&>();
+    char* end = nullptr;
+    const float value = std::strtof(text.c_str(), &end);
+    return end == text.c_str() + text.size() && fmt::format("{:a}", value) == text;
+  }
+
+  static bool sums_up(const Json& source, std::uint64_t elements) {
+    const auto count = [&](const char* key) {
+      const bool sound = source.contains(key) && source.at(key).is_number_unsigned();
+      return sound ? source.at(key).get<std::uint64_t>() : elements + 1;
+    };
+    return count("kept") <= elements && count("dropped") == elements - count("kept");
+  }
+
+  static bool is_count(const Json& count, std::uint64_t elements) {
+    return count.is_object() && count.size() == 2 && count.contains("count") &&
+           count.contains("first") && count.at("count").is_number_unsigned() &&
+           count.at("first").is_number_unsigned() &&
+           count.at("count").get<std::uint64_t>() - 1 < elements &&
+           count.at("first").get<std::uint64_t>() < elements;
+  }
+
+  // What adapters' work may have found (Derived::found).
+  static bool is_account(const Json& found) {
+    if (!found.is_object() || found.empty()) return false;
+    for (const auto& [key, value] : found.items()) {
+      const bool known = key == "skipped" || key == "change" || key == "largest" ||
+                         key == "weight" || key == "survived";
+      if (!known || !value.is_number()) return false;
     }
     return true;
   }
 
-  // The first field in which an entry is not what the plan says; what only a run can know is not
-  // compared.
-  static std::string compare(const Json& expected, const Json& entry) {
-    for (const auto& [field, value] : expected.items()) {
-      if (!entry.contains(field)) return field;
-      if (field != "sources") {
-        if (entry[field] != value) return field;
-        continue;
-      }
-      if (!entry[field].is_array() || entry[field].size() != value.size()) return field;
-      for (std::size_t i = 0; i < value.size(); ++i) {
-        for (const auto& [key, told] : value[i].items()) {
-          if (!entry[field][i].contains(key) || !agree(told, entry[field][i][key])) {
-            return fmt::format("{} of source {}", key, i + 1);
-          }
-        }
+  // The same account, from bytes of the bounded class.
+  static bool near(const Json& ours, const Json& theirs) {
+    if (!is_account(ours) || !is_account(theirs) || ours.size() != theirs.size()) return false;
+    constexpr double kBounded = 1e-3;
+    for (const auto& [key, value] : ours.items()) {
+      if (!theirs.contains(key)) return false;
+      const double a = value.get<double>(), b = theirs.at(key).get<double>();
+      if (!(std::fabs(a - b) <= kBounded * std::fabs(a))) return false;
+    }
+    return true;
+  }
+
+  // ---- the rest of the receipt
+
+  void check_rest() {
+    for (std::size_t j = 0; j < plan_->jobs.size(); ++j) {
+      const std::string name = printed(plan_->jobs[j].output.name);
+      if (by_name_.contains(name)) continue;
+      find("tensors that the receipt does not name",
+           fmt::format("{}: the recipe makes it, the receipt does not name it", clip(name, 200)),
+           j);
+    }
+    std::vector<std::pair<std::string, Digest>> files;
+    for (const Companion& companion : plan_->companions) {
+      const auto at = hashes_.find(printed(companion.name));
+      // A file that is not there was found.
+      files.emplace_back(companion.name, at == hashes_.end() ? Digest{} : at->second);
+    }
+    if (told_.size() != plan_->jobs.size()) return;  // which was found
+    const Lines lines = [&](std::size_t i) { return print_line(*told_[i].entry); };
+    const int same =
+        options_.allow_unchanged || plan_->options.allow_unchanged ? -1 : unchanged(*plan_, lines);
+    if (same >= 0) {
+      find("", fmt::format("the merge changed nothing: every tensor equals {}'s bit for bit "
+                           "(--allow-unchanged if that is meant)",
+                           plan_->models[static_cast<std::size_t>(same)].ref.text));
+    }
+    Json expected = describe_frame(*plan_, lines, files);
+    expected["unused"] = describe_unused(*plan_);
+    for (const auto& [key, value] : expected.items()) {
+      if (key == "tensors") continue;
+      if (!receipt_.contains(key)) {
+        find("fields of the receipt", fmt::format("the receipt has no {}", key));
+      } else if (const auto what = difference(value, receipt_[key], false)) {
+        find("fields of the receipt",
+             fmt::format("the recipe and its inputs give another {} than the receipt",
+                         words(key + *what)));
       }
     }
-    return {};
+    for (const auto& [key, value] : receipt_.items()) {
+      if (expected.contains(key)) continue;
+      find("fields of the receipt", fmt::format("the receipt has a field {} too many", clip(key)));
+    }
+    if (!shortfalls_.none() || expected.size() != receipt_.size()) return;
+    auto theirs = receipt_.begin();
+    for (auto ours = expected.begin(); ours != expected.end(); ++ours, ++theirs) {
+      if (ours.key() == theirs.key()) continue;
+      find("", fmt::format("the receipt has {} where {} belongs", clip(theirs.key()), ours.key()));
+      return;
+    }
+  }
+
+  // The first place at which two values differ, as ".key[2].other"; keys come in one order.
+  // `open`: objects of theirs may have more keys, in any order.
+  static std::optional<std::string> difference(const Json& ours, const Json& theirs, bool open) {
+    if (ours.is_object() && theirs.is_object()) {
+      for (const auto& [key, value] : ours.items()) {
+        if (!theirs.contains(key)) return "." + key;
+        if (const auto what = difference(value, theirs.at(key), open)) return "." + key + *what;
+      }
+      if (open) return std::nullopt;
+      auto our = ours.begin();
+      for (auto their = theirs.begin(); their != theirs.end(); ++their) {
+        if (our == ours.end() || our.key() != their.key()) return "." + clip(their.key());
+        ++our;
+      }
+      return std::nullopt;
+    }
+    if (ours.is_array() && theirs.is_array()) {
+      for (std::size_t i = 0; i < std::min(ours.size(), theirs.size()); ++i) {
+        if (const auto what = difference(ours[i], theirs[i], open)) {
+          return fmt::format("[{}]{}", i + 1, *what);
+        }
+      }
+      if (ours.size() == theirs.size()) return std::nullopt;
+      return fmt::format(" (number {})", std::min(ours.size(), theirs.size()) + 1);
+    }
+    const auto text = [](const Json& value) {
+      return value.dump(-1, ' ', false, Json::error_handler_t::replace);
+    };
+    if (text(ours) == text(theirs)) return std::nullopt;
+    return fmt::format(" ({} expected, {} found)", shown(ours), shown(theirs));
+  }
+
+  // "weight of source 2 (...)" for "sources[2].weight (...)".
+  static std::string words(const std::string& place) {
+    const std::string path = place.starts_with(".") ? place.substr(1) : place;
+    const std::string start = "sources[";
+    if (!path.starts_with(start)) return path;
+    const std::size_t close = path.find(']');
+    const std::string number = path.substr(start.size(), close - start.size());
+    std::string rest = path.substr(close + 1);
+    if (!rest.starts_with(".")) return path;
+    const std::size_t end = std::min(rest.find(' '), rest.size());
+    return fmt::format("{} of source {}{}", rest.substr(1, end - 1), number, rest.substr(end));
   }
 
   Disk& disk_;
   const std::string& out_;
   const VerifyOptions& options_;
   const Watcher& watcher_;
-  std::mutex mutex_;  // guards verdicts_
+  std::uint64_t salt_ = 0;  // nobody knows beforehand what a run will look at
+  std::mutex mutex_;        // guards verdicts_
   Verdicts verdicts_;
-  std::optional<Checkpoint> output_;
+  Shortfalls shortfalls_;
+  Json receipt_;
+  std::vector<Told> told_;
+  std::unordered_map<std::string, std::size_t> by_name_;  // of told_
+  std::map<std::string, Outline> outlines_;               // by shard
+  std::map<std::string, std::string> names_;              // of files that are there, as printed
+  std::map<std::string, Digest> hashes_;                  // of files beside the weights
   std::optional<Plan> plan_;
+  std::unordered_map<std::string, std::size_t> jobs_;  // of the plan, as printed
   std::optional<Digests> digests_;
+  std::optional<Error> obstacle_;  // why the inputs cannot be looked at
+  std::once_flag opened_;
+  std::optional<Checkpoint> output_;
 };
 
 }  // namespace
+
+double Verdicts::detection(std::uint64_t one_in) const {
+  const auto large = static_cast<double>(sampled + passed);
+  if (large == 0) return 1;
+  const double missed = std::pow(1 - 1 / static_cast<double>(one_in), static_cast<double>(sample));
+  return static_cast<double>(sampled) / large * (1 - missed);
+}
 
 Verdicts verify(Disk& disk, const std::string& out, const VerifyOptions& options,
                 const Watcher& watcher) {

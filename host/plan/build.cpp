@@ -81,16 +81,22 @@ std::string edited_config(Draft& draft, std::uint32_t model, const Written& writ
 void write_companions(Disk& disk, Draft& draft, const Rules& rules, const Written& written,
                       std::optional<Dtype> wanted) {
   Plan& plan = draft.plan;
-  plan.companions = donated(disk, draft, tokenizer_folder(disk, draft));
+  const std::string tokenizer = tokenizer_folder(disk, draft);
+  plan.companions = donated(disk, draft, tokenizer);
+  attribute(draft, tokenizer, plan.companions);
   if (const auto model = model_of_config(draft, written)) {
-    plan.companions.push_back({"config.json", {}, edited_config(draft, *model, written, wanted)});
+    plan.companions.push_back({"config.json",
+                               {},
+                               edited_config(draft, *model, written, wanted),
+                               plan.models[draft.views[*model].model].ref.text});
   }
+  note_code(disk, plan, draft.problems);
   const std::string index = index_of(plan.jobs, plan.shards);
-  if (!index.empty()) plan.companions.push_back({"model.safetensors.index.json", {}, index});
+  if (!index.empty()) plan.companions.push_back({"model.safetensors.index.json", {}, index, {}});
   if (plan.options.model_card) {
-    plan.companions.push_back({"README.md", {}, card(plan, rules.method())});
+    plan.companions.push_back({"README.md", {}, card(plan, rules.method()), {}});
   }
-  plan.companions.push_back({"recipe.yml", {}, plan.recipe.text});
+  plan.companions.push_back({"recipe.yml", {}, plan.recipe.text, {}});
   std::sort(plan.companions.begin(), plan.companions.end(),
             [](const Companion& a, const Companion& b) { return a.name < b.name; });
 }

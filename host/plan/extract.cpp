@@ -416,8 +416,10 @@ class Extraction {
     folder_.modules_to_save.assign(saved_.begin(), saved_.end());
     if (plan_.options.copy_tokenizer) {
       take_over(disk_, problems_, draft_.folder(tuned_), Share::tokenizer, plan_.companions);
+      for (Companion& file : plan_.companions)
+        file.model = draft_.plan.models[draft_.views[tuned_].model].ref.text;
     }
-    write_peft(plan_, folder_, "Extracted adapter",
+    write_peft(disk_, plan_, problems_, folder_, "Extracted adapter",
                fmt::format("What {} has over {}, as a LoRA made by ingot.", draft_.shown(tuned_),
                            draft_.shown(base_)));
   }

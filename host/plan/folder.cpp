@@ -8,7 +8,7 @@
 #include <fmt/format.h>
 
 #include "ingot/text.hpp"
-
+#include "store/json.hpp"
 #include "token/template.hpp"
 
 namespace ingot::plan {
@@ -88,7 +88,7 @@ void set_template(Disk& disk, Draft& draft, std::vector<Companion>& files) {
   if (!chat) return;
   std::erase_if(files,
                 [](const Companion& file) { return file.name.starts_with("chat_template"); });
-  files.push_back({"chat_template.jinja", {}, *chat});
+  files.push_back({"chat_template.jinja", {}, *chat, {}});
   for (Companion& file : files) {
     if (file.name != "tokenizer_config.json") continue;
     file.text = with_template(read_text(disk, file.from), file.from, *chat);
@@ -195,7 +195,7 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
         leave_out(Code::io, path, fmt::format("a companion file of {} bytes", bytes));
         continue;
       }
-      files.push_back({name, path, {}});
+      files.push_back({name, path, {}, {}});
     } catch (const Error& error) {
       problems.error(error.code(), error.what());
     }
@@ -216,6 +216,87 @@ std::vector<Companion> donated(Disk& disk, Draft& draft, const std::string& toke
   std::sort(files.begin(), files.end(),
             [](const Companion& a, const Companion& b) { return a.name < b.name; });
   return files;
+}
+
+void attribute(const Draft& draft, const std::string& tokenizer, std::vector<Companion>& files) {
+  const auto model_at = [&](const std::string& folder) -> std::string {
+    for (const Model& model : draft.plan.models) {
+      if (model.checkpoint.path() == folder || model.folder == folder) return model.ref.text;
+    }
+    return draft.recipe().vocabulary.model.text;  // of which nothing but the tokenizer is read
+  };
+  for (Companion& file : files) {
+    if (!file.from.empty()) file.model = model_at(file.from.substr(0, file.from.rfind('/')));
+    if (file.from.empty() && file.name == "tokenizer_config.json") file.model = model_at(tokenizer);
+  }
+}
+
+namespace {
+
+// Finds keys that name code of a model, at any depth.
+class Keys : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  bool found = false, broken = false;
+
+  bool key(string_t& text) override {
+    found = found || text == "auto_map" || text == "custom_pipelines";
+    trust_ = text == "trust_remote_code";
+    return true;
+  }
+  bool null() override { return true; }
+  bool boolean(bool value) override {
+    found = found || (value && trust_);
+    return true;
+  }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(std::size_t) override { return true; }
+  bool start_array(std::size_t) override { return true; }
+  bool end_object() override { return true; }
+  bool end_array() override { return true; }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::json::exception&) override {
+    broken = true;
+    return false;
+  }
+
+ private:
+  bool trust_ = false;
+};
+
+// True if a configuration names code that is run with the model. Python's JSON is wider than ours:
+// where it cannot be read, the words count.
+bool names_code(const std::string& text) {
+  Keys keys;
+  parse_json(text, keys);
+  return keys.found || (keys.broken && (text.find("auto_map") != std::string::npos ||
+                                        text.find("\\u") != std::string::npos));
+}
+
+}  // namespace
+
+void note_code(Disk& disk, Plan& plan, Problems& problems) {
+  std::string list;
+  const auto note = [&](const Companion& file, const char* what) {
+    plan.code.push_back(file.name);
+    list += fmt::format("{}{}{}{}", list.empty() ? "" : ", ", file.name, what,
+                        file.model.empty() ? "" : fmt::format(" of {}", file.model));
+  };
+  for (const Companion& file : plan.companions) {
+    if (is_one_of(lower(extension(file.name)), {".py", ".pyc", ".so"})) {
+      note(file, "");
+    } else if (file.name.ends_with("config.json")) {
+      const std::string text = file.from.empty() ? file.text : read_text(disk, file.from, kLargest);
+      if (names_code(text)) note(file, " (auto_map)");
+    }
+  }
+  if (list.empty()) return;
+  problems.warn(Code::usage,
+                fmt::format("the output has remote code, which programs run where they are told to "
+                            "trust it: {}; read it first",
+                            list));
 }
 
 std::string cell(std::string_view text) {
@@ -262,6 +343,12 @@ std::string card(const Plan& plan, const math::Method& method) {
                         model.adapter            ? "adapter"
                         : model.ref.text == base ? "base"
                                                  : "merged");
+  }
+  if (!plan.code.empty()) {
+    text +=
+        "\n## Remote code\n\nThese files hold or name code of the models above. Programs run it "
+        "where they are told to trust it (`trust_remote_code`); read it first.\n\n";
+    for (const std::string& file : plan.code) text += fmt::format("- `{}`\n", cell(file));
   }
   return text + card_end(plan);
 }

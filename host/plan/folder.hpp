@@ -40,6 +40,12 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
 [[nodiscard]] std::vector<Companion> donated(Disk& disk, Draft& draft,
                                              const std::string& tokenizer);
 
+// Says of each of these files from which model it is.
+void attribute(const Draft& draft, const std::string& tokenizer, std::vector<Companion>& files);
+
+// Puts companions that hold or name code of a model into Plan::code, with a warning.
+void note_code(Disk& disk, Plan& plan, Problems& problems);
+
 // Text as a cell of a card's table: what would end the cell is escaped.
 [[nodiscard]] std::string cell(std::string_view text);
 

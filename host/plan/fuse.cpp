@@ -208,6 +208,7 @@ class Fusion {
         for (const std::string& warning : opened.warnings) {
           problems_.warn(Code::format, warning);
         }
+        plan_.waived.unknown_keys = plan_.waived.unknown_keys || opened.config.waived;
         listed.push_back({folder, ref.text});
         plan_.models.push_back({ref, std::move(folder), std::move(opened.checkpoint)});
         adapters_.push_back(std::move(opened));
@@ -908,7 +909,7 @@ class Fusion {
     folder_.parameters.assign(parameters.begin(), parameters.end());
     take_tokenizer();
     write_peft(
-        plan_, folder_, "Merged adapter",
+        disk_, plan_, problems_, folder_, "Merged adapter",
         fmt::format("Made by ingot with `{}` from {} adapters; the scaling of every module is {}.",
                     recipe_.method, adapters_.size(),
                     recipe_.adaptation.keep_scaling ? "that of its sources" : "1"));
@@ -926,6 +927,7 @@ class Fusion {
     }
     for (const std::uint32_t a : order) {
       take_over(disk_, problems_, plan_.models[a].folder, Share::tokenizer, plan_.companions);
+      for (Companion& file : plan_.companions) file.model = plan_.models[a].ref.text;
       if (!plan_.companions.empty()) return;
     }
   }

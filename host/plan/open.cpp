@@ -94,6 +94,7 @@ class Opener {
       for (const std::string& warning : opened.warnings) {
         draft_.problems.warn(Code::format, warning);
       }
+      draft_.plan.waived.unknown_keys = draft_.plan.waived.unknown_keys || opened.config.waived;
       auto& models = draft_.plan.models;
       const auto model = static_cast<std::uint32_t>(models.size());
       models.push_back({std::move(ref), std::move(folder), std::move(opened.checkpoint), true});
@@ -177,6 +178,7 @@ void check_architectures(Draft& draft) {
         fmt::format("architectures differ: {} is {}, {} is {}", draft.shown(draft.donor),
                     plan.architecture, draft.shown(m), other);
     if (plan.options.allow_mixed) {
+      plan.waived.mixed = true;
       draft.problems.warn(Code::usage,
                           text + "; merged where names and shapes agree, as asked for");
     } else {

@@ -141,16 +141,17 @@ math::Rule plain(std::uint64_t elements) {
   return rule;
 }
 
-void write_peft(Plan& plan, const PeftFolder& folder, const std::string& title,
-                const std::string& about) {
+void write_peft(Disk& disk, Plan& plan, Problems& problems, const PeftFolder& folder,
+                const std::string& title, const std::string& about) {
   plan.shards = lay_out(plan.jobs, std::numeric_limits<std::uint64_t>::max());
   plan.shards.front().file = "adapter_model.safetensors";
   for (const Shard& shard : plan.shards) plan.bytes_out += shard.header.size() + shard.data_bytes;
-  plan.companions.push_back({"adapter_config.json", {}, print(folder)});
+  note_code(disk, plan, problems);
+  plan.companions.push_back({"adapter_config.json", {}, print(folder), {}});
   if (plan.options.model_card) {
-    plan.companions.push_back({"README.md", {}, card(plan, folder, title, about)});
+    plan.companions.push_back({"README.md", {}, card(plan, folder, title, about), {}});
   }
-  plan.companions.push_back({"recipe.yml", {}, plan.recipe.text});
+  plan.companions.push_back({"recipe.yml", {}, plan.recipe.text, {}});
   std::sort(plan.companions.begin(), plan.companions.end(),
             [](const Companion& a, const Companion& b) { return a.name < b.name; });
 }

@@ -41,7 +41,7 @@ struct PeftFolder {
 
 // Lays out the one weight file and adds adapter_config.json, recipe.yml and, where asked for, the
 // card, to the companions that are there.
-void write_peft(Plan& plan, const PeftFolder& folder, const std::string& title,
-                const std::string& about);
+void write_peft(Disk& disk, Plan& plan, Problems& problems, const PeftFolder& folder,
+                const std::string& title, const std::string& about);
 
 }  // namespace ingot::plan

@@ -294,6 +294,7 @@ class Writer {
             draft_.shown(with), name.after, draft_.shown(without));
         const std::string key = fmt::format("stack {} {}", with, without);
         if (draft_.plan.options.allow_mixed) {
+          draft_.plan.waived.mixed = true;
           problems_.warn_like(key, Code::missing, std::move(text));
         } else {
           problems_.error_like(key, Code::missing, std::move(text));
@@ -521,6 +522,7 @@ class Writer {
       return false;
     }
     job.output.shape.set(0, least);
+    draft_.plan.waived.truncated = true;
     problems_.warn(
         Code::shape,
         fmt::format(

@@ -279,6 +279,11 @@ class MachineDisk final : public Disk {
     throw system_error("examine " + path, error);
   }
 
+  [[nodiscard]] bool is_link(const std::string& path) override {
+    struct stat info {};
+    return ::lstat(path.c_str(), &info) == 0 && S_ISLNK(info.st_mode);
+  }
+
   [[nodiscard]] std::string resolve(const std::string& path) override {
     std::error_code error;
     std::string real = std::filesystem::canonical(path, error).string();

@@ -122,6 +122,7 @@ struct AdapterConfig {
   bool dora = false;
   bool fan_in_fan_out = false;
   bool tying = false;         // ensure_weight_tying
+  bool waived = false;        // fields that are not known were passed over
   std::string bias = "none";  // none, all, lora_only and the like
   std::vector<std::pair<std::string, double>> rank_pattern, alpha_pattern;  // in the file's order
   // A list, or one regular expression or word ("all-linear"); both empty: null.

@@ -89,11 +89,19 @@ class Derived {
                                                      std::uint64_t count,
                                                      std::span<const float> own) const = 0;
 
+  // True if fill() gives the same bits on every machine and with every library (the exact class of
+  // docs/numbers.md), without a backend as well. False: recompute() has the bounds.
+  [[nodiscard]] virtual bool exact() const { return true; }
+
+  // True if values depend on PlanOptions::seed.
+  [[nodiscard]] virtual bool draws() const { return false; }
+
   // For results that are judged as a whole, not element by element (decompositions): nothing wrong
-  // (an empty sentence) or what is wrong with tensor `name` of the folder. nullopt: recompute()
-  // decides.
+  // (an empty sentence) or what is wrong with tensor `name` of the folder, or with what found() is
+  // told to have been. nullopt: recompute() decides.
   [[nodiscard]] virtual std::optional<std::string> judge(const Plan&, const Checkpoint& /*output*/,
-                                                         const std::string& /*name*/) const {
+                                                         const std::string& /*name*/,
+                                                         const std::string& /*found*/) const {
     return std::nullopt;
   }
 

@@ -74,12 +74,30 @@ struct Finding {
 };
 
 struct Verdicts {
-  std::uint64_t tensors = 0, hashed_bytes = 0, recomputed = 0;  // recomputed: elements
-  std::uint64_t exact = 0;                                      // of those, equal bit for bit
-  std::uint64_t judged = 0;       // tensors judged as a whole (decompositions)
-  std::vector<Finding> findings;  // empty: the folder holds what its recipe says
+  std::uint64_t tensors = 0, hashed_bytes = 0;
+  std::uint64_t elements = 0;    // of tensors that a formula makes
+  std::uint64_t recomputed = 0;  // of those
+  std::uint64_t exact = 0;       // of those, equal bit for bit; the others within their bound
+  std::uint64_t judged = 0;      // tensors judged as a whole (decompositions)
+  // Tensors too large to be recomputed whole without `all`: of how many a sample was recomputed, of
+  // how many nothing (those whose formula would need several passes), and the elements of each
+  // sample.
+  std::uint64_t sampled = 0, passed = 0, sample = 0;
+  // Entries of the receipt whose counts (kept, conflicts, ...) were not counted again for that
+  // reason.
+  std::uint64_t uncounted = 0;
+  // Empty: the folder holds what its recipe says. Of many of one kind the first five, then one
+  // sentence that counts the rest.
+  std::vector<Finding> findings;
+  std::uint64_t shortfalls = 0;  // all of them
+
+  // How probable it is that one wrong element in `one_in` of a large tensor would have been found,
+  // at places nobody could know.
+  [[nodiscard]] double detection(std::uint64_t one_in) const;
 };
 
+// Checks a folder that merge() wrote. What cannot be checked is an Error: no receipt there, inputs
+// that are missing or cannot be read (unless something else is wrong already).
 [[nodiscard]] Verdicts verify(Disk& disk, const std::string& out, const VerifyOptions& options,
                               const Watcher& watcher = {});
 

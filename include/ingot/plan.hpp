@@ -102,6 +102,14 @@ struct Companion {
   std::string name;
   std::string from;  // path to copy; empty: `text`
   std::string text;
+  // The model (ModelRef::text) whose file of this name it is, as it stands there or edited; empty:
+  // it is ingot's own.
+  std::string model;
+};
+
+// Waivers without which there would be no plan.
+struct Waived {
+  bool unknown_keys = false, mixed = false, truncated = false;
 };
 
 struct Problem {
@@ -127,8 +135,12 @@ struct Plan {
   std::vector<Unused> unused;
   std::vector<Problem> problems;  // all of them, in the order found
   std::vector<std::string> read;  // paths of all files that planning opened, sorted
-  std::string architecture;       // "LlamaForCausalLM", or why it is not known
-  std::uint64_t bytes_in = 0;     // read by a merge, each input byte once
+  Waived waived;
+  // Companions that hold code of a model or name some (`auto_map`): programs run it where they are
+  // told to trust it.
+  std::vector<std::string> code;
+  std::string architecture;    // "LlamaForCausalLM", or why it is not known
+  std::uint64_t bytes_in = 0;  // read by a merge, each input byte once
   std::uint64_t bytes_out = 0;
 
   [[nodiscard]] bool sound() const noexcept;  // no fatal problem

@@ -79,6 +79,8 @@ class Disk {
   // Links are followed; one that leads nowhere is `other`.
   enum class Kind { absent, file, folder, other };
   [[nodiscard]] virtual Kind kind(const std::string& path) = 0;
+  // True if the path itself is a symbolic link. A disk without links has none.
+  [[nodiscard]] virtual bool is_link(const std::string& /*path*/) { return false; }
   // The absolute path with every symbolic link followed. A disk without links has nothing to do.
   [[nodiscard]] virtual std::string resolve(const std::string& path) { return path; }
   // Names (not paths) in a folder, sorted.

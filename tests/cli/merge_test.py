@@ -130,9 +130,39 @@ class Verify(Case):
         self.assertGreater(len(report["findings"]), 0)
 
     def test_absent_inputs_are_found_unless_waived(self):
-        done = self.run_fails(DIFFERS, "verify", self.out, "--root", self.folder)
-        self.assertIn("models/", done.stdout)
+        done = self.run_fails(INPUT, "verify", self.out, "--root", self.folder)
+        for word in ("models/", "--root", "--outputs-only"):
+            self.assertIn(word, done.stderr)
         self.run_ok("verify", self.out, "--root", self.folder, "--outputs-only")
+
+    def test_tampering_counts_more_than_absent_inputs(self):
+        (self.out / "extra.bin").write_bytes(b"")
+        done = self.run_fails(DIFFERS, "verify", self.out, "--root", self.folder)
+        self.assertIn("extra.bin", done.stdout)
+        self.assertIn("--outputs-only", done.stdout)
+
+    def test_many_shortfalls_of_a_kind_are_counted(self):
+        path = self.out / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[4096:] = bytes(len(data) - 4096)
+        path.write_bytes(data)
+        done = self.run_fails(DIFFERS, "verify", self.out, "--outputs-only")
+        self.assertIn("more tensors that changed since the merge", done.stdout)
+        self.assertEqual(len(done.stdout.splitlines()), 7)
+        self.assertIn("21 shortfalls", done.stdout.splitlines()[-1])
+
+    def test_a_merge_without_hashes_is_one_sentence(self):
+        self.merge(TIES, "bare", "--no-hash")
+        done = self.run_fails(DIFFERS, "verify", self.folder / "bare", "--root", EXAMPLES)
+        self.assertEqual(len(done.stdout.splitlines()), 2)
+        self.assertIn("--no-hash", done.stdout)
+
+    def test_the_report_says_how_much_was_recomputed(self):
+        done = self.run_ok("verify", self.out, "--root", EXAMPLES)
+        self.assertIn("157,632 of 157,632 elements recomputed, all equal bit for bit", done.stdout)
+        report = json.loads(self.run_ok("verify", self.out, "--root", EXAMPLES, "--json").stdout)
+        self.assertEqual(report["recomputed"], report["elements"])
+        self.assertIsNone(report["sample"])
 
     def test_a_folder_without_receipt_is_bad_input(self):
         self.run_fails(INPUT, "verify", EXAMPLES / "models" / "base")

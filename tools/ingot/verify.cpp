@@ -32,8 +32,14 @@ class VerifyCommand final : public Command {
     app().add_flag("--quiet", quiet_, "Print nothing but shortfalls");
     app().add_flag("--json", json_, "Print the result as JSON on standard output");
     app().footer(
-        "Every output and input is hashed again, and a sample is recomputed by a second path.\n"
-        "Exit code 0 if the folder holds what its recipe says, 1 if it falls short.\n"
+        "The folder is planned again from its recipe, every file is compared with what belongs "
+        "there,\n"
+        "outputs and inputs are hashed again, and elements are recomputed by a second path: all "
+        "of\n"
+        "small tensors, a sample of large ones.\n"
+        "Exit code 0 if the folder holds what its recipe says, 1 if it falls short, 3 if inputs "
+        "are\n"
+        "missing.\n"
         "\n"
         "Examples:\n"
         "  ingot verify out\n"
@@ -54,18 +60,29 @@ class VerifyCommand final : public Command {
                 {"sound", sound},
                 {"tensors", verdicts.tensors},
                 {"hashed_bytes", verdicts.hashed_bytes},
+                {"elements", verdicts.elements},
                 {"recomputed", verdicts.recomputed},
-                {"judged", verdicts.judged},
                 {"exact", verdicts.exact},
+                {"judged", verdicts.judged},
+                {"sample", nullptr},
+                {"shortfalls", verdicts.shortfalls},
                 {"findings", Json::array()}};
+      if (verdicts.sampled + verdicts.passed > 0) {
+        json["sample"] = {{"large_tensors", verdicts.sampled + verdicts.passed},
+                          {"sampled_tensors", verdicts.sampled},
+                          {"elements_of_each", verdicts.sample},
+                          {"finds_one_in", kOneIn},
+                          {"probability", verdicts.detection(kOneIn)},
+                          {"uncounted_entries", verdicts.uncounted}};
+      }
       for (const Finding& finding : verdicts.findings) json["findings"].push_back(finding.text);
       print_json(json);
     } else {
       std::string text;
       for (const Finding& finding : verdicts.findings) text += printable(finding.text) + '\n';
       if (!sound) {
-        text += fmt::format("{}: {}\n", printable(out_),
-                            show_count(verdicts.findings.size(), "shortfall"));
+        text +=
+            fmt::format("{}: {}\n", printable(out_), show_count(verdicts.shortfalls, "shortfall"));
       } else if (!quiet_) {
         text += describe(verdicts) + '\n';
       }
@@ -75,6 +92,9 @@ class VerifyCommand final : public Command {
   }
 
  private:
+  // Of a large tensor: the share of wrong elements for which the sample's power is told.
+  static constexpr std::uint64_t kOneIn = 1000;
+
   [[nodiscard]] std::string describe(const Verdicts& verdicts) const {
     std::string text =
         fmt::format("{} {}: {}, {} hashed", printable(out_),
@@ -85,12 +105,25 @@ class VerifyCommand final : public Command {
       text += fmt::format(", {} within {} bound", show_count(verdicts.judged, "tensor"),
                           verdicts.judged == 1 ? "its" : "their");
     }
-    if (verdicts.recomputed == 0) return text;
-    text += fmt::format(", {} recomputed", show_count(verdicts.recomputed, "element"));
-    return text + (verdicts.exact == verdicts.recomputed
-                       ? ", all equal bit for bit"
-                       : fmt::format(", {} equal bit for bit and the rest within one step",
-                                     show_count(verdicts.exact)));
+    if (verdicts.elements == 0) return text;
+    text += fmt::format(", {} of {} recomputed", show_count(verdicts.recomputed),
+                        show_count(verdicts.elements, "element"));
+    text += verdicts.exact == verdicts.recomputed
+                ? ", all equal bit for bit"
+                : fmt::format(", {} equal bit for bit and the others within their bound",
+                              show_count(verdicts.exact));
+    if (verdicts.recomputed == verdicts.elements) return text;
+    const std::uint64_t large = verdicts.sampled + verdicts.passed;
+    text += fmt::format(
+        "\nA sample: of {} of {} {} elements each. One wrong element in {} of such a tensor would "
+        "have been found with a probability of {:.0f} %",
+        show_count(verdicts.sampled), show_count(large, "large tensor"),
+        show_count(verdicts.sample), show_count(kOneIn), 100 * verdicts.detection(kOneIn));
+    if (verdicts.uncounted > 0) {
+      text += fmt::format("; the counts that the receipt has of {} were not taken again",
+                          show_count(verdicts.uncounted, "tensor"));
+    }
+    return text + "; --all recomputes everything";
   }
 
   std::string out_;

@@ -238,6 +238,15 @@ struct Weights {
   return k > 0 || method(rule.method).base == Base::zero ? k : 1;
 }
 
+// True if some source loses elements at random: the result depends on Rule::seed.
+[[nodiscard]] inline bool draws(const Rule& rule) {
+  if (method(rule.method).mask != Mask::random) return false;
+  for (int s = 0; s < rule.sources; ++s) {
+    if (detail::density(rule, s) > 0.0 && detail::density(rule, s) < 1.0) return true;
+  }
+  return false;
+}
+
 [[nodiscard]] inline Needs needs(const Rule& rule) {
   const Method& m = method(rule.method);
   Needs needs;

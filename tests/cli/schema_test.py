@@ -1,0 +1,116 @@
+"""Receipts of every kind, and what --json prints, against the schemas of the documents."""
+
+import json
+import unittest
+
+try:
+    import jsonschema
+except ImportError:  # tools/setup test brings it
+    jsonschema = None
+
+from program import DIFFERS, EXAMPLES, INPUT, SOURCE, Case, ingot
+
+ADAPTERS = EXAMPLES / "adapters"
+BASE, CHAT = EXAMPLES / "models" / "base", EXAMPLES / "models" / "chat"
+LORA, OTHER, DORA, IA3 = (ADAPTERS / name for name in ("c-lora", "python-lora", "python-dora", "c-ia3"))
+
+ADAPTED = f"""\
+models:
+  - model: {BASE}+{LORA}
+    parameters: {{weight: 0.6}}
+  - model: {EXAMPLES}/models/python
+    parameters: {{weight: 0.4}}
+merge_method: linear
+"""
+
+
+def validator(name, part=None):
+    schema = json.loads((SOURCE / "docs" / name).read_text())
+    if part:
+        schema = {"$schema": schema["$schema"], "$defs": schema["$defs"], "$ref": f"#/$defs/{part}"}
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+@unittest.skipUnless(jsonschema, "python3-jsonschema is not installed")
+class Schemas(Case):
+    def hold(self, value, schema):
+        errors = [f"{'/'.join(map(str, e.absolute_path))}: {e.message[:300]}" for e in schema.iter_errors(value)]
+        self.assertEqual(errors[:3], [])
+
+    def make(self, *words):
+        """Runs a command that writes a folder; its receipt and its report."""
+        out = self.folder / "out"
+        done = ingot(*words, "--json", "--force")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return json.loads((out / "ingot.json").read_text()), json.loads(done.stdout)
+
+    def kinds(self):
+        out = ("-o", self.folder / "out")
+        for recipe in sorted((EXAMPLES / "recipes").glob("*.yml")):
+            yield "merge", recipe, self.folder / "out", "--root", EXAMPLES, "--seed", "7"
+        yield "merge", self.write("adapted.yml", ADAPTED), self.folder / "out", "--shard-size", "100kB"
+        yield "bake", BASE, LORA, f"{ADAPTERS}/prose-lora-patterns:-0.5", *out
+        yield "bake", BASE, DORA, IA3, *out, "--dtype", "float32"
+        yield "bake", BASE, LORA, "--fast-product", *out
+        for kind in ("linear", "cat", "svd"):
+            yield "adapter", "merge", LORA, OTHER, "--type", kind, *out
+        for kind in ("ties", "dare_ties_svd", "magnitude_prune_svd"):
+            yield "adapter", "merge", LORA, OTHER, "--type", kind, "--density", "0.5", *out
+        yield "adapter", "merge", IA3, ADAPTERS / "python-ia3", "--type", "linear", *out
+        yield "extract", BASE, CHAT, "--rank", "4", *out
+        yield "extract", BASE, CHAT, "--rank", "auto", "--energy", "0.9", "--whole-tensors", "skip", *out
+
+    def test_receipts_of_every_kind_and_the_reports_of_their_runs(self):
+        receipts, reports = validator("receipt.schema.json"), validator("json.schema.json", "merge")
+        for words in self.kinds():
+            with self.subTest(words=[str(word) for word in words[:6]]):
+                receipt, report = self.make(*words)
+                self.hold(receipt, receipts)
+                self.hold(report, reports)
+
+    def test_the_schema_of_receipts_is_strict(self):
+        schema = validator("receipt.schema.json")
+        receipt, _ = self.make("bake", BASE, LORA, "-o", self.folder / "out")
+        self.hold(receipt, schema)
+
+        def objects(value):
+            if isinstance(value, dict):
+                yield value
+            for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+                yield from objects(inner)
+
+        for value in list(objects(receipt))[:40]:
+            if "lora_A" in value:  # pieces of families by their names
+                continue
+            value["surprise"] = []
+            self.assertFalse(schema.is_valid(receipt), value)
+            del value["surprise"]
+        for key in list(receipt):
+            self.assertFalse(schema.is_valid({k: v for k, v in receipt.items() if k != key}), key)
+
+    def test_what_other_commands_print(self):
+        out, recipe = self.folder / "out", EXAMPLES / "recipes" / "ties.yml"
+        ingot("merge", recipe, out, "--root", EXAMPLES)
+        model = EXAMPLES / "models" / "python"
+        for part, code, words in (
+                ("plan", 0, ("plan", recipe, "--root", EXAMPLES, "--tensors")),
+                ("plan", INPUT, ("plan", recipe, "--root", self.folder)),
+                ("verify", 0, ("verify", out, "--root", EXAMPLES)),
+                ("verify", 0, ("verify", out, "--outputs-only")),
+                ("verify", DIFFERS, ("verify", out, "--root", EXAMPLES)),
+                ("inspect", 0, ("inspect", model)),
+                ("statistics", 0, ("inspect", model, "--tensor", "model.norm.weight")),
+                ("adapters", 0, ("inspect", LORA, OTHER)),
+                ("diff", DIFFERS, ("diff", BASE, model)),
+                ("diff", 0, ("diff", model, EXAMPLES / "models" / "python-sharded"))):
+            with self.subTest(words=[str(word) for word in words]):
+                if part == "verify" and code == DIFFERS:
+                    (out / "extra").write_text("")
+                done = ingot(*words, "--json")
+                self.assertEqual(done.returncode, code, done.stderr)
+                self.hold(json.loads(done.stdout), validator("json.schema.json", part))
+
+
+if __name__ == "__main__":
+    unittest.main()

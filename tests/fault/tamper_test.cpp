@@ -1,0 +1,356 @@
+// verify() notices whatever is changed in a folder, by somebody who makes hashes fit again.
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <vector>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "merging.hpp"
+#include "model.hpp"
+
+namespace ingot::test {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string hash_of(const std::string& bytes) {
+  std::vector<Digest> digests;
+  for (std::size_t at = 0; at < bytes.size(); at += kHashBlock) {
+    const std::string block = bytes.substr(at, kHashBlock);
+    digests.push_back(hash_block(std::as_bytes(std::span(block.data(), block.size()))));
+  }
+  return hash_digests(digests).text();
+}
+
+// The receipt's text with a self-hash that fits.
+std::string seal(Json receipt) {
+  receipt.erase("hash");
+  const std::string body = receipt.dump(1);
+  receipt["hash"] = hash_block(std::as_bytes(std::span(body.data(), body.size()))).text();
+  return receipt.dump(1) + "\n";
+}
+
+void write_floats(const std::string& path, const Tensors& tensors, std::uint64_t seed) {
+  std::string bytes = print_header(tensors, {{"format", "pt"}});
+  Random random(seed);
+  for (const TensorInfo& tensor : tensors) {
+    for (std::uint64_t i = 0; i < tensor.count(); ++i) {
+      const auto value = static_cast<float>(random.uniform() - 0.5);
+      bytes.append(reinterpret_cast<const char*>(&value), sizeof value);
+    }
+  }
+  write_file(path, bytes);
+}
+
+void write_llama(const std::string& folder, std::uint64_t seed) {
+  write_model(folder, {}, llama_config(1, ",\n  \"auto_map\": {\"AutoModel\": \"modeling_x.X\"}"));
+  write_floats(folder + "/model.safetensors", llama(1, Dtype::f32), seed);
+  write_file(folder + "/generation_config.json", "{\"do_sample\": true}\n");
+  write_file(folder + "/tokenizer_config.json", "{\"model_max_length\": 64}\n");
+  write_file(folder + "/modeling_x.py", "class X: pass\n");
+}
+
+void write_lora(const std::string& folder, std::uint64_t seed) {
+  write_file(folder + "/adapter_config.json",
+             R"({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4,
+                 "target_modules": ["q_proj"], "base_model_name_or_path": "a"})");
+  const std::string module = "base_model.model.model.layers.0.self_attn.q_proj";
+  write_floats(folder + "/adapter_model.safetensors",
+               {{module + ".lora_A.weight", Dtype::f32, {2, 4}},
+                {module + ".lora_B.weight", Dtype::f32, {4, 2}}},
+               seed);
+}
+
+const std::string kTwo =
+    "models:\n  - {model: ./a, parameters: {weight: 0.6, density: 0.5}}\n"
+    "  - {model: ./b, parameters: {weight: 0.4, density: 0.7}}\nbase_model: ./c\n";
+
+// Recipes that between them fill every field of a receipt.
+const std::map<std::string, std::string>& kinds() {
+  static const std::map<std::string, std::string> all = {
+      {"ties", kTwo + "merge_method: ties\nparameters: {rescale: true}\ndtype: bfloat16\n"},
+      {"dare", kTwo + "merge_method: dare_linear\n"},
+      {"slerp",
+       "models: [{model: ./a}, {model: ./b}]\nbase_model: ./a\nmerge_method: slerp\n"
+       "parameters: {t: 0.3}\n"},
+      {"cut",
+       "slices: [{sources: [{model: ./a, layer_range: [0, 1]}]}]\nmerge_method: passthrough\n"},
+      {"bake", "models: [{model: {path: ./a, adapters: [./l]}}]\nmerge_method: passthrough\n"},
+      {"adapted",
+       "models:\n  - {model: ./a+./l, parameters: {weight: 0.6}}\n"
+       "  - {model: ./b, parameters: {weight: 0.4}}\nmerge_method: linear\n"},
+      {"fused",
+       "adapter_method: ties\nadapters: [{adapter: ./l}, {adapter: ./m}]\n"
+       "parameters: {density: 0.6}\n"},
+      {"decomposed", "adapter_method: svd\nadapters: [{adapter: ./l}, {adapter: ./m}]\n"},
+      {"extracted", "extract: lora\nbase_model: ./a\nmodel: ./b\nrank: 2\n"},
+  };
+  return all;
+}
+
+class Tampering : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    write_llama(folder_ / "a", 1);
+    write_llama(folder_ / "b", 2);
+    write_llama(folder_ / "c", 3);
+    write_lora(folder_ / "l", 4);
+    write_lora(folder_ / "m", 5);
+    Settings settings;
+    settings.plan.root = folder_.path();
+    if (GetParam() == "dare") {
+      settings.plan.seed = 7;
+      settings.plan.shard_bytes = 200;
+    }
+    if (GetParam() == "slerp") settings.plan.dtype = "bfloat16";
+    run_merge(kinds().at(GetParam()), out(), settings);
+    original_ = read_file(file("ingot.json"));
+    receipt_ = Json::parse(original_);
+    ASSERT_EQ(findings(), "");
+    ASSERT_EQ(findings(true), "");
+    ASSERT_EQ(seal(receipt_), original_);
+  }
+
+  [[nodiscard]] std::string out() const { return folder_ / "out"; }
+  [[nodiscard]] std::string file(const std::string& name) const { return out() + "/" + name; }
+
+  [[nodiscard]] std::string findings(bool outputs_only = false) const {
+    VerifyOptions options;
+    options.root = folder_.path();
+    options.threads = 1;
+    options.outputs_only = outputs_only;
+    const auto disk = system_disk();
+    std::string text;
+    for (const Finding& finding : verify(*disk, out(), options).findings) {
+      text += finding.text + "\n";
+    }
+    return text;
+  }
+
+  void restore() const { write_file(file("ingot.json"), original_); }
+
+  // All values of the receipt, as JSON pointers; containers that hold nothing are values.
+  [[nodiscard]] static std::vector<Json::json_pointer> leaves(const Json& receipt) {
+    std::vector<Json::json_pointer> all;
+    const Json flat = receipt.flatten();
+    for (const auto& [path, value] : flat.items()) {
+      if (path != "/hash") all.emplace_back(path);
+    }
+    return all;
+  }
+
+  static void spoil(Json& value) {
+    if (value.is_string()) {
+      auto text = value.get<std::string>();
+      // A hash or number in hexadecimal stays one.
+      if (text.empty()) {
+        text = "x";
+      } else {
+        text.back() = text.back() == '1' ? '2' : '1';
+      }
+      value = text;
+    } else if (value.is_boolean()) {
+      value = !value.get<bool>();
+    } else if (value.is_number_float()) {
+      value = value.get<double>() * 1.001 + 1e-30;
+    } else if (value.is_number()) {
+      value = value.get<std::uint64_t>() + 1;
+    } else if (value.is_array()) {
+      value.push_back("x");
+    } else if (value.is_object()) {
+      value["x"] = 1;
+    } else {
+      value = 0;
+    }
+  }
+
+  Folder folder_;
+  std::string original_;
+  Json receipt_;
+};
+
+TEST_P(Tampering, EveryValueOfTheReceiptCounts) {
+  for (const auto& leaf : leaves(receipt_)) {
+    Json changed = receipt_;
+    spoil(changed[leaf]);
+    write_file(file("ingot.json"), seal(changed));
+    EXPECT_NE(findings(), "") << leaf.to_string() << ": " << receipt_[leaf];
+  }
+}
+
+TEST_P(Tampering, NoValueOfTheReceiptCanGo) {
+  for (const auto& leaf : leaves(receipt_)) {
+    Json changed = receipt_;
+    Json& parent = changed[leaf.parent_pointer()];
+    if (parent.is_object()) {
+      parent.erase(leaf.back());
+    } else {
+      parent.erase(std::stoul(leaf.back()));
+    }
+    write_file(file("ingot.json"), seal(changed));
+    EXPECT_NE(findings(), "") << leaf.to_string();
+  }
+}
+
+TEST_P(Tampering, NothingCanBeAddedToTheReceipt) {
+  std::vector<Json::json_pointer> objects{Json::json_pointer()};
+  for (std::size_t i = 0; i < objects.size(); ++i) {
+    const Json value = receipt_[objects[i]];
+    if (value.is_structured()) {
+      for (const auto& [key, inner] : value.items()) {
+        if (!inner.is_structured()) continue;
+        objects.push_back(value.is_object() ? objects[i] / key : objects[i] / std::stoul(key));
+      }
+    }
+    Json changed = receipt_;
+    Json& target = changed[objects[i]];
+    if (target.is_object()) {
+      target["x"] = "y";
+    } else {
+      target.push_back(target.empty() ? Json("y") : target.back());
+    }
+    write_file(file("ingot.json"), seal(changed));
+    EXPECT_NE(findings(), "") << objects[i].to_string();
+  }
+}
+
+TEST_P(Tampering, TheReceiptHasOneSpelling) {
+  const auto found = [&](const std::string& text) {
+    write_file(file("ingot.json"), text);
+    return findings() + findings(true);
+  };
+  EXPECT_NE(found(original_ + " "), "");
+  EXPECT_NE(found(original_.substr(0, original_.size() - 1)), "");
+  EXPECT_NE(found(" " + original_), "");
+  EXPECT_NE(found(receipt_.dump()), "");
+  std::string twice = original_;
+  twice.replace(twice.find("{\n"), 2, "{\n \"format\": \"ingot-receipt-2\",\n");
+  EXPECT_NE(found(twice), "");
+  Random random(1);
+  for (int i = 0; i < 100; ++i) {
+    std::string flipped = original_;
+    flipped[random.below(flipped.size())] ^= static_cast<char>(1 << random.below(8));
+    EXPECT_NE(found(flipped), "");
+  }
+}
+
+TEST_P(Tampering, EveryByteOfEveryFileCounts) {
+  for (const auto& entry : std::filesystem::directory_iterator(out())) {
+    const std::string name = entry.path().filename().string();
+    if (name == "ingot.json") continue;
+    const std::string bytes = read_file(file(name));
+    const bool weights = name.ends_with(".safetensors");
+    std::vector<std::size_t> places{0, bytes.size() - 1, bytes.size() / 2};
+    if (weights) {  // length, JSON, padding, the first element
+      for (const std::size_t at : std::vector<std::size_t>{7, 8, 9, 30, 200, 4095, 4096}) {
+        if (at < bytes.size()) places.push_back(at);
+      }
+    }
+    Random random(2);
+    for (int i = 0; i < 8; ++i) places.push_back(random.below(bytes.size()));
+    for (const std::size_t at : places) {
+      std::string changed = bytes;
+      changed[at] ^= 1;
+      write_file(file(name), changed);
+      restore();
+      EXPECT_NE(findings(), "") << name << " " << at;
+      EXPECT_NE(findings(true), "") << name << " " << at;
+      // With hashes that fit. Factors of a decomposition may be others within their bound.
+      Json forged = receipt_;
+      if (!weights) {
+        for (Json& one : forged["files"]) {
+          if (one["file"] == name) one["hash"] = hash_of(changed);
+        }
+        if (name == "recipe.yml") {
+          forged["recipe"]["hash"] =
+              hash_block(std::as_bytes(std::span(changed.data(), changed.size()))).text();
+        }
+      } else if (GetParam() != "decomposed" && GetParam() != "extracted") {
+        std::uint64_t begin = 4096;  // of data, in the order of the receipt
+        for (Json& one : forged["tensors"]) {
+          if (one["shard"] != name) continue;
+          const auto dtype = dtype_of_name(one["dtype"].get<std::string>());
+          std::uint64_t size = bits(*dtype) / 8;
+          for (const auto& extent : one["shape"]) size *= extent.get<std::uint64_t>();
+          one["hash"] = hash_of(changed.substr(begin, size));
+          begin += size;
+        }
+        EXPECT_EQ(begin, bytes.size());
+      } else {
+        continue;
+      }
+      write_file(file("ingot.json"), seal(forged));
+      // What the recipe says cannot be told from elsewhere: a comment may change.
+      if (name == "recipe.yml") continue;
+      EXPECT_NE(findings(), "") << name << " " << at << " (sealed)";
+    }
+    for (const std::string& longer : {bytes + std::string(1, '\0'), bytes.substr(1),
+                                      bytes.substr(0, bytes.size() - 1), std::string()}) {
+      write_file(file(name), longer);
+      restore();
+      EXPECT_NE(findings(), "") << name;
+      EXPECT_NE(findings(true), "") << name;
+    }
+    write_file(file(name), bytes);
+  }
+  EXPECT_EQ(findings(), "");
+}
+
+TEST_P(Tampering, NoFileCanComeOrGo) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(out())) {
+    names.push_back(entry.path().filename().string());
+  }
+  for (const std::string& name : names) {
+    if (name == "ingot.json") continue;
+    std::filesystem::rename(file(name), folder_ / "aside");
+    EXPECT_NE(findings(), "") << name;
+    EXPECT_NE(findings(true), "") << name;
+    // Also not from the receipt's list.
+    Json forged = receipt_;
+    for (std::size_t i = 0; i < forged["files"].size(); ++i) {
+      if (forged["files"][i]["file"] == name) forged["files"].erase(i);
+    }
+    write_file(file("ingot.json"), seal(forged));
+    EXPECT_NE(findings(), "") << name;
+    restore();
+    std::filesystem::create_symlink(folder_ / "aside", file(name));
+    EXPECT_NE(findings(), "") << name;
+    EXPECT_NE(findings(true), "") << name;
+    std::filesystem::remove(file(name));
+    std::filesystem::create_directory(file(name));
+    EXPECT_NE(findings(), "") << name;
+    std::filesystem::remove(file(name));
+    std::filesystem::rename(folder_ / "aside", file(name));
+  }
+  for (const std::string name :
+       {"adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json",
+        "pytorch_model.bin", "modeling_y.py", "added_tokens.json", ".hidden", "chat_template.jinja",
+        "sub/file"}) {
+    if (std::filesystem::exists(file(name))) continue;
+    write_file(file(name), "{}");
+    EXPECT_NE(findings(), "") << name;
+    EXPECT_NE(findings(true), "") << name;
+    // Also not with an entry of the receipt.
+    Json forged = receipt_;
+    forged["files"].push_back({{"file", name}, {"origin", "written"}, {"hash", hash_of("{}")}});
+    write_file(file("ingot.json"), seal(forged));
+    EXPECT_NE(findings(), "") << name;
+    restore();
+    std::filesystem::remove_all(file(name == "sub/file" ? "sub" : name));
+  }
+  EXPECT_EQ(findings(), "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, Tampering, testing::ValuesIn([] {
+                           std::vector<std::string> names;
+                           for (const auto& [name, text] : kinds()) names.push_back(name);
+                           return names;
+                         }()),
+                         [](const auto& one) { return one.param; });
+
+}  // namespace
+}  // namespace ingot::test
