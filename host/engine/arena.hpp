@@ -99,8 +99,8 @@ class Arena {
     std::size_t bytes;
   };
   Lost* lost_ = nullptr;
-  std::vector<bool> touched_;                // by unit: lent since its pages last went back
-  std::size_t units_ = 0;                    // of those, how many
+  std::vector<bool> touched_;  // by unit: lent since its pages last went back
+  std::size_t units_ = 0;      // of those, how many
   std::size_t counted_ = 0;
   bool stopped_ = false;
 };

@@ -1,4 +1,5 @@
-// What adapters did to a model, by kind of module, as the entries of its receipt (Report::derived) tell.
+// What adapters did to a model, by kind of module, as the entries of its receipt (Report::derived)
+// tell.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// What the factors of decompositions leave of the matrices they stand for, as entries of the receipt (Report::derived) tell.
+// What the factors of decompositions leave of the matrices they stand for, as entries of the
+// receipt (Report::derived) tell.
 #pragma once
 
 #include <string>
