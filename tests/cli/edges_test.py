@@ -109,6 +109,12 @@ class Descriptors(Edges):
                                       stderr=subprocess.PIPE, text=True, timeout=120)
                 self.assertEqual(done.returncode, IO)
                 self.assertIn("standard output", done.stderr)
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([PROGRAM, "merge", self.recipe(BASE, CODE), self.folder / "out"],
+                                  stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        self.assertEqual(done.returncode, IO)
+        self.assertIn("the output is complete", done.stderr)
+        self.run_ok("verify", self.folder / "out")
 
 
 class Limits(Edges):
@@ -269,6 +275,14 @@ class Names(Edges):
                 done = ingot(*words)
                 self.assertNotEqual(done.returncode, DONE)
                 self.assertLess(len(done.stderr), 10_000)
+
+    def test_messages_are_as_many_as_people_read(self):
+        recipe = self.recipe(*[f"missing{i}" for i in range(300)])
+        for command in (["plan", recipe], ["merge", recipe, self.folder / "out"]):
+            lines = self.run_fails(INPUT, *command).stderr.splitlines()
+            self.assertLess(len(lines), 60)
+            self.assertIn("and 250 more errors", lines[-1])
+        self.assertEqual(len(json.loads(self.run_fails(INPUT, "plan", recipe, "--json").stdout)["problems"]), 300)
 
     def test_plan_and_merge_have_one_code_for_a_problem(self):
         bad = self.copy(BASE, "bad")

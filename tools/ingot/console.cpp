@@ -78,6 +78,12 @@ void print(std::string_view text) {
   fail(Code::io, fmt::format("cannot write to standard output: {}", std::strerror(errno)));
 }
 
+void say_complete() noexcept {
+  constexpr std::string_view kText =
+      "ingot: note: the output is complete; only the report of it is missing\n";
+  (void)!::write(STDERR_FILENO, kText.data(), kText.size());
+}
+
 void starve() noexcept {
   constexpr std::string_view kText =
       "ingot: error: out of memory; a smaller --memory or fewer --threads may help\n";

@@ -38,6 +38,8 @@ class Console {
 // `head` does, is none.
 void print(std::string_view text);
 
+// Says on stderr that OUT is there although its report is not, and takes no memory for it.
+void say_complete() noexcept;
 // Says on stderr that memory has run out, and takes none for it.
 void starve() noexcept;
 

@@ -144,6 +144,29 @@ Report run(const Console& console, Disk& disk, Backend& backend, const Plan& pla
   Interrupt::die();
 }
 
+// What is said of a run that is done.
+void tell(const Console& console, const Request& request, const Plan& plan, const Backend& backend,
+          const Report& done) {
+  for (const std::string& warning : done.warnings) {
+    const bool known = std::any_of(plan.problems.begin(), plan.problems.end(),
+                                   [&](const Problem& problem) { return problem.text == warning; });
+    if (!known) console.warning(warning);  // the plan's were shown before the work began
+  }
+  // Adapters that are made tell of their decompositions, models of what adapters did to them.
+  const bool model = plan.recipe.kind == Recipe::Kind::models;
+  const auto changes = model ? changes_of(done.derived) : std::vector<Changes>();
+  const auto fits = model ? std::vector<Fit>() : fits_of(done.derived);
+  warn_lost(console, changes);
+  if (request.json()) {
+    Json json = describe(done, backend.activity());
+    if (!changes.empty()) json["changes"] = describe(changes);
+    if (!fits.empty()) json["decompositions"] = describe(fits);
+    print_json(json);
+  } else if (!console.quiet()) {
+    print(narrate(changes) + narrate(fits) + narrate(done, backend.activity()));
+  }
+}
+
 class MergeCommand final : public Command {
  public:
   explicit MergeCommand(CLI::App& program)
@@ -181,23 +204,11 @@ int merge_by(Request& request) {
   if (!plan.sound()) return verdict(plan);
   if (backend == nullptr) backend = request.backend(console, !plan.joints().empty());
   const Report done = run(console, *disk, *backend, plan, request);
-  for (const std::string& warning : done.warnings) {
-    const bool known = std::any_of(plan.problems.begin(), plan.problems.end(),
-                                   [&](const Problem& problem) { return problem.text == warning; });
-    if (!known) console.warning(warning);  // the plan's were shown before the work began
-  }
-  // Adapters that are made tell of their decompositions, models of what adapters did to them.
-  const bool model = plan.recipe.kind == Recipe::Kind::models;
-  const auto changes = model ? changes_of(done.derived) : std::vector<Changes>();
-  const auto fits = model ? std::vector<Fit>() : fits_of(done.derived);
-  warn_lost(console, changes);
-  if (request.json()) {
-    Json json = describe(done, backend->activity());
-    if (!changes.empty()) json["changes"] = describe(changes);
-    if (!fits.empty()) json["decompositions"] = describe(fits);
-    print_json(json);
-  } else if (!console.quiet()) {
-    print(narrate(changes) + narrate(fits) + narrate(done, backend->activity()));
+  try {
+    tell(console, request, plan, *backend, done);
+  } catch (...) {
+    say_complete();
+    throw;
   }
   return 0;
 }

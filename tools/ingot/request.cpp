@@ -48,6 +48,9 @@ constexpr std::array kMoot{
 // A folder's name leaves room for what its working folder, ".NAME.partial", has more.
 constexpr std::size_t kLongestName = NAME_MAX - std::string_view("..partial").size();
 
+// Problems of a plan that are shown, errors and warnings each.
+constexpr std::uint64_t kMostShown = 50;
+
 // Refuses what cannot be the name of a folder of its own.
 void check_out(std::string_view out) {
   const auto refuse = [&](std::string_view why) {
@@ -436,13 +439,22 @@ int verdict(const Plan& plan) {
 }
 
 void report(const Console& console, const Plan& plan) {
+  std::uint64_t errors = 0, warnings = 0;
   for (const Problem& problem : plan.problems) {
+    if ((problem.fatal ? errors : warnings)++ >= kMostShown) continue;
     if (problem.fatal) {
       console.error(problem.text);
     } else {
       console.warning(problem.text);
     }
   }
+  const auto rest = [&](std::uint64_t count, std::string_view noun) {
+    if (count <= kMostShown) return std::string();
+    return fmt::format("and {}; ingot plan --json lists all",
+                       show_count(count - kMostShown, fmt::format("more {}", noun)));
+  };
+  if (const std::string text = rest(warnings, "warning"); !text.empty()) console.warning(text);
+  if (const std::string text = rest(errors, "error"); !text.empty()) console.error(text);
 }
 
 }  // namespace ingot::tool
