@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include <fmt/format.h>
 
+#include "base/hash.hpp"
 #include "engine/supply.hpp"
 #include "ingot/error.hpp"
 #include "ingot/math/codec.hpp"
@@ -160,6 +162,28 @@ Findings examine(const Plan& plan, const Job& job, const math::Facts& facts, std
   return findings;
 }
 
+Findings examine(const Plan& plan, const Job& job, const math::Facts& facts, File& file,
+                 std::uint64_t place) {
+  std::vector<std::unique_ptr<Working>> working(job.operands.size());
+  const Fill fill = [&](std::size_t operand, std::uint64_t first, std::span<const std::byte> own,
+                        std::span<float> values) {
+    auto& work = working[operand];
+    if (!work) work = job.operands[operand].derived->begin(plan, nullptr);
+    work->fill(first, own, values);
+  };
+  Findings all;
+  const std::uint64_t width = std::max<std::uint64_t>(bits(job.output.dtype) / 8, 1);
+  const std::uint64_t bytes = job.output.bytes();
+  std::vector<std::byte> block(std::min<std::uint64_t>(kHashBlock, bytes));
+  for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
+    const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
+    read_exact(file, place + at, piece);
+    all.add(examine(plan, job, facts, at / width, piece, fill));
+  }
+  if (job.action == Action::copy) all.made = {};
+  return all;
+}
+
 bool propagates(const Job& job) {
   const math::Method& method = math::method(job.work.rule.method);
   return job.action == Action::merge && method.mask == math::Mask::none &&
@@ -176,14 +200,15 @@ void refuse(const Plan& plan, const Job& job, const Findings& findings) {
   const Dtype dtype = job.output.dtype;
   const bool narrow = dtype != Dtype::f32 && dtype != Dtype::bf16;
   fail(Code::range,
-       fmt::format("{}: {} of {} elements (the first is number {}) are not finite, though all "
-                   "inputs of these elements are: the result, or a sum on the way to it, is too large for "
-                   "{}; {}{}",
-                   job.output.name, findings.made.count, job.output.shape.count(),
-                   findings.made.first, word(dtype),
-                   narrow ? "write --dtype float32 or bfloat16, or choose other weights"
-                          : "choose other weights",
-                   decomposed ? "" : ", or allow such results with --allow-nonfinite"));
+       fmt::format(
+           "{}: {} of {} elements (the first is number {}) are not finite, though all "
+           "inputs of these elements are: the result, or a sum on the way to it, is too large for "
+           "{}; {}{}",
+           job.output.name, findings.made.count, job.output.shape.count(), findings.made.first,
+           word(dtype),
+           narrow ? "write --dtype float32 or bfloat16, or choose other weights"
+                  : "choose other weights",
+           decomposed ? "" : ", or allow such results with --allow-nonfinite"));
 }
 
 void Notes::add(const Json& entry) {

@@ -115,7 +115,8 @@ TEST(Nonfinite, IsFoundInWhatTheDeviceMadeAsInWhatTheCpuMade) {
   const std::unique_ptr<Disk> disk = system_disk();
   const auto linear = [](const std::string& dtype) {
     return "merge_method: linear\nparameters: {normalize: false}\ndtype: " + dtype +
-           "\nmodels:\n- {model: ./models/python, parameters: {weight: 1e6}}\n- {model: ./models/c, "
+           "\nmodels:\n- {model: ./models/python, parameters: {weight: 1e6}}\n- {model: "
+           "./models/c, "
            "parameters: {weight: 1e6}}\n";
   };
   // Error or receipt, by backend.
@@ -131,7 +132,8 @@ TEST(Nonfinite, IsFoundInWhatTheDeviceMadeAsInWhatTheCpuMade) {
     merging.threads = 1;
     try {
       std::string text;
-      for (const std::string& w : merge(*disk, backend, plan, out, merging).warnings) text += w + "\n";
+      for (const std::string& w : merge(*disk, backend, plan, out, merging).warnings)
+        text += w + "\n";
       return text + read_file(out + "/ingot.json");
     } catch (const Error& e) {
       EXPECT_EQ(e.code(), Code::range) << e.what();
@@ -146,8 +148,9 @@ TEST(Nonfinite, IsFoundInWhatTheDeviceMadeAsInWhatTheCpuMade) {
     bool allow;
     const char* said;
   };
-  for (const Case& c : {Case{"float16", false, "are not finite"}, Case{"float16", true, "\"nonfinite\""},
-                        Case{"float8_e4m3fn", false, "\"saturated\""}}) {
+  for (const Case& c :
+       {Case{"float16", false, "are not finite"}, Case{"float16", true, "\"nonfinite\""},
+        Case{"float8_e4m3fn", false, "\"saturated\""}}) {
     const std::string expected = run(*cpu, linear(c.dtype), c.allow);
     EXPECT_NE(expected.find(c.said), std::string::npos) << expected.substr(0, 200);
     EXPECT_EQ(run(*cuda, linear(c.dtype), c.allow), expected);

@@ -112,7 +112,8 @@ class Finite : public testing::Test {
     options.root = folder_.path();
     const auto disk = system_disk();
     std::vector<std::string> texts;
-    for (const Finding& f : verify(*disk, folder_ / "out", options).findings) texts.push_back(f.text);
+    for (const Finding& f : verify(*disk, folder_ / "out", options).findings)
+      texts.push_back(f.text);
     return texts;
   }
 
@@ -156,10 +157,11 @@ TEST_F(Finite, EveryOutputTypeHasItsOwnEnd) {
   const Special large = {{77, 3.3e38}}, fair = {{77, 6e4}};
   Settings propagate;
   propagate.plan.overflow = math::Overflow::propagate;
-  for (const auto& [dtype, special, settings] :
-       {std::tuple{"float32", large, Settings{}}, {"bfloat16", large, Settings{}},
-        {"float16", fair, Settings{}}, {"float8_e4m3fn", fair, propagate},
-        {"float8_e5m2", fair, propagate}}) {
+  for (const auto& [dtype, special, settings] : {std::tuple{"float32", large, Settings{}},
+                                                 {"bfloat16", large, Settings{}},
+                                                 {"float16", fair, Settings{}},
+                                                 {"float8_e4m3fn", fair, propagate},
+                                                 {"float8_e5m2", fair, propagate}}) {
     write("a", Dtype::f32, special);
     write("b", Dtype::f32, special);
     const Ran ran = run(linear(dtype), settings);
@@ -179,7 +181,8 @@ TEST_F(Finite, AWaiverWritesThemAndVerifyHoldsThemAgainstTheRecipe) {
   const Ran ran = run_everywhere(linear("float16"), settings);
   EXPECT_EQ(ran.error, "");
   EXPECT_EQ(ran.entry["nonfinite"], Json::parse(R"({"count": 3, "first": 5, "made": 3})"));
-  EXPECT_TRUE(warned(ran, "the output's model.layers.0.w.weight holds NaN or infinity in 3 elements"));
+  EXPECT_TRUE(
+      warned(ran, "the output's model.layers.0.w.weight holds NaN or infinity in 3 elements"));
   const std::string receipt = read_file(folder_ / "out/ingot.json");
   EXPECT_NE(receipt.find("\"allow_nonfinite\""), std::string::npos);
   EXPECT_TRUE(findings().empty()) << findings().front();
@@ -202,15 +205,17 @@ TEST_F(Finite, InputsThatHoldThemAreNamedAndTheirElementsExcused) {
   EXPECT_EQ(ran.entry["sources"][0]["nonfinite"], Json::parse(R"({"count": 2, "first": 3})"));
   EXPECT_EQ(ran.entry["sources"][1]["nonfinite"], Json::parse(R"({"count": 1, "first": 1100000})"));
   EXPECT_EQ(ran.entry["nonfinite"], Json::parse(R"({"count": 2, "first": 3, "made": 0})"));
-  EXPECT_TRUE(warned(ran, "model.layers.0.w.weight of ./a holds NaN or infinity in 2 elements (the "
-                          "first is number 3)"));
+  EXPECT_TRUE(warned(ran,
+                     "model.layers.0.w.weight of ./a holds NaN or infinity in 2 elements (the "
+                     "first is number 3)"));
   EXPECT_TRUE(warned(ran, "of ./b holds NaN or infinity in 1 element"));
   EXPECT_TRUE(findings().empty()) << findings().front();
   // One more that the arithmetic makes is not excused by them.
   write("a", Dtype::f32, {{3, kNan}, {4, 3e38}});
   write("b", Dtype::f32, {{4, 3e38}});
-  EXPECT_NE(run_everywhere(linear("float32")).error.find(": 1 of 1501500 elements (the first is "
-                                                         "number 4)"),
+  EXPECT_NE(run_everywhere(linear("float32"))
+                .error.find(": 1 of 1501500 elements (the first is "
+                            "number 4)"),
             std::string::npos);
 }
 
@@ -289,7 +294,8 @@ TEST_F(Finite, ManyTensorsAreAFewWarnings) {
   write_file(folder_ / "a/model.safetensors", print_header(tensors, {{"format", "pt"}}) + data);
   write_file(folder_ / "a/config.json",
              R"({"architectures": ["StrangeModel"], "num_hidden_layers": 1})");
-  const Ran ran = run_everywhere("merge_method: passthrough\ndtype: float16\nmodels: [{model: ./a}]\n");
+  const Ran ran =
+      run_everywhere("merge_method: passthrough\ndtype: float16\nmodels: [{model: ./a}]\n");
   EXPECT_EQ(std::count_if(ran.warnings.begin(), ran.warnings.end(),
                           [](const std::string& w) { return w.find("NaN") != std::string::npos; }),
             18);
@@ -307,8 +313,8 @@ TEST_F(Finite, AnAdapterThatOverflowsEndsTheBake) {
   write_adapter(folder_ / "big", renamed, R"("r": 1, "lora_alpha": 1, "target_modules": ["w"])");
   const std::string recipe =
       "merge_method: passthrough\nmodels: [{model: {path: ./a, adapters: [./big]}}]\n";
-  const std::string whole = fmt::format(": {} of 1501500 elements (the first is number {})", kWidth,
-                                        2 * kWidth);
+  const std::string whole =
+      fmt::format(": {} of 1501500 elements (the first is number {})", kWidth, 2 * kWidth);
   EXPECT_NE(run_everywhere(recipe).error.find(whole), std::string::npos) << run(recipe).error;
   Settings settings;
   settings.plan.allow_nonfinite = true;

@@ -698,7 +698,8 @@ TEST(Fuse, OfHugeOrTinyFactorsIsRightOrAnError) {
     return values;
   };
   for (const char* type : {"svd", "linear", "cat", "ties_svd", "dare_linear_svd"}) {
-    const bool thins = std::string_view(type).find("ties") == 0 || std::string_view(type).find("dare") == 0;
+    const bool thins =
+        std::string_view(type).find("ties") == 0 || std::string_view(type).find("dare") == 0;
     const std::string more = thins ? "parameters: {density: 1.0}\n" : "";
     for (const float by : {1e-30F, 1e-18F, 1e18F, 1e30F}) {
       const Folder folder;

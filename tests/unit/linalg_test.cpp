@@ -273,8 +273,8 @@ TEST(Approximate, ReachesToBothEndsOfSinglePrecision) {
        {std::tuple{60, 40, 5}, std::tuple{500, 400, 20}, std::tuple{1, 300, 1}}) {
     std::vector<double> values;
     for (int j = 0; j < std::min(height, 40); ++j) values.push_back(std::pow(0.8, j));
-    const Matrix m = with_values(static_cast<std::size_t>(height), static_cast<std::size_t>(width),
-                                 values, 3);
+    const Matrix m =
+        with_values(static_cast<std::size_t>(height), static_cast<std::size_t>(width), values, 3);
     const auto k = static_cast<std::size_t>(rank);
     for (const int power : {127, -110}) {
       Matrix far = m;

@@ -467,19 +467,22 @@ TEST_F(PlanTest, WeightsThatCancelAreRefused) {
 
 TEST_F(PlanTest, NumbersThatSinglePrecisionLosesAreRefusedWithTheirLine) {
   const auto refusal = [&](const std::string& more, const std::string& method = "linear") {
-    return report(plan_of("merge_method: " + method + "\nmodels:\n  - {model: ./a, parameters: {weight: " +
-                              more + "}}\n  - {model: ./b, parameters: {weight: 1}}\n" +
+    return report(plan_of("merge_method: " + method +
+                              "\nmodels:\n  - {model: ./a, parameters: {weight: " + more +
+                              "}}\n  - {model: ./b, parameters: {weight: 1}}\n" +
                               (method == "linear" ? "" : "base_model: ./a\n"),
                           folder_.path()));
   };
-  for (const char* value : {"1e-45", "-1e-42", "1e-39", "[1e-45, 1]", "[{filter: up, value: 1e-40}, {value: 1}]"}) {
+  for (const char* value :
+       {"1e-45", "-1e-42", "1e-39", "[1e-45, 1]", "[{filter: up, value: 1e-40}, {value: 1}]"}) {
     const std::string text = refusal(value);
     EXPECT_NE(text.find("recipe.yml:3: parameter 'weight'"), std::string::npos) << value << text;
     EXPECT_NE(text.find("single precision has no such small number"), std::string::npos) << text;
   }
   EXPECT_NE(refusal("1e39").find("a finite number"), std::string::npos);
   for (const char* value : {"0", "0.5", "-0.25", "1e-37", "1e-18", "1e18"}) {
-    EXPECT_EQ(refusal(value).find("single precision"), std::string::npos) << value << refusal(value);
+    EXPECT_EQ(refusal(value).find("single precision"), std::string::npos)
+        << value << refusal(value);
   }
   const auto whole = [&](const std::string& text) { return report(plan_of(text, folder_.path())); };
   const std::string two = "base_model: ./a\nmodels:\n  - {model: ./a}\n  - {model: ./b}\n";
@@ -497,14 +500,18 @@ TEST_F(PlanTest, NumbersThatSinglePrecisionLosesAreRefusedWithTheirLine) {
 }
 
 TEST_F(PlanTest, NormalizeNeedsWeightsFarFromTheEndsOfSinglePrecision) {
-  const auto text = [&](const std::string& one, const std::string& other, const std::string& method) {
-    return report(plan_of("merge_method: " + method + "\nparameters: {normalize: true}\nbase_model: ./a\n" +
+  const auto text = [&](const std::string& one, const std::string& other,
+                        const std::string& method) {
+    return report(plan_of("merge_method: " + method +
+                              "\nparameters: {normalize: true}\nbase_model: ./a\n" +
                               "models:\n  - {model: ./a, parameters: {weight: " + one +
                               "}}\n  - {model: ./b, parameters: {weight: " + other + "}}\n",
                           folder_.path()));
   };
-  EXPECT_NE(text("1e-30", "1e-30", "linear").find("too small for single precision"), std::string::npos);
-  EXPECT_NE(text("3e38", "3e38", "linear").find("too large for single precision"), std::string::npos);
+  EXPECT_NE(text("1e-30", "1e-30", "linear").find("too small for single precision"),
+            std::string::npos);
+  EXPECT_NE(text("3e38", "3e38", "linear").find("too large for single precision"),
+            std::string::npos);
   EXPECT_EQ(text("1e-30", "1", "linear").find("single precision"), std::string::npos);
   EXPECT_NE(text("1", "1e-30", "ties").find("too small for single precision"), std::string::npos);
   EXPECT_NE(text("1", "1e30", "task_arithmetic").find("too large"), std::string::npos);

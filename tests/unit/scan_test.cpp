@@ -37,7 +37,8 @@ void expect_every_code(Dtype dtype) {
     if (!std::isfinite(Codec::decode(words.back()))) expected.push_back(code);
     // Alone, so that no other code can be the one that is found.
     const Bytes one = bytes_of(std::vector<Word>(3, words.back()));
-    EXPECT_EQ(count_nonfinite(dtype, one).count, std::isfinite(Codec::decode(words.back())) ? 0U : 3U)
+    EXPECT_EQ(count_nonfinite(dtype, one).count,
+              std::isfinite(Codec::decode(words.back())) ? 0U : 3U)
         << code;
   }
   std::vector<std::uint64_t> found;
@@ -57,11 +58,12 @@ TEST(Scan, FindsEveryCodeThatIsNotFiniteAndNoOther) {
 TEST(Scan, TellsTheEdgesOfTheWideTypes) {
   using F = std::numeric_limits<float>;
   using D = std::numeric_limits<double>;
-  const std::vector<float> floats = {F::max(), F::lowest(), F::denorm_min(), -0.0F, F::infinity(),
-                                     -F::infinity(), F::quiet_NaN(), std::bit_cast<float>(0xff800001)};
+  const std::vector<float> floats = {
+      F::max(),      F::lowest(),    F::denorm_min(), -0.0F,
+      F::infinity(), -F::infinity(), F::quiet_NaN(),  std::bit_cast<float>(0xff800001)};
   EXPECT_EQ(count_nonfinite(Dtype::f32, bytes_of(floats)), (Count{4, 4}));
-  const std::vector<double> doubles = {D::max(), D::lowest(), D::denorm_min(), -0.0, 1e300,
-                                       D::infinity(), -D::infinity(), D::quiet_NaN()};
+  const std::vector<double> doubles = {D::max(), D::lowest(),   D::denorm_min(), -0.0,
+                                       1e300,    D::infinity(), -D::infinity(),  D::quiet_NaN()};
   EXPECT_EQ(count_nonfinite(Dtype::f64, bytes_of(doubles)), (Count{3, 5}));
 }
 
@@ -79,8 +81,8 @@ TEST(Scan, SeesTheLargestValueWhereItIsAskedFor) {
 
 TEST(Scan, FindsOneElementAtAnyPlaceAddressAndLength) {
   test::Random random(1);
-  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8_e4m3,
-                            Dtype::f8_e5m2}) {
+  for (const Dtype dtype :
+       {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8_e4m3, Dtype::f8_e5m2}) {
     const Codes codes = nonfinite_codes(dtype);
     for (int round = 0; round < 300; ++round) {
       const std::size_t shift = random.below(9), count = 1 + random.below(round < 200 ? 300 : 9000);
