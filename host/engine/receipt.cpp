@@ -137,9 +137,11 @@ Json describe(const Plan& plan, const Job& job, const Outcome& outcome) {
     Json& source = entry["sources"][i];
     const auto& derived = job.operands[i].derived;
     if (!derived || derived->own()) source["hash"] = outcome.inputs[i].text();
-    if (outcome.nonfinite[i].count > 0) source["nonfinite"] = describe(outcome.nonfinite[i]);
+    if (i < outcome.nonfinite.size() && outcome.nonfinite[i].count > 0)
+      source["nonfinite"] = describe(outcome.nonfinite[i]);
     for (std::size_t k = 0; derived && k < outcome.ingredients[i].size(); ++k) {
       source["ingredients"][k]["hash"] = outcome.ingredients[i][k].text();
+      if (i >= outcome.ingredients_nonfinite.size()) continue;
       const Count& nonfinite = outcome.ingredients_nonfinite[i][k];
       if (nonfinite.count > 0) source["ingredients"][k]["nonfinite"] = describe(nonfinite);
     }

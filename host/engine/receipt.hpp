@@ -36,7 +36,7 @@ struct Outcome {
   std::vector<Digest> inputs;                    // by operand: of its own tensor
   std::vector<std::vector<Digest>> ingredients;  // by operand: of a derived one's, in their order
   std::vector<std::string> found;  // by operand: what a derived one's work brought to light
-  // NaN and infinities among the inputs, in the same order.
+  // NaN and infinities among the inputs, in the same order; nothing is said where these are empty.
   std::vector<Count> nonfinite;
   std::vector<std::vector<Count>> ingredients_nonfinite;
   Findings findings;

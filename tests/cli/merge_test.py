@@ -50,6 +50,47 @@ class Merge(Case):
         self.assertTrue((out / "model.safetensors.index.json").is_file())
         self.run_ok("verify", out, "--root", EXAMPLES)
 
+    # Beyond float16 by its weights; within float32.
+    HUGE = """\
+merge_method: linear
+parameters: {normalize: false}
+dtype: float16
+models:
+- {model: models/python, parameters: {weight: 1e6}}
+- {model: models/c, parameters: {weight: 1e6}}
+"""
+
+    def test_results_that_are_not_finite_are_an_error_unless_allowed(self):
+        recipe, out = self.write("recipe.yml", self.HUGE), self.folder / "out"
+        failed = self.run_fails(INPUT, "merge", recipe, out, "--root", EXAMPLES)
+        self.assertRegex(failed.stderr, r"\.weight: \d+ of \d+ elements \(the first is number \d+\) are not finite")
+        self.assertIn("--dtype float32", failed.stderr)
+        self.assertIn("--allow-nonfinite", failed.stderr)
+        self.assertNotIn("--resume", failed.stderr)
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["recipe.yml"])
+        # The remedy works as it is said.
+        self.run_ok("merge", recipe, out, "--root", EXAMPLES, "--dtype", "float32")
+        self.run_ok("verify", out, "--root", EXAMPLES, "--all")
+        report = json.loads(self.run_ok("merge", recipe, self.folder / "allowed", "--root", EXAMPLES,
+                                        "--allow-nonfinite", "--json").stdout)
+        self.assertTrue(any("holds NaN or infinity in" in w for w in report["warnings"]), report["warnings"])
+        receipt = json.loads((self.folder / "allowed" / "ingot.json").read_text())
+        self.assertIn("allow_nonfinite", receipt["options"]["waivers"])
+        self.assertTrue(any(t.get("nonfinite", {}).get("made") for t in receipt["tensors"]))
+        self.run_ok("verify", self.folder / "allowed", "--root", EXAMPLES, "--all")
+
+    def test_numbers_too_small_for_single_precision_name_their_line(self):
+        tiny = self.HUGE.replace("1e6", "1e-45", 1)
+        failed = self.run_fails(USAGE, "merge", self.write("recipe.yml", tiny), self.folder / "out", "--root", EXAMPLES)
+        self.assertIn("recipe.yml:5: parameter 'weight'", failed.stderr)
+        self.assertIn("1e-45", failed.stderr)
+        base, adapter = EXAMPLES / "models/base", EXAMPLES / "adapters/c-lora"
+        failed = self.run_fails(USAGE, "bake", base, f"{adapter}:1e-45", "-o", self.folder / "out")
+        self.assertIn("'weight' is 1e-45", failed.stderr)
+        failed = self.run_fails(USAGE, "adapter", "merge", f"{adapter}:1e-45", "-o", self.folder / "out")
+        self.assertIn("is 1e-45", failed.stderr)
+        self.assertFalse((self.folder / "out").exists())
+
     def test_dtype_overrides_the_recipe(self):
         self.merge(TIES, "out", "--dtype", "float32")
         self.assertEqual(set(self.json("inspect", self.folder / "out")["dtypes"]), {"float32"})
