@@ -18,9 +18,9 @@
 namespace ingot::plan {
 namespace {
 
-// Four times what the largest mixtures of experts have; a bound on the memory of a plan, whose jobs
-// have 3 KB each.
-constexpr std::size_t kTensors = 300'000;
+// Forty times what the largest mixtures of experts have; a bound on the memory of a plan, which
+// takes about 1 KB for an output tensor of three models.
+constexpr std::size_t kTensors = 3'000'000;
 
 // The tensor of every input of a section that plays one part, null where an input has none.
 using Found = std::vector<const Spot*>;
