@@ -1,6 +1,7 @@
 #include "engine/staging.hpp"
 
 #include <algorithm>
+#include <set>
 
 #include <fmt/format.h>
 
@@ -80,7 +81,15 @@ std::uint64_t metadata_bytes(const Plan& plan) {
     }
   }
   sum += plan.jobs.capacity() * sizeof(Job);
+  std::set<const RowMap*> maps;  // operands share them
   for (const Job& job : plan.jobs) {
+    for (const Operand& operand : job.operands) {
+      if (!operand.rows || !maps.insert(operand.rows.get()).second) continue;
+      const RowMap& map = *operand.rows;
+      sum += map.first.capacity() * sizeof(map.first[0]) +
+             map.picks.capacity() * sizeof(map.picks[0]) +
+             map.averaged.capacity() * sizeof(map.averaged[0]);
+    }
     sum += info(job.output) + text_bytes(job.reason) + job.operands.capacity() * sizeof(Operand);
     sum += static_cast<std::uint64_t>(job.work.rule.sources) *
                (sizeof(math::Locals) + sizeof(std::uint64_t)) +
