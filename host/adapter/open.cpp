@@ -550,11 +550,18 @@ class Account {
     }
     for (const auto& [table, used, what] : {std::tuple(&ranks, &used_ranks, "rank_pattern"),
                                             {&alphas, &used_alphas, "alpha_pattern"}}) {
+      std::vector<std::size_t> idle;
       for (std::size_t k = 0; k < used->size(); ++k) {
-        if ((*used)[k] || shadowed_.contains(fmt::format("{} {}", what, k))) continue;
-        warnings_.push_back(fmt::format("{}: {} key '{}' fits no module of the adapter", of_config_,
-                                        what, clip(table->key(k))));
+        if (!(*used)[k] && !shadowed_.contains(fmt::format("{} {}", what, k))) idle.push_back(k);
       }
+      if (idle.empty()) continue;
+      const std::string key = clip(table->key(idle.front()));
+      warnings_.push_back(
+          idle.size() == 1
+              ? fmt::format("{}: {} key '{}' fits no module of the adapter", of_config_, what, key)
+              : fmt::format("{}: {} of the {} keys of {} fit no module of the adapter, the first "
+                            "is '{}'",
+                            of_config_, idle.size(), used->size(), what, key));
     }
   }
 

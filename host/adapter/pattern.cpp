@@ -31,23 +31,27 @@ bool plain_char(char c) {
 
 struct Pattern::Compiled {
   pcre2_code* code = nullptr;
-  pcre2_match_data* data = nullptr;
-  pcre2_match_context* context = nullptr;
 
   Compiled() = default;
   Compiled(const Compiled&) = delete;
   Compiled& operator=(const Compiled&) = delete;
-  ~Compiled() {
-    pcre2_match_context_free(context);
-    pcre2_match_data_free(data);
-    pcre2_code_free(code);
-  }
+  ~Compiled() { pcre2_code_free(code); }
 
+  // What a match works in is made for it: kept with every expression of a long table it would take
+  // six times the memory of the expressions.
   [[nodiscard]] int match(std::string_view text, std::uint32_t steps) const {
-    pcre2_set_match_limit(context, steps);
+    const std::unique_ptr<pcre2_match_data, void (*)(pcre2_match_data*)> room(
+        pcre2_match_data_create(1, nullptr), pcre2_match_data_free);
+    const std::unique_ptr<pcre2_match_context, void (*)(pcre2_match_context*)> limits(
+        pcre2_match_context_create(nullptr), pcre2_match_context_free);
+    if (room == nullptr || limits == nullptr) throw std::bad_alloc();
+    pcre2_set_depth_limit(limits.get(), kDepth);
+    pcre2_set_heap_limit(limits.get(), kHeap);
+    pcre2_set_match_limit(limits.get(), steps);
     // A null pointer is no empty text to the library.
     const char* bytes = text.data() == nullptr ? "" : text.data();
-    return pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(bytes), text.size(), 0, 0, data, context);
+    return pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(bytes), text.size(), 0, 0, room.get(),
+                       limits.get());
   }
 };
 
@@ -78,11 +82,6 @@ Pattern::Pattern(std::string_view text, Fit fit, std::string where)
     fail(Code::format,
          fmt::format("{}: '{}' is no regular expression: {}", where_, clip(text_), message));
   }
-  compiled_->data = pcre2_match_data_create_from_pattern(compiled_->code, nullptr);
-  compiled_->context = pcre2_match_context_create(nullptr);
-  if (compiled_->data == nullptr || compiled_->context == nullptr) throw std::bad_alloc();
-  pcre2_set_depth_limit(compiled_->context, kDepth);
-  pcre2_set_heap_limit(compiled_->context, kHeap);
 }
 
 Pattern::Pattern(Pattern&&) noexcept = default;

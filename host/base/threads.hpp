@@ -2,14 +2,21 @@
 #pragma once
 
 #include <functional>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
 
 namespace ingot {
 
-// `wanted` threads; as many as the machine has where that is 0.
+// `wanted` threads; where that is 0, as many as this process may use at the same time: the
+// processors of its affinity, or fewer where a cgroup's quota is less.
 [[nodiscard]] int thread_count(int wanted) noexcept;
+
+// Processors' worth of time that the cgroups of this process may take: the least quota of its group
+// and those around it (v2's cpu.max, v1's cpu.cfs_quota_us), infinity without one. `root` is where
+// /proc and /sys are; what cannot be read there limits nothing.
+[[nodiscard]] double cpu_quota(const std::string& root = "");
 
 // Threads that are joined in the end, however many of them there came to be: the system may refuse
 // to start one (RLIMIT_NPROC, pids of a cgroup, memory for its stack).

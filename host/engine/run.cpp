@@ -14,11 +14,11 @@
 #include <fmt/format.h>
 #include <malloc.h>
 
-#include "base/threads.hpp"
 #include "engine/crew.hpp"
 #include "engine/finite.hpp"
 #include "engine/flight.hpp"
 #include "engine/output.hpp"
+#include "engine/staging.hpp"
 #include "engine/supply.hpp"
 #include "engine/writer.hpp"
 #include "ingot/linalg.hpp"
@@ -36,10 +36,6 @@ constexpr unsigned kDepth = 16;
 constexpr std::chrono::seconds kJournal{5};
 // Most tensors that are worked on from the page cache at once: each has a window per operand.
 constexpr std::size_t kMapped = 12;
-// Memory that is worth keeping for outputs on their way to the disk: it takes 64 MiB in 20 ms.
-constexpr std::uint64_t kOutputs = std::uint64_t{64} << 20;
-// What the process needs beside staging: code, headers, plan, receipts, stacks.
-constexpr std::uint64_t kOverhead = std::uint64_t{48} << 20;
 // Tensors are copied from the page cache where all their inputs are smaller: to map, touch and
 // unmap one takes longer.
 constexpr std::uint64_t kSmall = std::uint64_t{64} << 10;
@@ -65,10 +61,10 @@ class Run {
         options_(options),
         watcher_(watcher),
         report_(report),
-        threads_(thread_count(options.threads)),
+        staging_(divide(plan, options)),
+        threads_(staging_.crowd.threads),
         scratch_(static_cast<std::size_t>(threads_)),
         digests_(plan),
-        staging_(divide()),
         arena_(backend, staging_.inputs),
         outs_(backend, staging_.outputs),
         ring_(make_ring(kDepth, true)),
@@ -76,6 +72,13 @@ class Run {
         crew_(threads_) {
     threads_ = crew_.threads();
     crew_.on_failure([this] { stop(); });
+    for (const auto& [joint, bytes] : staging_.joints) joint->allow(bytes);
+    if (const auto& [working, available] = staging_.crowd;
+        options.threads <= 0 && working < available) {
+      report.warnings.push_back(
+          fmt::format("{} of {} threads work: --memory {} MiB has room for no more", working,
+                      available, options.memory >> 20));
+    }
   }
 
   // Runs every job that a former run did not finish.
@@ -131,71 +134,6 @@ class Run {
     std::uint32_t chunk = 0;
     std::size_t missing = 0;
   };
-
-  // How the memory is shared.
-  struct Staging {
-    std::uint64_t inputs = 0;  // inputs, and outputs of what passes chunk by chunk
-    std::uint64_t outputs =
-        0;  // outputs of tensors whose inputs are all there before the first is done
-  };
-
-  [[nodiscard]] Staging divide() const {
-    std::uint64_t least = 0;   // the largest single chunk any job stages
-    std::uint64_t useful = 0;  // more than everything is never needed
-    std::uint64_t slot = 0;    // the largest chunk of output
-    std::uint64_t written = 0;
-    for (const Job& job : plan_.jobs) {
-      std::uint64_t chunk = 0, all = 0;
-      const std::uint64_t n =
-          job.action == Action::merge ? job.work.rule.elements : job.output.bytes();
-      const std::uint64_t part =
-          job.action == Action::merge ? std::min(n, kChunk) : std::min<std::uint64_t>(n, 4 << 20);
-      for (const Operand& operand : job.operands) {
-        if (operand.derived) {
-          chunk += operand.derived->memory() + slot_bytes(part * sizeof(float));
-          all += operand.derived->memory() + n * sizeof(float);
-        }
-        if (!lands(operand)) continue;
-        const std::uint64_t width =
-            job.action == Action::merge ? bits(staged_dtype(plan_, operand)) / 8 : 1;
-        chunk += slot_bytes(part * width);
-        all += n * width;
-      }
-      const std::uint64_t width = job.action == Action::merge ? bits(job.output.dtype) / 8 : 1;
-      least = std::max(least, chunk + slot_bytes(part * width));
-      slot = std::max(slot, slot_bytes(part * width));
-      written += n * width + 2 * kPage * (n / kChunk + 1);
-      useful += all + n * width + 2 * kPage * (2 * job.operands.size() + 1) * (n / kChunk + 1);
-    }
-    // Results that wait for their jobs.
-    const std::vector<Joint*> joints = plan_.joints();
-    std::uint64_t waiting = 0;
-    for (const Joint* joint : joints) waiting += joint->least();
-    // Workers that write through the page cache hold one piece of output each.
-    const std::uint64_t aside =
-        kOverhead + static_cast<std::uint64_t>(threads_) * (std::uint64_t{4} << 20);
-    if (options_.memory < aside + waiting + least + slot) {
-      fail(Code::usage,
-           fmt::format("--memory {} MiB is too small for this merge: its tensors need at "
-                       "least {} MiB",
-                       options_.memory >> 20, (aside + waiting + least + slot) / (1 << 20) + 1));
-    }
-    std::uint64_t free = options_.memory - aside - waiting;
-    // Of what is left, half may wait.
-    for (Joint* joint : joints) {
-      const std::uint64_t more =
-          std::min((free - least - slot) / 2, joint->most() - joint->least());
-      joint->allow(joint->least() + more);
-      free -= more;
-    }
-    const std::uint64_t most = std::max(slot, std::min(written, kOutputs));
-    const std::uint64_t outputs = std::clamp((free - least) / 8, slot, most);
-    return {std::min(free - outputs, std::max(useful, least)), outputs};
-  }
-
-  [[nodiscard]] static std::uint64_t slot_bytes(std::uint64_t bytes) {
-    return round_up(bytes, kPage) + kPage;  // the pages that enclose it, wherever it starts
-  }
 
   [[nodiscard]] std::uint64_t job_bytes(std::size_t job) const {
     std::uint64_t sum = plan_.jobs[job].output.bytes();
@@ -611,6 +549,7 @@ class Run {
   const MergeOptions& options_;
   const Watcher& watcher_;
   Report& report_;
+  const Staging staging_;
   int threads_;
   Notes notes_;
   std::mutex mutex_;  // guards notes_, finished_, mapped_, awaited_
@@ -625,7 +564,6 @@ class Run {
   std::vector<std::vector<std::byte>> scratch_;  // by worker: one piece of output
   Digests digests_;
   // In the order in which they may go: threads first, reads under way before the memory they fill.
-  const Staging staging_;
   Arena arena_, outs_;
   std::map<std::uint64_t, Load> loads_;
   std::unique_ptr<Ring> ring_;
@@ -710,6 +648,7 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
   report.bytes_read = plan.bytes_in;
   report.bytes_written = plan.bytes_out;
 
+  (void)divide(plan, options);  // what it refuses is refused before anything is written
   Output output(disk, plan, out, options);
   if (output.complete() && !holds(disk, plan, out, options, watcher)) output.replace_complete();
   if (output.complete()) {

@@ -1,6 +1,7 @@
 // From a recipe and headers to the whole plan, step by step.
 #include <algorithm>
 #include <map>
+#include <unordered_set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -178,12 +179,11 @@ bool Plan::sound() const noexcept {
 
 std::vector<Joint*> Plan::joints() const {
   std::vector<Joint*> all;
+  std::unordered_set<Joint*> known;  // as many as an adapter has modules
   for (const Job& job : jobs) {
     for (const Operand& operand : job.operands) {
       Joint* const joint = operand.derived ? operand.derived->joint() : nullptr;
-      if (joint != nullptr && std::find(all.begin(), all.end(), joint) == all.end()) {
-        all.push_back(joint);
-      }
+      if (joint != nullptr && known.insert(joint).second) all.push_back(joint);
     }
   }
   return all;

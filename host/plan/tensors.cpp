@@ -18,9 +18,9 @@
 namespace ingot::plan {
 namespace {
 
-// Four times what the largest mixtures of experts have; a bound on the memory of a plan, whose jobs
-// have 3 KB each.
-constexpr std::size_t kTensors = 300'000;
+// Forty times what the largest mixtures of experts have; a bound on the memory of a plan, which
+// takes about 1 KB for an output tensor of three models.
+constexpr std::size_t kTensors = 3'000'000;
 
 // The tensor of every input of a section that plays one part, null where an input has none.
 using Found = std::vector<const Spot*>;
@@ -56,7 +56,7 @@ void join(std::vector<std::span<const Spot>> lists, const std::vector<std::uint6
 // The vocabularies behind a tokenizer setting.
 struct Tokenizers {
   Vocab output;
-  std::vector<std::optional<Vocab>> own;  // by model; none: as the output's donor
+  std::vector<std::shared_ptr<const Vocab>> own;  // by model; null: as the output's donor
 };
 
 class Writer {
@@ -132,11 +132,16 @@ class Writer {
       }
       Tokenizers all{std::move(*output), {}};
       check_vocabulary(all.output, folder);
+      std::map<std::string, std::shared_ptr<const Vocab>> read = {{folder, nullptr}};
       for (const View& view : draft_.views) {
-        all.own.push_back(read_vocab(disk_, view.tokenizer));
-        if (all.own.back() && view.tokenizer != folder) {
-          check_vocabulary(*all.own.back(), view.tokenizer);
+        const auto [at, fresh] = read.try_emplace(view.tokenizer);
+        if (fresh) {
+          if (auto own = read_vocab(disk_, view.tokenizer)) {
+            at->second = std::make_shared<const Vocab>(std::move(*own));
+            check_vocabulary(*at->second, view.tokenizer);
+          }
         }
+        all.own.push_back(at->second);
       }
       tokenizers_ = std::move(all);
     } catch (Error& e) {
@@ -148,23 +153,22 @@ class Writer {
   // Rows of ids without a token become one row, the mean of the others; what a vocabulary leaves
   // out by mistake would be lost in silence.
   void check_vocabulary(const Vocab& vocab, const std::string& folder) {
-    if (2 * vocab.tokens.size() < vocab.rows()) {
+    if (2 * vocab.used() < vocab.rows()) {
       problems_.warn(
           Code::format,
           fmt::format("{} gives tokens to {} of its {} ids, so its vocabulary is missing "
                       "or cut off: the rows of the other ids become one, the mean of the "
                       "rest; fetch the tokenizer again",
-                      vocab.file, vocab.tokens.size(), vocab.rows()));
+                      vocab.file, vocab.used(), vocab.rows()));
       return;
     }
     for (std::uint32_t v = 0; v < draft_.views.size(); ++v) {
       const auto rows = rows_of(draft_, v);
-      if (draft_.views[v].tokenizer != folder || !rows || 2 * vocab.tokens.size() >= *rows)
-        continue;
+      if (draft_.views[v].tokenizer != folder || !rows || 2 * vocab.used() >= *rows) continue;
       problems_.warn(Code::format,
                      fmt::format("{} has {} tokens, and the embedding of {} has {} rows: the rows "
                                  "without a token are left out",
-                                 vocab.file, vocab.tokens.size(), draft_.shown(v), *rows));
+                                 vocab.file, vocab.used(), draft_.shown(v), *rows));
       return;
     }
   }

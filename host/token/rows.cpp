@@ -38,21 +38,20 @@ std::vector<std::optional<RowMap>> map_rows(const Vocab& output, std::span<const
 
   std::vector<std::optional<RowMap::Pick>> own(models.size());  // each model's row of the token
   std::vector<RowMap::Pick> fallback;
-  auto token = output.tokens.begin();
   for (std::uint64_t row = 0; row < rows; ++row) {
-    const bool named = token != output.tokens.end() && token->first == row;
+    const auto token = output.token(row);
+    const bool named = token.has_value();
     fallback.clear();
     if (named) {
       for (std::size_t i = 0; i < models.size(); ++i) {
-        const auto found = models[i].vocab->ids.find(token->second);
+        const auto found = models[i].vocab->id(*token);
         own[i].reset();
-        if (found != models[i].vocab->ids.end() && found->second < models[i].height) {
-          own[i] = RowMap::Pick{models[i].model, models[i].entry, found->second};
+        if (found && *found < models[i].height) {
+          own[i] = RowMap::Pick{models[i].model, models[i].entry, *found};
           fallback.push_back(*own[i]);
         }
       }
       if (fallback.size() > 1 && base && own[*base]) fallback = {*own[*base]};
-      ++token;
     }
     for (std::size_t i = 0; i < models.size(); ++i) {
       RowMap& map = maps[i];

@@ -1,5 +1,6 @@
 #include "token/vocab.hpp"
 
+#include <algorithm>
 #include <charconv>
 #include <functional>
 #include <string_view>
@@ -105,26 +106,24 @@ class Collector {
 
   // A token of the model's own vocabulary.
   void own(const std::string& token, std::optional<std::uint64_t> id) {
-    const auto [entry, fresh] = vocab_.ids.try_emplace(token, checked(token, id));
-    if (!fresh && entry->second != *id) {
+    if (vocab_.add(token, checked(token, id), false)) return;
+    if (const std::uint64_t other = *vocab_.id(token); other != *id) {
       fail(Code::format, fmt::format("{} gives the token {} two ids, {} and {}", vocab_.file,
-                                     cite(token), entry->second, *id));
+                                     cite(token), other, *id));
     }
-    vocab_.tokens.try_emplace(*id, token);
   }
 
   // A token added to it. As in the tokenizers library, a text the model knows keeps the model's id.
   void added(const std::string& token, std::optional<std::uint64_t> id) {
-    if (vocab_.ids.try_emplace(token, checked(token, id)).second) vocab_.tokens[*id] = token;
+    vocab_.add(token, checked(token, id), true);
   }
 
   [[nodiscard]] Vocab take() {
-    if (vocab_.tokens.empty())
-      fail(Code::format, fmt::format("{} holds no vocabulary", vocab_.file));
+    if (vocab_.used() == 0) fail(Code::format, fmt::format("{} holds no vocabulary", vocab_.file));
     // A matrix has a row for every id: what is allocated stays in proportion to what was read.
-    if (vocab_.rows() > 2 * vocab_.tokens.size() + kGaps) {
+    if (vocab_.rows() > 2 * vocab_.used() + kGaps) {
       fail(Code::format, fmt::format("{} gives ids up to {} to only {} tokens", vocab_.file,
-                                     vocab_.rows() - 1, vocab_.tokens.size()));
+                                     vocab_.rows() - 1, vocab_.used()));
     }
     return std::move(vocab_);
   }
@@ -291,6 +290,48 @@ void read_added(Disk& disk, const std::string& folder, Collector& out) {
 }
 
 }  // namespace
+
+std::size_t Vocab::seek(std::string_view token) const {
+  const std::size_t mask = table_.size() - 1;
+  std::size_t at = std::hash<std::string_view>()(token) & mask;
+  while (table_[at] != 0 && text(entries_[table_[at] - 1]) != token) at = (at + 1) & mask;
+  return at;
+}
+
+void Vocab::grow() {
+  std::vector<std::uint32_t>(std::max<std::size_t>(1024, 2 * table_.size())).swap(table_);
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    table_[seek(text(entries_[i]))] = static_cast<std::uint32_t>(i + 1);
+  }
+}
+
+bool Vocab::add(std::string_view token, std::uint64_t id, bool taken) {
+  if (3 * (entries_.size() + 1) > 2 * table_.size()) grow();
+  std::uint32_t& place = table_[seek(token)];
+  if (place != 0) return false;
+  entries_.push_back(
+      {texts_.size(), static_cast<std::uint32_t>(token.size()), static_cast<std::uint32_t>(id)});
+  texts_ += token;
+  place = static_cast<std::uint32_t>(entries_.size());
+  if (id >= by_id_.size()) by_id_.resize(id + 1);
+  if (by_id_[id] == 0) {
+    ++used_;
+    by_id_[id] = place;
+  } else if (taken) {
+    by_id_[id] = place;
+  }
+  return true;
+}
+
+std::optional<std::uint64_t> Vocab::id(std::string_view token) const {
+  const std::uint32_t found = table_.empty() ? 0 : table_[seek(token)];
+  return found == 0 ? std::nullopt : std::optional<std::uint64_t>(entries_[found - 1].id);
+}
+
+std::optional<std::string_view> Vocab::token(std::uint64_t id) const {
+  if (id >= by_id_.size() || by_id_[id] == 0) return std::nullopt;
+  return text(entries_[by_id_[id] - 1]);
+}
 
 std::optional<Vocab> read_vocab(Disk& disk, const std::string& folder) {
   if (const auto file = seek_member(disk, folder, "tokenizer.json")) {

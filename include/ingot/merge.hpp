@@ -12,7 +12,7 @@ namespace ingot {
 
 struct MergeOptions {
   std::uint64_t memory = std::uint64_t{1} << 30;  // ceiling on the process's resident memory
-  int threads = 0;                                // 0: as many as the machine has
+  int threads = 0;                                // 0: as many as there are and memory allows
   std::string isa;                                // "", "v2", "v3", "v4"
   bool force = false;                             // replace an existing OUT
   bool resume = false;  // continue a partial one; a finished one of the same job is left as it is
@@ -21,6 +21,17 @@ struct MergeOptions {
   enum class Storage { automatic, mapped, direct, buffered };
   Storage storage = Storage::automatic;
 };
+
+// The threads of a run.
+struct Crowd {
+  int threads = 0;    // that work
+  int available = 0;  // that the machine, the container's quota and the affinity allow
+};
+
+// Whether a sound plan can be merged under options.memory, and by how many threads; the automatic
+// number fits the ceiling. Throws Error{usage} that names a ceiling which would do. `available`: 0
+// for what this machine has.
+[[nodiscard]] Crowd crowd(const Plan& plan, const MergeOptions& options, int available = 0);
 
 // What a run did and what it cost. Depends on the machine; never written into the folder.
 struct Report {

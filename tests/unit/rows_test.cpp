@@ -11,8 +11,7 @@ namespace {
 Vocab vocab(const std::vector<std::pair<const char*, std::uint64_t>>& tokens) {
   Vocab out;
   for (const auto& [token, id] : tokens) {
-    out.ids[token] = id;
-    out.tokens[id] = token;
+    out.add(token, id, true);
   }
   return out;
 }

@@ -33,12 +33,12 @@ class VocabFiles : public ::testing::Test {
 TEST_F(VocabFiles, ExampleModelsHaveTheirTokens) {
   const Vocab base = *read_vocab(*disk_, test::example("models/base"));
   EXPECT_EQ(base.rows(), 509U);
-  EXPECT_EQ(base.ids.size(), 509U);
-  EXPECT_EQ(base.ids.at("</s>"), 1U);
-  EXPECT_EQ(base.tokens.at(2), "!");
+  EXPECT_EQ(base.size(), 509U);
+  EXPECT_EQ(base.id("</s>"), 1U);
+  EXPECT_EQ(base.token(2), "!");
   const Vocab chat = *read_vocab(*disk_, test::example("models/chat"));
   EXPECT_EQ(chat.rows(), 512U);
-  EXPECT_EQ(chat.ids.at("<|assistant|>"), 510U);
+  EXPECT_EQ(chat.id("<|assistant|>"), 510U);
 }
 
 TEST_F(VocabFiles, BpeAndAddedTokens) {
@@ -47,32 +47,32 @@ TEST_F(VocabFiles, BpeAndAddedTokens) {
           "model": {"type": "BPE", "vocab": {"<s>": 0, "a": 1, "b\u00e9": 3}, "merges": [["a", "b"]]}})");
   const Vocab vocab = read();
   EXPECT_EQ(vocab.rows(), 6U);
-  EXPECT_EQ(vocab.ids.size(), 4U);
-  EXPECT_EQ(vocab.ids.at("b\xc3\xa9"), 3U);
-  EXPECT_EQ(vocab.tokens.at(5), "new");
-  EXPECT_EQ(vocab.tokens.count(2), 0U);
+  EXPECT_EQ(vocab.size(), 4U);
+  EXPECT_EQ(vocab.id("b\xc3\xa9"), 3U);
+  EXPECT_EQ(vocab.token(5), "new");
+  EXPECT_FALSE(vocab.token(2));
   EXPECT_EQ(vocab.file, folder_ / "tokenizer.json");
 }
 
 TEST_F(VocabFiles, UnigramIdsArePositions) {
   put("tokenizer.json",
       R"({"model": {"vocab": [["<unk>", 0], ["a", -1.5], ["b", -2]]}, "added_tokens": []})");
-  EXPECT_EQ(read().ids.at("b"), 2U);
+  EXPECT_EQ(read().id("b"), 2U);
 }
 
 TEST_F(VocabFiles, AddedTokenTakesTheIdOfAPlaceholder) {
   put("tokenizer.json",
       R"({"added_tokens": [{"id": 1, "content": "<|im_end|>"}], "model": {"vocab": {"a": 0, "<x1>": 1}}})");
   const Vocab vocab = read();
-  EXPECT_EQ(vocab.tokens.at(1), "<|im_end|>");
-  EXPECT_EQ(vocab.ids.at("<|im_end|>"), 1U);
-  EXPECT_EQ(vocab.ids.at("<x1>"), 1U);
+  EXPECT_EQ(vocab.token(1), "<|im_end|>");
+  EXPECT_EQ(vocab.id("<|im_end|>"), 1U);
+  EXPECT_EQ(vocab.id("<x1>"), 1U);
 }
 
 TEST_F(VocabFiles, AddedTokenTheModelKnowsKeepsItsId) {
   put("tokenizer.json",
       R"({"added_tokens": [{"id": 7, "content": "a"}], "model": {"vocab": {"a": 0, "b": 1}}})");
-  EXPECT_EQ(read().ids.at("a"), 0U);
+  EXPECT_EQ(read().id("a"), 0U);
   EXPECT_EQ(read().rows(), 2U);
 }
 
@@ -83,8 +83,8 @@ TEST_F(VocabFiles, VocabJsonTakesBothKindsOfAddedTokens) {
       R"({"added_tokens_decoder": {"3": {"content": "d", "lstrip": false}}, "model_max_length": 1e30})");
   const Vocab vocab = read();
   EXPECT_EQ(vocab.rows(), 4U);
-  EXPECT_EQ(vocab.ids.at("c"), 2U);
-  EXPECT_EQ(vocab.ids.at("d"), 3U);
+  EXPECT_EQ(vocab.id("c"), 2U);
+  EXPECT_EQ(vocab.id("d"), 3U);
 }
 
 // One SentencePiece piece: text, score, type.
@@ -101,10 +101,10 @@ TEST_F(VocabFiles, SentencePieceIdsArePositions) {
                              "\x12\x02\x08\x01");
   put("added_tokens.json", R"({"<pad>": 3})");
   const Vocab vocab = read();
-  EXPECT_EQ(vocab.ids.at("\xe2\x96\x81"
-                         "a"),
+  EXPECT_EQ(vocab.id("\xe2\x96\x81"
+                     "a"),
             2U);
-  EXPECT_EQ(vocab.ids.at("<pad>"), 3U);
+  EXPECT_EQ(vocab.id("<pad>"), 3U);
   EXPECT_EQ(vocab.rows(), 4U);
 }
 

@@ -1,6 +1,8 @@
 #include "ingot/merge.hpp"
 
 #include <algorithm>
+#include <string_view>
+#include <unordered_set>
 
 #include <fmt/format.h>
 
@@ -147,10 +149,10 @@ Report run(const Console& console, Disk& disk, Backend& backend, const Plan& pla
 // What is said of a run that is done.
 void tell(const Console& console, const Request& request, const Plan& plan, const Backend& backend,
           const Report& done) {
+  std::unordered_set<std::string_view> known;  // the plan's were shown before the work began
+  for (const Problem& problem : plan.problems) known.insert(problem.text);
   for (const std::string& warning : done.warnings) {
-    const bool known = std::any_of(plan.problems.begin(), plan.problems.end(),
-                                   [&](const Problem& problem) { return problem.text == warning; });
-    if (!known) console.warning(warning);  // the plan's were shown before the work began
+    if (!known.contains(warning)) console.warning(warning);
   }
   // Adapters that are made tell of their decompositions, models of what adapters did to them.
   const bool model = plan.recipe.kind == Recipe::Kind::models;

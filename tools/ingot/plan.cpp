@@ -290,6 +290,13 @@ class PlanCommand final : public Command {
                                fmt::format("{} needs {} of disk and {} is free", cost.place,
                                            show_bytes(cost.needed), show_bytes(cost.free))});
     }
+    if (plan.sound()) {
+      try {
+        (void)crowd(plan, request_.options());
+      } catch (const Error& error) {
+        plan.problems.push_back({true, error.code(), error.what()});
+      }
+    }
     if (request_.json()) {
       print_json(describe(plan, cost, request_, tensors_));
     } else {
