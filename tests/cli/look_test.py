@@ -4,7 +4,7 @@ import json
 import struct
 import unittest
 
-from program import DIFFERS, EXAMPLES, INPUT, TIES, Case, bytes_of, ingot
+from program import DIFFERS, EXAMPLES, INPUT, TIES, USAGE, Case, bytes_of, ingot
 
 MODELS = EXAMPLES / "models"
 
