@@ -821,7 +821,17 @@ class Overlay {
   // Rows that an adapter brings in place of the base's have to be there for every token.
   void check_vocabulary() const {
     const std::uint64_t rows = view_.items[*embedding_].info.shape[0];
-    const auto vocab = read_vocab(disk_, view_.tokenizer);
+    std::optional<Vocab> vocab;
+    try {
+      vocab = read_vocab(disk_, view_.tokenizer);
+    } catch (const Error& error) {
+      if (error.code() != Code::format) throw;
+      draft_.problems.warn(
+          error.code(), fmt::format("{}: the {} rows that adapter {} brings cannot be held against "
+                                    "it",
+                                    error.what(), rows, shown_));
+      return;
+    }
     if (vocab && vocab->rows() > rows) {
       fail(
           Code::shape,

@@ -147,7 +147,7 @@ std::string member(Disk& disk, const std::string& folder, const std::string& nam
     fail(Code::missing,
          fmt::format("{} is {}; fetch the model again", path,
                      kind == Disk::Kind::absent   ? "missing"
-                     : kind == Disk::Kind::folder ? "a folder, and a file is read here"
+                     : kind == Disk::Kind::folder ? "no file but a folder"
                                                   : "no file, or a link to a missing "
                                                     "one"));
   }

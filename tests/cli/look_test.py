@@ -4,7 +4,7 @@ import json
 import struct
 import unittest
 
-from program import DIFFERS, EXAMPLES, INPUT, TIES, Case, bytes_of, ingot
+from program import DIFFERS, EXAMPLES, INPUT, TIES, USAGE, Case, bytes_of, ingot
 
 MODELS = EXAMPLES / "models"
 
@@ -65,9 +65,9 @@ class Plan(Case):
                      "memory"):
             self.assertIn(word, text)
 
-    def test_shows_every_problem_and_exits_with_3(self):
+    def test_shows_every_problem_and_exits_as_the_merge_would(self):
         recipe = self.write("recipe.yml", TIES.replace("density: 0.5", "density: 1.5"))
-        done = self.run_fails(INPUT, "plan", recipe, "--root", EXAMPLES, "--json")
+        done = self.run_fails(USAGE, "plan", recipe, "--root", EXAMPLES, "--json")
         plan = json.loads(done.stdout)
         self.assertFalse(plan["sound"])
         self.assertEqual(len([p for p in plan["problems"] if p["fatal"] and "density" in p["text"]]), 2)

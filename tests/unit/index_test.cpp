@@ -139,7 +139,7 @@ TEST(Checkpoint, ShardsStandInNaturalOrder) {
   EXPECT_EQ(model.config(), "");
 }
 
-TEST(Checkpoint, AnIndexWinsOverTheFileOfItsNameAndSafetensorsOverBin) {
+TEST(Checkpoint, SafetensorsWinOverBinAndAnIndexBesideTheFileOfItsNameIsRefused) {
   const test::Folder folder;
   const auto disk = system_disk();
   test::write_file(folder / "pytorch_model.bin", "not even a zip");
@@ -149,7 +149,17 @@ TEST(Checkpoint, AnIndexWinsOverTheFileOfItsNameAndSafetensorsOverBin) {
   test::write_file(folder / "s.safetensors", weights({"sharded"}));
   test::write_file(folder / "model.safetensors.index.json",
                    R"({"weight_map":{"sharded":"s.safetensors"}})");
-  EXPECT_EQ(names_of(Checkpoint::open(*disk, folder.path(), "m")),
+  try {
+    (void)Checkpoint::open(*disk, folder.path(), "m");
+    ADD_FAILURE() << "one of two sets of weights was chosen";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::format);
+    EXPECT_NE(error.message().find("has both model.safetensors.index.json and model.safetensors"),
+              std::string::npos);
+  }
+  EXPECT_EQ(names_of(Checkpoint::open(*disk, folder / "model.safetensors", "m")),
+            std::vector<std::string>{"single"});
+  EXPECT_EQ(names_of(Checkpoint::open(*disk, folder / "model.safetensors.index.json", "m")),
             std::vector<std::string>{"sharded"});
 }
 
