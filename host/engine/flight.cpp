@@ -174,27 +174,27 @@ Chunk Flight::view(std::uint64_t first, std::uint32_t count, const std::byte* co
   return chunk;
 }
 
+// Block by block: what was hashed is still near when it is scanned.
 void Flight::hash_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs) {
   for (std::size_t i = 0; i < width_.size(); ++i) {
     if (computed_[i] || width_[i] == 0) continue;  // hashed as stored, by outcome()
-    const std::span data(inputs[i], count * width_[i]);
-    if (digests_ != nullptr) hash_into(input_blocks_[i], first * width_[i], data);
+    const std::uint64_t begin = first * width_[i], bytes = count * width_[i];
+    for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
+      const std::span block(inputs[i] + at, std::min<std::uint64_t>(kHashBlock, bytes - at));
+      if (digests_ != nullptr) input_blocks_[i][(begin + at) / kHashBlock] = hash_block(block);
+      if (!telling_) scan_input(i, begin + at, block);
+    }
   }
-  if (!telling_) scan_inputs(first, count, inputs);
 }
 
-void Flight::scan_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs) {
-  for (std::size_t i = 0; i < width_.size(); ++i) {
-    if (computed_[i] || width_[i] == 0) continue;
-    const std::span data(inputs[i], count * width_[i]);
-    const Operand& operand = job_.operands[i];
-    const Entry& entry = plan_.models[operand.model].checkpoint.entries()[operand.entry];
-    const std::uint64_t width = std::max<std::uint64_t>(bits(entry.info.dtype) / 8, 1);
-    const Count found = count_nonfinite(entry.info.dtype, data, first * width_[i] / width);
-    if (found.count == 0) continue;
-    const std::lock_guard lock(mutex_);
-    nonfinite_[i].add(found);
-  }
+void Flight::scan_input(std::size_t index, std::uint64_t at, std::span<const std::byte> data) {
+  const Operand& operand = job_.operands[index];
+  const Dtype dtype = plan_.models[operand.model].checkpoint.entries()[operand.entry].info.dtype;
+  const std::uint64_t width = std::max<std::uint64_t>(bits(dtype) / 8, 1);
+  const Count found = count_nonfinite(dtype, data, at / width);
+  if (found.count == 0) return;
+  const std::lock_guard lock(mutex_);
+  nonfinite_[index].add(found);
 }
 
 void Flight::hash_into(std::vector<Digest>& blocks, std::uint64_t at,
@@ -221,7 +221,10 @@ void Flight::look(std::uint64_t first, std::span<const std::byte> output,
       [this](std::size_t operand, std::uint64_t at, std::span<const std::byte> own,
              std::span<float> values) { making_[operand]->working->fill(at, own, values); });
   if (found.nonfinite.count == 0 && found.saturated.count == 0) return;
-  if (telling_) scan_inputs(first, static_cast<std::uint32_t>(output.size() / out_width_), inputs);
+  for (std::size_t i = 0; telling_ && i < width_.size(); ++i) {
+    if (computed_[i] || width_[i] == 0) continue;
+    scan_input(i, first * width_[i], {inputs[i], output.size() / out_width_ * width_[i]});
+  }
   const std::lock_guard lock(mutex_);
   findings_.add(found);
 }

@@ -114,7 +114,8 @@ class Flight {
   [[nodiscard]] Chunk view(std::uint64_t first, std::uint32_t count,
                            const std::byte* const* inputs) const;
   void hash_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs);
-  void scan_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs);
+  // Looks for NaN and infinity in an operand's bytes from `at` on.
+  void scan_input(std::size_t operand, std::uint64_t at, std::span<const std::byte> data);
   static void hash_into(std::vector<Digest>& blocks, std::uint64_t at,
                         std::span<const std::byte> data);
   void fold(const Chunk& chunk);
