@@ -1,6 +1,7 @@
 """Receipts of every kind, and what --json prints, against the schemas of the documents."""
 
 import json
+import shutil
 import unittest
 
 try:
@@ -21,6 +22,15 @@ models:
   - model: {EXAMPLES}/models/python
     parameters: {{weight: 0.4}}
 merge_method: linear
+"""
+
+
+ODD = """\
+models:
+  - model: {}
+    parameters: {{weight: 1e5}}
+merge_method: linear
+parameters: {{normalize: false}}
 """
 
 
@@ -47,6 +57,16 @@ class Schemas(Case):
 
     def kinds(self):
         out = ("-o", self.folder / "out")
+        # NaN in an input, results beyond the type's range.
+        odd = self.folder / "odd"
+        shutil.copytree(BASE, odd)
+        weights = bytearray((odd / "model.safetensors").read_bytes())
+        begin = 8 + int.from_bytes(weights[:8], "little")
+        weights[begin:begin + 4] = bytes.fromhex("c07f7f43")
+        (odd / "model.safetensors").write_bytes(weights)
+        yield "merge", self.write("odd.yml", ODD.format(odd)), self.folder / "out", "--dtype", "float8_e4m3fn"
+        yield "merge", self.write("big.yml", ODD.format(odd)), self.folder / "out", "--dtype", "float16", \
+            "--allow-nonfinite"
         for recipe in sorted((EXAMPLES / "recipes").glob("*.yml")):
             yield "merge", recipe, self.folder / "out", "--root", EXAMPLES, "--seed", "7"
         yield "merge", self.write("adapted.yml", ADAPTED), self.folder / "out", "--shard-size", "100kB"

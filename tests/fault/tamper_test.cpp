@@ -1,6 +1,8 @@
 // verify() notices whatever is changed in a folder, by somebody who makes hashes fit again.
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <vector>
 
@@ -85,6 +87,9 @@ const std::map<std::string, std::string>& kinds() {
       {"fused",
        "adapter_method: ties\nadapters: [{adapter: ./l}, {adapter: ./m}]\n"
        "parameters: {density: 0.6}\n"},
+      {"wide",
+       "models: [{model: ./a, parameters: {weight: 0.6}}, {model: ./b, parameters: {weight: "
+       "3}}]\nmerge_method: linear\ndtype: float8_e4m3fn\n"},
       {"decomposed", "adapter_method: svd\nadapters: [{adapter: ./l}, {adapter: ./m}]\n"},
       {"extracted", "extract: lora\nbase_model: ./a\nmodel: ./b\nrank: 2\n"},
   };
@@ -106,6 +111,17 @@ class Tampering : public testing::TestWithParam<std::string> {
       settings.plan.shard_bytes = 200;
     }
     if (GetParam() == "slerp") settings.plan.dtype = "bfloat16";
+    if (GetParam() ==
+        "wide") {  // rows to cut, NaN and a value that only the result has no room for
+      auto tensors = llama(1, Dtype::f32);
+      for (TensorInfo& tensor : tensors) {
+        if (tensor.shape[0] == 10) tensor.shape.set(0, 12);
+      }
+      write_floats(folder_ / "b/model.safetensors", tensors, 6);
+      put(folder_ / "b/model.safetensors", 5, 300.0F);
+      put(folder_ / "a/model.safetensors", 7, std::numeric_limits<float>::quiet_NaN());
+      settings.plan.truncate_embeddings = true;
+    }
     run_merge(kinds().at(GetParam()), out(), settings);
     original_ = read_file(file("ingot.json"));
     receipt_ = Json::parse(original_);
@@ -128,6 +144,13 @@ class Tampering : public testing::TestWithParam<std::string> {
       text += finding.text + "\n";
     }
     return text;
+  }
+
+  // Sets an element of the file's first tensor.
+  static void put(const std::string& path, std::size_t element, float value) {
+    std::string bytes = read_file(path);
+    std::memcpy(bytes.data() + 4096 + element * sizeof value, &value, sizeof value);
+    write_file(path, bytes);
   }
 
   void restore() const { write_file(file("ingot.json"), original_); }
