@@ -36,6 +36,9 @@ constexpr unsigned kDepth = 16;
 constexpr std::chrono::seconds kJournal{5};
 // Most tensors that are worked on from the page cache at once: each has a window per operand.
 constexpr std::size_t kMapped = 12;
+// Most tensors in work at once: their states have some 8 KiB each, which the ceiling has no other
+// count of.
+constexpr std::size_t kFlights = 1024;
 // Tensors are copied from the page cache where all their inputs are smaller: to map, touch and
 // unmap one takes longer.
 constexpr std::uint64_t kSmall = std::uint64_t{64} << 10;
@@ -87,6 +90,7 @@ class Run {
     for (const auto& [job, line] : output_.finished()) {
       notes_.add(Json::parse(line));
       ++finished_;
+      ++admitted_;
       ++report_.resumed;
       done_bytes_ += job_bytes(job);
       const std::uint64_t written = plan_.jobs[job].output.bytes();
@@ -213,6 +217,7 @@ class Run {
 
   void admit(std::size_t index) {
     const Job& job = plan_.jobs[index];
+    await_place();
     bool hot = false;
     const Lodging lodging = lodge(job, hot);
     if (lodging == Lodging::mapped) await_turn(index);
@@ -246,6 +251,21 @@ class Run {
       case Lodging::resident:
         pass(flight, hot);
         return;
+    }
+  }
+
+  // Waits while too many jobs are in work, and hands out what lands meanwhile; counts one more.
+  void await_place() {
+    for (;;) {
+      std::unique_lock lock(mutex_);
+      const auto free = [this] { return crew_.failed() || admitted_ - finished_ < kFlights; };
+      if (ring_->pending() == 0) changed_.wait(lock, free);
+      if (free()) {
+        ++admitted_;
+        return;
+      }
+      lock.unlock();
+      reap();
     }
   }
 
@@ -554,9 +574,9 @@ class Run {
   Notes notes_;
   std::mutex mutex_;  // guards notes_, finished_, mapped_, awaited_
   std::condition_variable changed_;
-  std::size_t finished_ = 0;
-  std::set<std::size_t> mapped_;     // jobs worked on from the page cache
-  std::shared_ptr<Flight> awaited_;  // shared with the reader, which sleeps on it
+  std::size_t finished_ = 0, admitted_ = 0;  // jobs; those of a former run count as both
+  std::set<std::size_t> mapped_;             // jobs worked on from the page cache
+  std::shared_ptr<Flight> awaited_;          // shared with the reader, which sleeps on it
   std::atomic<std::uint64_t> done_bytes_ = 0;
   std::atomic<std::int64_t> told_ = 0;
   std::mutex watching_;

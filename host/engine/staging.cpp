@@ -31,12 +31,13 @@ std::uint64_t mib(std::uint64_t bytes) { return bytes / kMiB + 1; }
 
 // What a plan asks for, whatever the ceiling.
 struct Demand {
-  std::uint64_t least = 0;    // the largest single chunk any job stages
-  std::uint64_t useful = 0;   // more than everything is never needed
-  std::uint64_t slot = 0;     // the largest chunk of output
-  std::uint64_t written = 0;  // all output
-  std::uint64_t waiting = 0;  // the least that results of joints take
-  std::uint64_t plan = 0;     // of the plan itself, what counts against the ceiling
+  std::uint64_t least = 0;     // the largest single chunk any job stages
+  std::uint64_t useful = 0;    // more than everything is never needed
+  std::uint64_t slot = 0;      // the largest chunk of output
+  std::uint64_t written = 0;   // all output
+  std::uint64_t waiting = 0;   // the least that results of joints take
+  std::uint64_t plan = 0;      // of the plan itself, what counts against the ceiling
+  std::uint64_t planning = 0;  // the ceiling above which what planning took was allowed
 };
 
 Demand demand_of(const Plan& plan, const std::vector<Joint*>& joints) {
@@ -65,6 +66,8 @@ Demand demand_of(const Plan& plan, const std::vector<Joint*>& joints) {
   for (const Joint* joint : joints) all.waiting += joint->least();
   const std::uint64_t metadata = metadata_bytes(plan);
   all.plan = metadata - std::min(metadata, kPlan);
+  // Models' tensors are listed twice for a while.
+  all.planning = metadata * 3 / 2 - std::min(metadata * 3 / 2, kPlan);
   return all;
 }
 
@@ -113,7 +116,7 @@ Staging divide(const Plan& plan, const MergeOptions& options, int available) {
   const std::uint64_t wanted =
       static_cast<std::uint64_t>(chosen ? options.threads : staging.crowd.available);
   const std::uint64_t least = chosen ? wanted : 1;
-  if (options.memory < fixed + least * kWorker) {
+  if (options.memory < std::max(fixed + least * kWorker, need.planning)) {
     std::string why = "its tensors";
     if (need.plan > 0) {
       why = fmt::format("the plan of its {} tensors takes {} MiB; with their data it",
@@ -129,7 +132,7 @@ Staging divide(const Plan& plan, const MergeOptions& options, int available) {
     fail(Code::usage,
          fmt::format("--memory {} MiB is too small for this merge: {} need{} at least {} MiB{}",
                      options.memory / kMiB, why, need.plan > 0 ? "s" : "",
-                     mib(fixed + least * kWorker), threads));
+                     mib(std::max(fixed + least * kWorker, need.planning)), threads));
   }
   // Threads that nobody asked for leave half of the rest to the tensors.
   const std::uint64_t room = (options.memory - fixed - least * kWorker) / 2 / kWorker + 1;

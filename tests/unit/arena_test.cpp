@@ -1,6 +1,7 @@
 #include "engine/arena.hpp"
 
 #include <atomic>
+#include <cstring>
 #include <thread>
 
 #include <gtest/gtest.h>
@@ -11,6 +12,8 @@
 
 namespace ingot::test {
 namespace {
+
+constexpr std::size_t kMiB = std::size_t{1} << 20;
 
 TEST(Arena, LendsPagesAndJoinsThemAgain) {
   const auto backend = cpu_backend("");
@@ -53,6 +56,50 @@ TEST(Arena, WaitsForRoomAndStopsWaitingWhenTheRunIsOver) {
   arena.stop();
   doomed.join();
   EXPECT_FALSE(met);
+}
+
+TEST(Arena, LendsAndCountsNoMoreThanItsSizeTogether) {
+  const auto backend = cpu_backend("");
+  Arena arena(*backend, 32 * kMiB);
+  Extent mapped = arena.try_count(20 * kMiB);
+  ASSERT_TRUE(mapped);
+  EXPECT_EQ(mapped.data(), nullptr);
+  EXPECT_EQ(arena.counted(), 20 * kMiB);
+  EXPECT_FALSE(arena.try_count(13 * kMiB));
+  Extent lent = arena.try_take(12 * kMiB);
+  ASSERT_TRUE(lent);
+  EXPECT_FALSE(arena.try_take(8 * kMiB)) << "there is room, and no memory under the ceiling";
+  (void)mapped.split(10 * kMiB);  // is given back at once
+  EXPECT_EQ(arena.counted(), 10 * kMiB);
+  EXPECT_TRUE(arena.try_take(8 * kMiB));
+}
+
+TEST(Arena, GivesPagesBackToTheSystemWhereCountedRoomNeedsThem) {
+  const auto backend = cpu_backend("");
+  Arena arena(*backend, 64 * kMiB);
+  {
+    const Extent all = arena.take(64 * kMiB);
+    std::memset(all.data(), 1, all.size());
+  }
+  EXPECT_EQ(arena.resident(), 64 * kMiB) << "kept for the next extent";
+  const Extent mapped = arena.take(8 * kMiB);
+  std::memset(mapped.data(), 1, mapped.size());
+  const Extent counted = arena.count(48 * kMiB);
+  ASSERT_TRUE(counted);
+  EXPECT_LE(arena.resident() + arena.counted(), (64 + 4) * kMiB);
+  EXPECT_EQ(mapped.data()[8 * kMiB - 1], std::byte{1}) << "what is lent stays";
+}
+
+TEST(Arena, MeetsWhatFitsTheWholeBesideWhatIsCounted) {
+  const auto backend = cpu_backend("");
+  Arena arena(*backend, 40 * kMiB);
+  { const Extent all = arena.take(40 * kMiB); }
+  for (int i = 0; i < 100; ++i) {
+    const Extent counted = arena.count(29 * kMiB + 3 * kPage);
+    const Extent lent = arena.take(11 * kMiB - 3 * kPage);
+    ASSERT_TRUE(lent);
+    ASSERT_LE(arena.resident() + arena.counted(), (40 + 4) * kMiB);
+  }
 }
 
 TEST(Crew, RunsEverythingAndLowPrioritiesFirst) {

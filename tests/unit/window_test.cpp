@@ -2,6 +2,7 @@
 
 #include <csignal>
 #include <cstring>
+#include <fstream>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -62,6 +63,41 @@ TEST_F(WindowTest, ShowsTheBytesOfItsRangeWhereverItStarts) {
   }
   EXPECT_TRUE(Window(*file_, 7, 0).bytes().empty());
   EXPECT_TRUE(Window(*file_, bytes_.size(), 0).bytes().empty());
+}
+
+// Pages of this process that are mapped from files.
+std::uint64_t mapped_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("RssFile:")) return std::stoull(line.substr(8)) * 1024;
+  }
+  return 0;
+}
+
+TEST_F(WindowTest, WhatWasLeftIsNotResidentAndCanBeReadAgain) {
+  constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+  const std::string bytes = noise(32 * kMiB + 12'345, 2);
+  test::write_file(folder_ / "b", bytes);
+  const auto file = disk_->open(folder_ / "b");
+  const Guard guard;
+  const Window window(*file, 777, bytes.size() - 777);
+  const std::uint64_t before = mapped_bytes();
+  const std::uint64_t all = sum(window.bytes());
+  EXPECT_GT(mapped_bytes(), before + 16 * kMiB);
+  for (std::uint64_t at = 0; at < window.bytes().size(); at += kMiB) {
+    window.leave(at, std::min<std::uint64_t>(kMiB, window.bytes().size() - at));
+  }
+  EXPECT_LT(mapped_bytes(), before + kMiB);
+  std::uint64_t again = 0;
+  for (std::uint64_t at = 0; at < window.bytes().size(); at += kMiB) {
+    const std::uint64_t count = std::min<std::uint64_t>(kMiB, window.bytes().size() - at);
+    again += sum(window.bytes().subspan(at, count));
+    window.leave(at, count);
+    EXPECT_LT(mapped_bytes(), before + 8 * kMiB);
+  }
+  EXPECT_EQ(again, all);
+  EXPECT_FALSE(window.torn());
+  Window(*file_, 0, 0).leave(0, 0);
 }
 
 TEST_F(WindowTest, IsRefusedWithoutAGuard) {
