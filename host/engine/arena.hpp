@@ -9,10 +9,9 @@
 #include <vector>
 
 #include "ingot/backend.hpp"
+#include "store/ring.hpp"
 
 namespace ingot {
-
-inline constexpr std::size_t kPage = 4096;  // alignment of direct I/O and of every extent
 
 [[nodiscard]] constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t to) noexcept {
   return (n + to - 1) / to * to;

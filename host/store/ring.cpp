@@ -28,7 +28,6 @@ namespace {
 // disk: reads 2.7, 2.9, 3.2, 3.2, 2.9 GB/s, writes into a reserved file 2.4, 3.1, 3.8, 4.0, 3.9
 // GB/s.
 constexpr std::size_t kPiece = std::size_t{4} << 20;
-constexpr std::uint64_t kPage = 4096;
 
 // A part of a transfer that travels as one request, and what is left of it.
 struct Piece {

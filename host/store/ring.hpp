@@ -12,14 +12,16 @@
 
 namespace ingot {
 
+inline constexpr std::size_t kPage = 4096;  // alignment of direct transfers
+
 // One read or write. File and memory must live until its completion has been taken.
 struct Transfer {
   File* file = nullptr;
   std::uint64_t offset = 0;
   std::span<std::byte> data;  // only read from if `write`
   bool write = false;
-  // Around the page cache, if the file can and offset, size and address are multiples of 4,096;
-  // else through it. Such a read may reach past the end of the file by less than 4,096 bytes, so
+  // Around the page cache, if the file can and offset, size and address are multiples of kPage;
+  // else through it. Such a read may reach past the end of the file by less than kPage bytes, so
   // that the aligned range around some bytes can be asked for; what lies there is unspecified.
   bool direct = false;
   std::uint64_t token = 0;  // the caller's; comes back with the completion

@@ -29,7 +29,9 @@ TEST(Error, EveryCodeHasTheDocumentedExitCode) {
 TEST(Error, WhatIsSaidHasAnEndAndNoZeroBytes) {
   Error error(Code::missing, std::string("no such folder: a\0b", 19));
   EXPECT_STREQ(error.what(), "no such folder: a\\x00b");
-  error.add(std::string(10'000'000, 'x') + " the end");
+  std::string text(10'000'000, 'x');
+  text += " the end";
+  error.add(std::move(text));
   EXPECT_LT(std::string_view(error.what()).size(), 5'000U);
   EXPECT_TRUE(std::string_view(error.what()).ends_with("the end)"));
 }
