@@ -286,6 +286,15 @@ class Verifier {
                              : ""));
     }
     if (!plan.sound()) return;
+    const std::string home = disk_.resolve(out_) + "/";
+    for (const Model& model : plan.models) {
+      if (!(disk_.resolve(model.folder) + "/").starts_with(home)) continue;
+      find(
+          "inputs in the folder",
+          fmt::format("{}: the recipe's model {} lies in the folder itself, which cannot vouch for "
+                      "it",
+                      out_, clip(model.ref.text, 200)));
+    }
     plan_.emplace(std::move(plan));
     digests_.emplace(*plan_);
     for (std::size_t j = 0; j < plan_->jobs.size(); ++j) {
