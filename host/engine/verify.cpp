@@ -33,7 +33,7 @@ namespace ingot {
 namespace {
 
 // Tensors up to this size are always recomputed; of larger ones that must be measured whole, one in
-// kShare is, chosen by its name and the run. `--all` takes every one.
+// kShare is, and one at least; which ones, nobody knows beforehand. `--all` takes every one.
 constexpr std::uint64_t kAlways = std::uint64_t{1} << 20;
 constexpr std::uint64_t kShare = 8;
 // Shortfalls of one kind that are told one by one.
@@ -297,8 +297,24 @@ class Verifier {
     }
     plan_.emplace(std::move(plan));
     digests_.emplace(*plan_);
+    pass_over();
     for (std::size_t j = 0; j < plan_->jobs.size(); ++j) {
       jobs_[printed(plan_->jobs[j].output.name)] = j;
+    }
+  }
+
+  // Chooses the large tensors that are not measured again: all but one in kShare, and never all.
+  void pass_over() {
+    std::vector<const Job*> measured;
+    for (const Job& job : plan_->jobs) {
+      if (options_.all || job.action != Action::merge || job.work.rule.elements <= kAlways)
+        continue;
+      const math::Needs needs = math::needs(job.work.rule);
+      if (needs.select || needs.folds > 0) measured.push_back(&job);
+    }
+    const std::uint64_t share = std::min<std::uint64_t>(kShare, measured.size());
+    for (std::size_t i = 0; i < measured.size(); ++i) {
+      if ((i + salt_) % share != 0) passed_.insert(measured[i]);
     }
   }
 
@@ -674,11 +690,8 @@ class Verifier {
       return {true, true, true, true};
     }
     const math::Rule& rule = job.work.rule;
-    const math::Needs needs = math::needs(rule);
-    const bool measured = needs.select || needs.folds > 0;
     const bool large = rule.elements > kWhole && !options_.all;
-    const bool pass = measured && !options_.all && rule.elements > kAlways &&
-                      (stream_key(job.output.name, "verify", 0) ^ salt_) % kShare != 0;
+    const bool pass = passed_.contains(&job);
     {
       const std::lock_guard lock(mutex_);
       verdicts_.elements += rule.elements;
@@ -972,6 +985,7 @@ class Verifier {
   std::map<std::string, Digest> hashes_;                  // of files beside the weights
   std::optional<Plan> plan_;
   std::unordered_map<std::string, std::size_t> jobs_;  // of the plan, as printed
+  std::set<const Job*> passed_;                        // of which nothing is recomputed
   std::optional<Digests> digests_;
   std::optional<Error> obstacle_;  // why the inputs cannot be looked at
   std::once_flag opened_;
