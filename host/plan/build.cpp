@@ -116,6 +116,7 @@ void run(Disk& disk, Draft& draft, Rules& rules) {
                          fmt::format("{}: the output would have no tensors", plan.recipe.file));
   }
   if (draft.problems.fatal()) return;
+  for (std::uint32_t v = 0; v < draft.views.size(); ++v) draft.rows.push_back(rows_of(draft, v));
   // As large as the plan itself, and done with.
   for (View& view : draft.views) std::vector<Item>().swap(view.items);
   std::vector<Listing>().swap(draft.names.listings);
@@ -153,7 +154,7 @@ Plan build_from(Disk& disk, Recipe recipe, PlanOptions options) {
     return result;
   }
   plan::Rules rules(result.recipe, result.options, problems);
-  plan::Draft draft{result, problems, {}, {}, {}, {}, 0, {}, {}};
+  plan::Draft draft{result, problems, {}, {}, {}, {}, 0, {}, {}, {}};
   try {
     plan::run(disk, draft, rules);
   } catch (const Error& e) {

@@ -32,6 +32,8 @@ struct Draft {
   std::vector<Config> configs;                   // by view
   std::uint32_t donor = 0;  // base_model, else the first model: gives config, names, companions
   Catalogue names;
+  // Of each view's input embedding, known once the views' items are given back.
+  std::vector<std::optional<std::uint64_t>> rows;
   // Why tensors of Plan::models that nothing reads are not needed, by model and entry.
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::string> spared;
 

@@ -59,7 +59,7 @@ class Extraction {
  public:
   Extraction(Disk& disk, Plan& plan, Problems& problems)
       : disk_(disk), plan_(plan), problems_(problems), draft_{plan, problems, {}, {}, {},
-                                                              {},   0,        {}, {}} {}
+                                                              {},   0,        {}, {}, {}} {}
 
   void run() {
     check_wishes();

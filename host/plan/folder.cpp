@@ -128,6 +128,7 @@ bool taken_over(const std::string& name) {
 }
 
 std::optional<std::uint64_t> rows_of(const Draft& draft, std::uint32_t view) {
+  if (view < draft.rows.size()) return draft.rows[view];
   for (std::uint32_t p = 0; p < draft.names.templates.size(); ++p) {
     if (draft.names.templates[p].role != Role::embedding) continue;
     const Spot* spot = draft.names.listings[view].find(p);

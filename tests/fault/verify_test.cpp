@@ -377,6 +377,18 @@ TEST_F(Verify, ReceiptsNameTheCommitsOfTheHub) {
   ::unsetenv("HF_HUB_CACHE");
 }
 
+TEST_F(Verify, AFolderDoesNotVouchForItself) {
+  std::filesystem::copy(folder_ / "models/c", folder_ / "x");
+  Settings settings;
+  settings.plan.root = folder_.path();
+  settings.merge.force = true;
+  run_merge("models: [{model: ./x}]\nmerge_method: passthrough\n", out(), settings);
+  EXPECT_EQ(findings(), "");
+  std::filesystem::remove_all(folder_ / "x");
+  std::filesystem::create_directory_symlink(out(), folder_ / "x");
+  EXPECT_NE(findings().find("lies in the folder itself"), std::string::npos) << findings();
+}
+
 TEST_F(Verify, OptionsThatChangeNothingDoNotStandInTheReceipt) {
   Settings settings;
   settings.plan.root = folder_.path();

@@ -108,7 +108,8 @@ class VerifyCommand final : public Command {
     if (verdicts.elements == 0) return text;
     text += fmt::format(", {} of {} recomputed", show_count(verdicts.recomputed),
                         show_count(verdicts.elements, "element"));
-    text += verdicts.exact == verdicts.recomputed
+    text += verdicts.recomputed == 0 ? ""
+            : verdicts.exact == verdicts.recomputed
                 ? ", all equal bit for bit"
                 : fmt::format(", {} equal bit for bit and the others within their bound",
                               show_count(verdicts.exact));
