@@ -233,7 +233,7 @@ std::string narrate(const Plan& plan, const Forecast& cost, const Request& reque
   line("write", show_bytes(plan.bytes_out));
   line("disk", fmt::format("{} needed, {} free for {}", show_bytes(cost.needed),
                            show_bytes(cost.free), cost.place));
-  line("memory", fmt::format("{} for tensor data", show_memory(request.options().memory)));
+  line("memory", fmt::format("at most {} resident", show_memory(request.options().memory)));
   if (cost.rate > 0) {
     line("time", fmt::format("about {} at the {} a quick probe of the inputs read",
                              show_time(cost.seconds), show_rate(cost.rate)));

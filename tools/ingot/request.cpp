@@ -106,7 +106,7 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
         ->type_name("DIR");
   }
 
-  command.add_option("--memory", memory_, "Ceiling on memory for tensor data")
+  command.add_option("--memory", memory_, "Ceiling on resident memory, as the system counts it")
       ->type_name("SIZE")
       ->capture_default_str();
   command.add_option("-j,--threads", options_.threads, "Threads for arithmetic, 0 for all")
