@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include <fmt/format.h>
 
+#include "base/hash.hpp"
 #include "engine/supply.hpp"
 #include "ingot/error.hpp"
 #include "ingot/math/codec.hpp"
@@ -158,6 +160,28 @@ Findings examine(const Plan& plan, const Job& job, const math::Facts& facts, std
   });
   look();
   return findings;
+}
+
+Findings examine(const Plan& plan, const Job& job, const math::Facts& facts, File& file,
+                 std::uint64_t place) {
+  std::vector<std::unique_ptr<Working>> working(job.operands.size());
+  const Fill fill = [&](std::size_t operand, std::uint64_t first, std::span<const std::byte> own,
+                        std::span<float> values) {
+    auto& work = working[operand];
+    if (!work) work = job.operands[operand].derived->begin(plan, nullptr);
+    work->fill(first, own, values);
+  };
+  Findings all;
+  const std::uint64_t width = std::max<std::uint64_t>(bits(job.output.dtype) / 8, 1);
+  const std::uint64_t bytes = job.output.bytes();
+  std::vector<std::byte> block(std::min<std::uint64_t>(kHashBlock, bytes));
+  for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
+    const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
+    read_exact(file, place + at, piece);
+    all.add(examine(plan, job, facts, at / width, piece, fill));
+  }
+  if (job.action == Action::copy) all.made = {};
+  return all;
 }
 
 bool propagates(const Job& job) {

@@ -30,6 +30,11 @@ using Fill = std::function<void(std::size_t operand, std::uint64_t first,
                                std::uint64_t first, std::span<const std::byte> output,
                                const Fill& fill);
 
+// The same for a whole tensor whose bytes begin at `place` of a file: what a run found, found
+// again.
+[[nodiscard]] Findings examine(const Plan& plan, const Job& job, const math::Facts& facts,
+                               File& file, std::uint64_t place);
+
 // True if an element of the output is not finite wherever an input is not: sums, whose terms are
 // all there, of which none can bring another back from infinity.
 [[nodiscard]] bool propagates(const Job& job);
