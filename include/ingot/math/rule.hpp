@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstddef>
-#include <vector>
 
 #include "ingot/math/target.hpp"
 
@@ -45,21 +44,49 @@ enum class Formula : std::uint8_t { linear, slerp, scale, sum, consensus };
 template <class T>
 class Sourced {
  public:
+  Sourced() = default;
+  Sourced(const Sourced& other) { grow(other.count_, other.values_); }
+  Sourced(Sourced&& other) noexcept : values_(other.values_), count_(other.count_) {
+    other.values_ = nullptr;
+    other.count_ = 0;
+  }
+  Sourced& operator=(Sourced other) noexcept {
+    T* const values = values_;
+    const std::size_t count = count_;
+    values_ = other.values_;
+    count_ = other.count_;
+    other.values_ = values;
+    other.count_ = count;
+    return *this;
+  }
+  ~Sourced() { delete[] values_; }
+
   template <class Index>
   [[nodiscard]] T& operator[](Index source) {
     const auto at = static_cast<std::size_t>(source);
-    if (at >= values_.size()) values_.resize(at + 1);
+    if (at >= count_) grow(at + 1, values_);
     return values_[at];
   }
   template <class Index>
   [[nodiscard]] const T& operator[](Index source) const {
     static constexpr T kNone{};
     const auto at = static_cast<std::size_t>(source);
-    return at < values_.size() ? values_[at] : kNone;
+    return at < count_ ? values_[at] : kNone;
   }
 
  private:
-  std::vector<T> values_;
+  // As many values as `count`, those there are taken from `from`.
+  void grow(std::size_t count, const T* from) {
+    T* const values = count > 0 ? new T[count]{} : nullptr;
+    const std::size_t known = from == values_ && count_ < count ? count_ : count;
+    for (std::size_t i = 0; i < known; ++i) values[i] = from[i];
+    delete[] values_;
+    values_ = values;
+    count_ = count;
+  }
+
+  T* values_ = nullptr;
+  std::size_t count_ = 0;
 };
 
 // The parameters of one source.
