@@ -22,8 +22,10 @@ void check(bool holds) {
 void read(const std::map<std::string, std::string>& files) {
   ingot::test::MemoryDisk disk(files);
   if (const auto vocab = ingot::read_vocab(disk, "m")) {
-    check(vocab->rows() > 0 && vocab->tokens.size() <= vocab->ids.size());
-    for (const auto& [id, token] : vocab->tokens) check(vocab->ids.at(token) == id);
+    check(vocab->rows() > 0 && vocab->used() <= vocab->size());
+    for (std::uint64_t id = 0; id < vocab->rows(); ++id) {
+      if (const auto token = vocab->token(id)) check(vocab->id(*token) == id);
+    }
   }
   (void)ingot::read_template(disk, "m");
 }

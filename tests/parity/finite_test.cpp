@@ -60,7 +60,7 @@ class Finite : public testing::Test {
  protected:
   void write(const std::string& name, Dtype dtype, const Special& special) {
     std::string data;
-    Random random(name[0]);
+    Random random(static_cast<std::uint64_t>(name[0]));
     for (std::uint64_t i = 0; i < kCount; ++i) {
       const auto at = special.find(i);
       append_value(data, dtype, at == special.end() ? random.uniform() - 0.5 : at->second);
