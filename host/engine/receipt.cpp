@@ -328,6 +328,12 @@ PlanOptions effective(const Plan& plan, const Lines& lines) {
            (job.output.dtype == Dtype::f8_e4m3 || job.output.dtype == Dtype::f8_e5m2);
   });
   if (!narrow) o.overflow = standard.overflow;
+  o.fast_product =
+      o.fast_product && std::any_of(plan.jobs.begin(), plan.jobs.end(), [](const Job& job) {
+        return std::any_of(job.operands.begin(), job.operands.end(), [](const Operand& operand) {
+          return operand.derived && operand.derived->products();
+        });
+      });
   for (const Waiver& waiver : kWaivers) {
     o.*waiver.flag = o.*waiver.flag && waiver.used(plan, lines);
   }

@@ -719,15 +719,11 @@ class Verifier {
     } else if (outcome.findings.nonfinite.count > 0 || cuts) {
       recount();
     }
-    bool exact = !plan_->options.fast_product;
-    for (const Operand& operand : job.operands) {
-      exact = exact && (!operand.derived || operand.derived->exact());
-    }
     const std::lock_guard lock(mutex_);
     verdicts_.recomputed += proof.elements;
     verdicts_.exact += proof.exact;
     if (!proof.whole) verdicts_.sample = proof.elements;
-    return {true, proof.whole, false, exact};
+    return {true, proof.whole, false, exact(*plan_, job)};
   }
 
   // The tensors as a checkpoint, for those that are judged with others of their module.
