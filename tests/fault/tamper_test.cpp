@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <tuple>
 #include <vector>
 
 #include <fmt/format.h>
@@ -626,6 +627,103 @@ TEST_F(Forging, FactorsHaveOneForm) {
     }
     const std::string zero = forge_all(same, dtype, [](Factors& f) { f.a[0][0] = 1; });
     EXPECT_NE(zero.find("are to be zero"), std::string::npos) << zero;
+  }
+}
+
+TEST_F(Forging, OptionsThatChangeNothingCannotBeAdded) {
+  const std::string joined = "adapter_method: svd\nadapters: [{adapter: ./l}, {adapter: ./m}]\n";
+  const std::string narrow = "models: [{model: ./a}]\nmerge_method: passthrough\ndtype: ";
+  const std::vector<std::tuple<std::string, std::string, Json>> all = {
+      {joined, "dtype", "float32"},
+      {joined, "copy_tokenizer", false},
+      {"extract: lora\nbase_model: ./a\nmodel: ./b\nrank: 2\n", "dtype", "float32"},
+      {narrow + "float8_e4m3fn\n", "fp8_overflow", "propagate"},
+      {narrow + "bfloat16\n", "fp8_overflow", "propagate"},
+      {narrow + "bfloat16\n", "dtype", "bfloat16"},
+      {narrow + "bfloat16\n", "seed", 3},
+      {narrow + "bfloat16\n", "shard_bytes", 100'000},
+      {narrow + "bfloat16\n", "waivers", Json::array({"allow_mixed"})}};
+  for (const auto& [recipe, option, value] : all) {
+    make(recipe);
+    forge([&, &option = option, &value = value](Json& receipt) {
+      receipt["options"][option] = value;
+    });
+    EXPECT_NE(findings(), "") << recipe << option;
+  }
+  // Nor does a merge write them.
+  Settings settings;
+  settings.plan.root = folder_.path();
+  settings.plan.dtype = "float32";
+  settings.plan.copy_tokenizer = false;
+  settings.plan.overflow = math::Overflow::propagate;
+  settings.merge.force = true;
+  run_merge(joined, out(), settings);
+  EXPECT_EQ(Json::parse(read_file(out() + "/ingot.json"))["options"].size(), 0U);
+  EXPECT_EQ(findings(), "");
+  settings.plan.dtype.clear();
+  run_merge(narrow + "float8_e4m3fn\n", out(), settings);
+  EXPECT_EQ(Json::parse(read_file(out() + "/ingot.json"))["options"].dump(),
+            R"({"copy_tokenizer":false})");
+  EXPECT_EQ(findings(), "");
+}
+
+TEST_F(Forging, AnIndexIsThatOfTheShardsAlsoWithoutInputs) {
+  Settings settings;
+  settings.plan.root = folder_.path();
+  settings.plan.shard_bytes = 200;
+  run_merge("models: [{model: ./a}]\nmerge_method: passthrough\ndtype: bfloat16\n", out(),
+            settings);
+  ASSERT_EQ(findings(true), "");
+  const std::string path = out() + "/model.safetensors.index.json", index = read_file(path);
+  for (const auto& [from, to] :
+       {std::pair("\"total_size\": ", "\"total_size\": 1"), std::pair("00001-of", "00002-of"),
+        std::pair("lm_head.weight", "lm_head.veight"), std::pair("}\n", "}\n\n")}) {
+    std::string changed = index;
+    changed.replace(changed.find(from), std::string_view(from).size(), to);
+    write_file(path, changed);
+    forge([&](Json& receipt) {
+      for (Json& one : receipt["files"]) {
+        if (one["file"] == "model.safetensors.index.json") one["hash"] = hash_of(changed);
+      }
+    });
+    EXPECT_NE(findings(true).find("not the index of"), std::string::npos) << findings(true);
+  }
+  std::filesystem::remove(path);
+  forge([](Json& receipt) {
+    for (std::size_t i = 0; i < receipt["files"].size(); ++i) {
+      if (receipt["files"][i]["file"] == "model.safetensors.index.json") receipt["files"].erase(i);
+    }
+  });
+  EXPECT_NE(findings(true).find("missing"), std::string::npos) << findings(true);
+}
+
+TEST_F(Forging, AFolderOfTheHubsCacheIsOneOfLinksToItsBlobs) {
+  make(kBaked);
+  const std::string repository = folder_ / "models--me--mine";
+  const std::string snapshot = repository + "/snapshots/" + std::string(40, 'c');
+  std::filesystem::create_directories(repository + "/blobs");
+  std::filesystem::create_directories(snapshot);
+  int blob = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(out())) {
+    const std::string name = "blobs/" + std::to_string(blob++);
+    std::filesystem::rename(entry.path(), repository + "/" + name);
+    std::filesystem::create_symlink("../../" + name,
+                                    snapshot + "/" + entry.path().filename().string());
+  }
+  std::filesystem::remove(out());
+  std::filesystem::create_directory_symlink(snapshot, out());
+  EXPECT_EQ(findings(), "");
+  EXPECT_EQ(findings(true), "");
+  // Links that lead elsewhere stay shortfalls, also to the same bytes.
+  const std::string config = snapshot + "/config.json";
+  const std::string bytes = read_file(config);
+  for (const std::string& target :
+       {folder_ / "elsewhere", std::string(repository + "/elsewhere"), snapshot + "/within"}) {
+    write_file(target, bytes);
+    std::filesystem::remove(config);
+    std::filesystem::create_symlink(target, config);
+    EXPECT_NE(findings().find("a link where"), std::string::npos) << target;
+    EXPECT_NE(findings(true).find("a link where"), std::string::npos) << target;
   }
 }
 
