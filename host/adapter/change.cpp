@@ -174,6 +174,11 @@ class Change final : public Derived {
   [[nodiscard]] std::string found(const Working& working) const override;
   // What an initialisation left of the base comes from a decomposition.
   [[nodiscard]] bool exact() const override { return stages_.size() == effects_.size(); }
+  [[nodiscard]] bool products() const override {
+    return std::any_of(stages_.begin(), stages_.end(), [](const Stage& stage) {
+      return stage.kit == &kProduct || stage.kit == &kDora || stage.kit == &kDoraColumns;
+    });
+  }
 
   [[nodiscard]] const Located& base() const { return base_; }
   [[nodiscard]] std::uint64_t width() const { return matrix(base_.info.shape).width; }
@@ -300,10 +305,24 @@ std::vector<Truth> Change::recompute(const Plan& plan, std::uint64_t first, std:
   }
   std::vector<Single> base(stored.begin(), stored.end());
   std::vector<Single> values = base;
-  run<Single>(*steps, 0, low, values, base);
+  std::vector<bool> open(values.size(), plan.options.fast_product && products());
+  if (exact()) {
+    run<Single>(*steps, 0, low, values, base);
+  } else {
+    // What the first step, a decomposition, leaves is one number but near the middle between two.
+    // Steps on whole rows carry that to all of a row.
+    steps->front()->run(Panel<Single>{low, values, base});
+    for (std::uint64_t i = 0; i < values.size(); ++i) {
+      if (!(values[i].slack > 0)) continue;
+      const std::uint64_t begin = whole_ ? i / width() * width() : i;
+      std::fill_n(open.begin() + static_cast<std::ptrdiff_t>(begin), whole_ ? width() : 1, true);
+    }
+    run<Single>(*steps, 1, low, values, base);
+  }
   std::vector<Truth> truths(count);
   for (std::uint64_t i = 0; i < count; ++i) {
-    truths[i] = {values[first - low + i].value, values[first - low + i].slack};
+    const std::uint64_t at = first - low + i;
+    truths[i] = {values[at].value, values[at].slack, !open[at]};
   }
   return truths;
 }

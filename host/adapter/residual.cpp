@@ -2,6 +2,7 @@
 // such an adapter, so the change is relative to what is left.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 
 #include <fmt/format.h>
@@ -179,32 +180,43 @@ class Residual final : public Formula<Residual> {
       const std::uint64_t count = std::min<std::uint64_t>(width_ - x, panel.values.size() - done);
       sums.assign(count, W(0.0));
       for (std::size_t k = 0; k < taken_.right.rows; ++k) {
-        const W b(taken_.left.at(y, k));
+        const W b = decomposed<W>(taken_.left.at(y, k));
         const double* a = taken_.right.row(k) + x;
-        for (std::uint64_t i = 0; i < count; ++i) sums[i] = math::term(sums[i], b, W(a[i]));
+        for (std::uint64_t i = 0; i < count; ++i) {
+          sums[i] = math::term(sums[i], b, decomposed<W>(a[i]));
+        }
       }
       for (std::uint64_t i = 0; i < count; ++i) {
         T& value = panel.values[done + i];
-        value = math::blend(T(weight_), full_, value, left(narrow(W(widen(value)) - sums[i])));
+        value = blended(value, W(widen(value)) - sums[i]);
       }
       done += count;
     }
   }
 
  private:
-  // What PEFT keeps of the base is rounded to its type.
-  [[nodiscard]] float left(float x) const { return rounded(dtype_, x); }
-  // Another LAPACK may end up on the other side of a half: one place of the type is allowed.
-  [[nodiscard]] Single left(Single x) const {
-    const auto near = rounded(dtype_, static_cast<float>(x.value));
-    const double step = std::fabs(static_cast<double>(near)) * place();
-    Single out(static_cast<double>(near));
-    out.slack = x.slack + step + std::fabs(static_cast<double>(near) - x.value);
-    return out;
+  // A number of the decomposition, on which libraries agree to 2^-36 of it.
+  template <class W>
+  [[nodiscard]] static W decomposed(double x) {
+    W number(x);
+    if constexpr (!std::is_same_v<W, double>) number.slack = std::fabs(x) * 0x1p-36;
+    return number;
   }
-  [[nodiscard]] double place() const {
-    // Decompositions in double agree to far more than f32 shows.
-    return dtype_ == Dtype::f32 ? 0x1p-20 : 2 * roundoff(dtype_);
+
+  // What PEFT keeps of the base is rounded to its type.
+  [[nodiscard]] float blended(float before, double after) const {
+    return math::blend(weight_, full_, before, rounded(dtype_, static_cast<float>(after)));
+  }
+  // The step is the first, so that what it starts from is f32. Another library may end up on the
+  // other side of a half; elsewhere there is no slack.
+  [[nodiscard]] Single blended(Single before, Tracked<53> after) const {
+    const auto at = [&](double x) {
+      return static_cast<double>(blended(static_cast<float>(before.value), x));
+    };
+    Single out(at(after.value));
+    out.slack = std::max(std::fabs(at(after.value - after.slack) - out.value),
+                         std::fabs(at(after.value + after.slack) - out.value));
+    return out;
   }
 
   const Dtype dtype_;

@@ -55,6 +55,145 @@ std::string account(const Campaign::Module& module, double norm, double error) {
       .dump();
 }
 
+double largest(std::span<const double> values) {
+  double size = 0;
+  for (const double x : values) size = std::max(size, std::fabs(x));
+  return size;
+}
+
+// The length of a direction is in B. Where its type has no such numbers, A takes a power of two of
+// it. From the largest numbers of both.
+int balance(Dtype stored, double of_a, double of_b) {
+  if (!(of_a > 0 && of_b > 0) || !std::isfinite(of_a * of_b)) return 0;
+  constexpr double kSmall = 0x1p-90;  // subnormal numbers begin 36 places below
+  const bool small = of_b < kSmall && (stored == Dtype::f32 || stored == Dtype::bf16);
+  if (of_b <= largest_of(stored) && !small) return 0;
+  return (std::ilogb(of_b) - std::ilogb(of_a)) / 2;
+}
+
+// Half of the smallest distance of two numbers of a type: what rounding costs where the relative
+// bound does not hold.
+double least_half(Dtype stored) {
+  switch (stored) {
+    case Dtype::f8_e4m3:
+      return 0x1p-10;
+    case Dtype::f8_e5m2:
+      return 0x1p-17;
+    case Dtype::f16:
+      return 0x1p-25;
+    case Dtype::bf16:
+      return 0x1p-134;
+    default:
+      return 0x1p-150;
+  }
+}
+
+// The form of factors: rows of A are orthonormal, times a power of two where B's type asks for it;
+// the largest entry of each is positive; columns of B are orthogonal, with lengths that do not grow
+// from one to the next. docs/adapters.md states the tolerances.
+class Form {
+ public:
+  // `best`: the same matrix solved again, `allowance` times which another solution may have.
+  // Factors by rows, as the folder has them.
+  Form(Dtype stored, const linalg::Low& best, double allowance, linalg::Matrix b, linalg::Matrix a)
+      : stored_(stored), best_(best), allowance_(allowance), b_(std::move(b)), a_(std::move(a)) {}
+
+  // What is wrong, in words, or nothing.
+  [[nodiscard]] std::string fault() {
+    for (std::size_t k = 0; k < a_.rows; ++k) {
+      if (std::string wrong = direction(k); !wrong.empty()) return wrong;
+    }
+    for (std::size_t k = 0; k < a_.rows; ++k) {
+      for (std::size_t j = 0; j < k; ++j) {
+        if (!(std::fabs(dot(a_, j, k)) <= room(j, k) + nothing(a_))) {
+          return fmt::format("rows {} and {} of A are not orthogonal", j + 1, k + 1);
+        }
+        const double lengths = length_[j] * length_[k];
+        if (!(std::fabs(dot(b_, j, k)) <=
+              (kSolved + 4 * roundoff(stored_)) * lengths + kDouble * top() * top() +
+                  (length_[j] + length_[k]) * nothing(b_) + nothing(b_) * nothing(b_))) {
+          return fmt::format("columns {} and {} of B are not orthogonal", j + 1, k + 1);
+        }
+      }
+    }
+    return {};
+  }
+
+ private:
+  // Solvers that go by Gram matrices know directions to this, and what they square to this.
+  static constexpr double kSolved = 0x1p-16, kDouble = 0x1p-44;
+
+  // One row of A and column of B; brings them to the length that they have without a power of two.
+  [[nodiscard]] std::string direction(std::size_t k) {
+    const std::span<double> a(a_.row(k), a_.cols), b(b_.row(k), b_.cols);
+    const double of_a = largest(a), of_b = largest(b);
+    const bool none = value(k) == 0;
+    length_.push_back(0);
+    if (!std::isfinite(of_a) || !std::isfinite(of_b)) {
+      return fmt::format("row {} of A or column {} of B is not finite", k + 1, k + 1);
+    }
+    if (of_a == 0 && of_b == 0) return {};
+    if (of_a == 0 || best_.norm == 0 || k >= best_.a.rows) {
+      return fmt::format("row {} of A and column {} of B are to be zero", k + 1, k + 1);
+    }
+    if (*std::max_element(a.begin(), a.end()) < of_a) {
+      return fmt::format("the largest entry of row {} of A is negative", k + 1);
+    }
+    const double norm = std::sqrt(dot(a_, k, k));
+    const int shift = std::ilogb(norm * std::sqrt(2.0));
+    for (double& x : a) x = std::ldexp(x, -shift);
+    for (double& x : b) x = std::ldexp(x, shift);
+    const double unit = std::ldexp(norm, -shift), room_of = room(k, k) + nothing(a_);
+    if (!(std::fabs(unit - 1) <= room_of) || !shifts(shift, largest(a), largest(b))) {
+      return fmt::format("row {} of A has the length {:.6g}", k + 1, norm);
+    }
+    length_[k] = std::sqrt(dot(b_, k, k));
+    const double most = none ? 0 : k == 0 ? allowance_ * top() : length_[k - 1];
+    const double rounding = 4 * roundoff(stored_) * std::max(most, none ? top() : 0);
+    if (!(length_[k] <= most + rounding + kSolved * top() + nothing(b_))) {
+      return fmt::format("column {} of B has the length {:.6g}, more than the one before", k + 1,
+                         length_[k]);
+    }
+    return {};
+  }
+
+  // True if A may have taken this power of two: near a limit rounding decides whether it does.
+  [[nodiscard]] bool shifts(int shift, double of_a, double of_b) const {
+    for (const double by : {-1.0, 0.0, 1.0}) {
+      const int due = balance(stored_, of_a, of_b * (1 + by * 4 * roundoff(stored_)));
+      if (due == shift || (due != 0 && std::abs(due - shift) <= 1)) return true;
+    }
+    return false;
+  }
+
+  // How far the product of two rows of A may be from that of unit vectors.
+  [[nodiscard]] double room(std::size_t j, std::size_t k) const {
+    const double scale = value(j) * value(k);
+    const double solved = scale > 0 ? kDouble * top() * top() / scale : 1;
+    return kSolved + 4 * roundoff(stored_) + std::min(solved, j == k ? 0.5 : 1.0);
+  }
+
+  [[nodiscard]] double value(std::size_t k) const {
+    return k < best_.a.rows && largest({best_.a.row(k), best_.a.cols}) > 0 ? best_.values[k] : 0;
+  }
+  [[nodiscard]] double top() const { return best_.values.empty() ? 0 : best_.values[0]; }
+  // The length of a vector of numbers that rounding makes nothing of.
+  [[nodiscard]] double nothing(const linalg::Matrix& rows) const {
+    return 2 * least_half(stored_) * std::sqrt(static_cast<double>(rows.cols));
+  }
+  [[nodiscard]] static double dot(const linalg::Matrix& rows, std::size_t j, std::size_t k) {
+    double sum = 0;
+    for (std::size_t i = 0; i < rows.cols; ++i) sum += rows.at(j, i) * rows.at(k, i);
+    return sum;
+  }
+
+  const Dtype stored_;
+  const linalg::Low& best_;
+  const double allowance_;
+  linalg::Matrix b_, a_;
+  std::vector<double> length_;  // of B's columns
+};
+
 // A module's solution as its experts are solved.
 class Making {
  public:
@@ -70,7 +209,7 @@ class Making {
     const std::uint64_t rank = module_.rank, experts = target.experts;
     for (std::uint64_t k = 0; k < std::min<std::uint64_t>(rank, low.a.rows); ++k) {
       const std::span<const double> a(low.a.row(k), target.width), b(low.b.row(k), target.height);
-      const int shift = balance(a, b);
+      const int shift = balance(module_.stored, largest(a), largest(b));
       const double up = std::ldexp(1.0, shift), down = std::ldexp(1.0, -shift);
       float* row = solution_.a.data() + (expert * rank + k) * target.width;
       for (std::uint64_t i = 0; i < target.width; ++i) row[i] = static_cast<float>(a[i] * up);
@@ -94,23 +233,6 @@ class Making {
   }
 
  private:
-  // The length of a direction is in B. Where its type has no such numbers, A takes a power of two
-  // of it.
-  [[nodiscard]] int balance(std::span<const double> a, std::span<const double> b) const {
-    const auto largest = [](std::span<const double> values) {
-      double size = 0;
-      for (const double x : values) size = std::max(size, std::fabs(x));
-      return size;
-    };
-    const double of_a = largest(a), of_b = largest(b);
-    if (!(of_a > 0 && of_b > 0) || !std::isfinite(of_a * of_b)) return 0;
-    constexpr double kSmall = 0x1p-90;  // subnormal numbers begin 36 places below
-    const bool small =
-        of_b < kSmall && (module_.stored == Dtype::f32 || module_.stored == Dtype::bf16);
-    if (of_b <= largest_of(module_.stored) && !small) return 0;
-    return (std::ilogb(of_b) - std::ilogb(of_a)) / 2;
-  }
-
   const Campaign::Module& module_;
   Solution solution_;
   double norm_ = 0, error_ = 0;
@@ -229,6 +351,7 @@ class Factor final : public Derived {
       return fmt::format("{} and {} do not have the shapes of the plan", m.a, m.b);
     }
     double best = 0, found = 0, norm = 0;
+    std::string form;
     for (std::uint64_t e = 0; e < target.experts; ++e) {
       linalg::Matrix left(m.rank, target.height), right(m.rank, target.width);
       for (std::uint64_t k = 0; k < m.rank; ++k) {
@@ -242,6 +365,8 @@ class Factor final : public Derived {
       }
       const linalg::Low low = target.solve(plan, nullptr, e, {m.rank, 1});
       const double rest = target.distance(plan, e, left, right);
+      if (form.empty())
+        form = Form(m.stored, low, target.allowance(), std::move(left), std::move(right)).fault();
       best += low.error * low.error;
       norm += low.norm * low.norm;
       found += rest * rest;
@@ -258,6 +383,7 @@ class Factor final : public Derived {
           "rank {} leave {:.6g}",
           m.a, m.b, found, norm, m.rank, best);
     }
+    if (!form.empty()) return fmt::format("{} and {}: {}", m.a, m.b, form);
     return accountable(told, norm, best, found, slack)
                ? std::string()
                : fmt::format(

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <utility>
 
@@ -28,14 +29,9 @@ class Inputs {
   Inputs(const Plan& plan, const Job& job) : plan_(plan), job_(job), rows_(job.operands.size()) {
     for (const Operand& operand : job.operands) {
       working_.push_back(operand.derived ? operand.derived->begin(plan, nullptr) : nullptr);
-      exact_ = exact_ && (!operand.derived || operand.derived->exact());
     }
-    exact_ = exact_ && !plan.options.fast_product;
     own_.resize(rows_.size());
   }
-
-  // True if every derived value is of the exact class.
-  [[nodiscard]] bool exact() const { return exact_; }
 
   void read(std::uint64_t first, std::uint64_t count) {
     first_ = first;
@@ -71,9 +67,6 @@ class Inputs {
         // Sums of f32 may overflow on their way where double does not; the output is still held
         // against them.
         if (!std::isfinite(found) && plan_.options.allow_nonfinite) continue;
-        // Sums of f32 may overflow on their way where double does not; the output is still held
-        // against them.
-        if (!std::isfinite(found) && plan_.options.allow_nonfinite) continue;
         if (found == truths[k].value) continue;  // infinities
         return fmt::format("{}: element {} of operand {} derives as {} in f32, {} in double",
                            job_.output.name, first_ + k, i + 1, found, truths[k].value);
@@ -97,13 +90,21 @@ class Inputs {
   [[nodiscard]] float value(std::size_t operand, std::uint64_t at) const {
     return rows_[operand][at];
   }
-  // The lowest and the highest value that the one source of a passthrough may have where it is of
-  // the bounded class. After doubt().
-  [[nodiscard]] std::pair<float, float> range(std::uint64_t at) const {
-    if (truths_[0].empty()) return {rows_[0][at], rows_[0][at]};
-    const Truth& truth = truths_[0][at];
-    return {static_cast<float>(truth.value - truth.slack),
-            static_cast<float>(truth.value + truth.slack)};
+  // Operands whose value of an element is of the bounded class, each with the lowest and the
+  // highest that it may be. After doubt().
+  struct Range {
+    std::size_t operand = 0;
+    float low = 0, high = 0;
+  };
+  [[nodiscard]] std::vector<Range> ranges(std::uint64_t at) const {
+    std::vector<Range> all;
+    for (std::size_t i = 0; i < rows_.size(); ++i) {
+      if (truths_[i].empty() || truths_[i][at].exact) continue;
+      const Truth& truth = truths_[i][at];
+      all.push_back({i, static_cast<float>(truth.value - truth.slack),
+                     static_cast<float>(truth.value + truth.slack)});
+    }
+    return all;
   }
   // What the work on each operand brought to light, after every element was read.
   [[nodiscard]] std::vector<std::string> found() const {
@@ -117,7 +118,6 @@ class Inputs {
  private:
   const Plan& plan_;
   const Job& job_;
-  bool exact_ = true;
   std::vector<std::vector<float>> rows_, own_;
   std::vector<std::vector<Truth>> truths_;
   std::vector<std::unique_ptr<Working>> working_;
@@ -305,7 +305,7 @@ class Checker {
       const auto bound = math::evaluate<Single>(rule_, proof_.facts, x_.data(), base, index);
       const double off = std::fabs(static_cast<double>(single.value) - bound.value.value);
       if (!(off > bound.value.slack)) return;
-    } else if (!inputs_.exact() && (near || within(found, base, index, i))) {
+    } else if (within(found, index, i)) {
       return;
     }
     if (!proof_.finding.empty()) return;
@@ -324,18 +324,29 @@ class Checker {
     return encode(job_.output.dtype, value, job_.work.overflow);
   }
 
-  // True if a value of the bounded class explains the element.
-  [[nodiscard]] bool within(std::uint64_t found, float base, std::uint64_t index,
-                            std::uint64_t i) const {
-    if (proof_.facts.formula != math::Formula::scale) return false;
-    const auto end = [&](float value) {
-      const auto at = math::evaluate<double>(rule_, proof_.facts, &value, base, index);
-      return ordered(code(static_cast<float>(at.value)), width_);
-    };
-    const auto [low, high] = inputs_.range(i);
-    const auto [least, most] = std::minmax({end(low), end(high)});
+  // True if values of the bounded class explain the element: it lies between what the formula makes
+  // of the ends of their ranges. Each result is monotone in each value, and so is rounding.
+  [[nodiscard]] bool within(std::uint64_t found, std::uint64_t index, std::uint64_t i) {
+    const std::vector<Inputs::Range> ranges = inputs_.ranges(i);
+    constexpr std::size_t kMost = 10;  // beyond, no chance brought them together
+    if (ranges.empty() || ranges.size() > kMost) return false;
+    const std::size_t skip = rule_.base ? 1 : 0;
+    std::int64_t least = std::numeric_limits<std::int64_t>::max(), most = -least;
+    for (std::size_t ends = 0; ends < std::size_t{1} << ranges.size(); ++ends) {
+      inputs_.gather(i, x_.data());
+      float base = inputs_.base(i);
+      for (std::size_t r = 0; r < ranges.size(); ++r) {
+        const float value = (ends >> r & 1) != 0 ? ranges[r].high : ranges[r].low;
+        (ranges[r].operand < skip ? base : x_[ranges[r].operand - skip]) = value;
+      }
+      const auto end = math::evaluate<float>(rule_, proof_.facts, x_.data(), base, index);
+      if (std::isnan(end.value)) return false;
+      const std::int64_t place = ordered(code(end.value), width_);
+      least = std::min(least, place);
+      most = std::max(most, place);
+    }
     const std::int64_t place = ordered(found, width_);
-    return place >= least - 1 && place <= most + 1;
+    return place >= least && place <= most;
   }
 
   void note(const math::Outcome<float>& outcome) {
@@ -393,6 +404,13 @@ double Sum::total() {
   }
   levels_.clear();
   return sum.value_or(0.0);
+}
+
+bool exact(const Plan& plan, const Job& job) {
+  return std::all_of(job.operands.begin(), job.operands.end(), [&](const Operand& operand) {
+    return !operand.derived || (operand.derived->exact() &&
+                                !(plan.options.fast_product && operand.derived->products()));
+  });
 }
 
 Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, bool all,

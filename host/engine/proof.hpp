@@ -40,6 +40,9 @@ struct Proof {
 [[nodiscard]] Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place,
                           bool all, std::uint64_t salt);
 
+// True if every derived operand of a job is of the exact class as the plan has it.
+[[nodiscard]] bool exact(const Plan& plan, const Job& job);
+
 // A sum in the shape of docs/numbers.md, fed one number after the other.
 class Sum {
  public:

@@ -238,7 +238,10 @@ std::string wanted_by_option(const Plan& plan) {
   PlanOptions none;
   const auto by_recipe = plan::wanted_dtype(plan.recipe, none, ignored);
   const auto by_both = plan::wanted_dtype(plan.recipe, plan.options, ignored);
-  return by_both == by_recipe ? std::string() : std::string(word(*by_both));
+  // Factors are f32 where nobody says otherwise.
+  const bool standard = plan.recipe.kind != Recipe::Kind::models && !by_recipe;
+  if (by_both == by_recipe || (standard && by_both == Dtype::f32)) return {};
+  return std::string(word(*by_both));
 }
 
 // What the plan had to say, whatever the recipe's file was called and wherever the models lay.
@@ -327,7 +330,21 @@ PlanOptions effective(const Plan& plan, const Lines& lines) {
     return job.action == Action::merge &&
            (job.output.dtype == Dtype::f8_e4m3 || job.output.dtype == Dtype::f8_e5m2);
   });
-  if (!narrow) o.overflow = standard.overflow;
+  // Where no output is NaN or infinite, nothing overflowed.
+  const auto overflows = [&] {
+    for (std::size_t i = 0; i < plan.jobs.size(); ++i) {
+      if (Json::parse(lines(i)).contains("nonfinite")) return true;
+    }
+    return false;
+  };
+  if (!narrow || (o.overflow != standard.overflow && !overflows())) o.overflow = standard.overflow;
+  o.copy_tokenizer = o.copy_tokenizer || !plan.waived.tokenizer;
+  o.fast_product =
+      o.fast_product && std::any_of(plan.jobs.begin(), plan.jobs.end(), [](const Job& job) {
+        return std::any_of(job.operands.begin(), job.operands.end(), [](const Operand& operand) {
+          return operand.derived && operand.derived->products();
+        });
+      });
   for (const Waiver& waiver : kWaivers) {
     o.*waiver.flag = o.*waiver.flag && waiver.used(plan, lines);
   }

@@ -27,6 +27,7 @@
 #include "engine/supply.hpp"
 #include "ingot/math/methods.hpp"
 #include "ingot/merge.hpp"
+#include "plan/layout.hpp"
 #include "store/header.hpp"
 
 namespace ingot {
@@ -140,7 +141,11 @@ class Verifier {
     check_list();
     for (auto& [name, outline] : outlines_) check_shard(name, outline);
     check_files();
-    if (plan_) check_layout();
+    if (plan_) {
+      check_layout();
+    } else {
+      check_index();
+    }
     each(told_.size(), [&](std::size_t i) { check_tensor(i); });
     if (digests_) verdicts_.hashed_bytes += digests_->bytes();
     if (plan_) check_rest();
@@ -330,7 +335,7 @@ class Verifier {
     for (const std::string& name : disk_.list(out_)) {
       const std::string path = out_ + "/" + name;
       const auto kind = disk_.kind(path);
-      const bool link = disk_.is_link(path);
+      const bool link = disk_.is_link(path) && !cached(name);
       if (!expected.contains(printed(name))) {
         find("that the merge did not write",
              fmt::format("{}: {} that the merge did not write", path,
@@ -351,6 +356,18 @@ class Verifier {
       if (!names_.contains(name)) {
         find("files that are missing", fmt::format("{}/{}: the file is missing", out_, name));
       }
+    }
+  }
+
+  // True for a link of a Hub cache: into the blobs of the folder's own repository. The rule is that
+  // of inputs; but the folder's own files are no links to each other.
+  bool cached(const std::string& name) {
+    try {
+      const std::string path = member(disk_, out_, name);
+      return !disk_.resolve(path).starts_with(disk_.resolve(out_) + "/");
+    } catch (const Error& error) {
+      if (error.code() != Code::missing && error.code() != Code::format) throw;
+      return false;
     }
   }
 
@@ -479,6 +496,36 @@ class Verifier {
       }
     }
     for (const Companion& companion : plan_->companions) compare(companion);
+  }
+
+  // Without a plan: the index is that of the receipt's tensors.
+  void check_index() {
+    const std::string name = "model.safetensors.index.json";
+    const auto file = open(name);
+    if (outlines_.size() < 2) {
+      if (file) {
+        find("files that are not what the merge makes",
+             fmt::format("{}: an index, and the receipt names one shard", file->path()));
+      }
+      return;
+    }
+    std::vector<std::pair<std::string_view, std::string_view>> tensors;
+    std::uint64_t bytes = 0;
+    for (const Told& tensor : told_) {
+      tensors.emplace_back(tensor.info.name, tensor.shard);
+      bytes += tensor.info.bytes();
+    }
+    const std::string expected = plan::print_index(std::move(tensors), bytes);
+    std::string found(file ? std::min<std::uint64_t>(file->size(), expected.size() + 1) : 0, '\0');
+    if (file) read_exact(*file, 0, std::as_writable_bytes(std::span(found.data(), found.size())));
+    if (found == expected) return;
+    const auto at = std::mismatch(found.begin(), found.end(), expected.begin(), expected.end());
+    find("files that are not what the merge makes",
+         file ? fmt::format("{}: not the index of the receipt's tensors and shards from its byte "
+                            "{} on",
+                            file->path(), at.first - found.begin())
+              : fmt::format("{}/{}: missing, and the receipt names {} shards", out_, name,
+                            outlines_.size()));
   }
 
   // Byte for byte.
@@ -719,15 +766,11 @@ class Verifier {
     } else if (outcome.findings.nonfinite.count > 0 || cuts) {
       recount();
     }
-    bool exact = !plan_->options.fast_product;
-    for (const Operand& operand : job.operands) {
-      exact = exact && (!operand.derived || operand.derived->exact());
-    }
     const std::lock_guard lock(mutex_);
     verdicts_.recomputed += proof.elements;
     verdicts_.exact += proof.exact;
     if (!proof.whole) verdicts_.sample = proof.elements;
-    return {true, proof.whole, false, exact};
+    return {true, proof.whole, false, exact(*plan_, job)};
   }
 
   // The tensors as a checkpoint, for those that are judged with others of their module.

@@ -414,6 +414,8 @@ class Extraction {
     // Readers go by it where the shapes of experts do not tell inputs from outputs.
     if (!folder_.parameters.empty()) folder_.version = "0.21.2";
     folder_.modules_to_save.assign(saved_.begin(), saved_.end());
+    plan_.waived.tokenizer =
+        !plan_.options.copy_tokenizer && has_tokenizer(disk_, draft_.folder(tuned_));
     if (plan_.options.copy_tokenizer) {
       take_over(disk_, problems_, draft_.folder(tuned_), Share::tokenizer, plan_.companions);
       for (Companion& file : plan_.companions)

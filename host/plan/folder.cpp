@@ -203,13 +203,24 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
   }
 }
 
+bool has_tokenizer(Disk& disk, const std::string& folder) {
+  Problems problems;
+  std::vector<Companion> files;
+  take_over(disk, problems, folder, Share::tokenizer, files);
+  return !files.empty() || !problems.finish().empty();
+}
+
 std::vector<Companion> donated(Disk& disk, Draft& draft, const std::string& tokenizer) {
   std::vector<Companion> files;
   take_over(disk, draft.problems, draft.folder(draft.donor), Share::rest, files);
   if (draft.plan.options.copy_tokenizer) {
     take_over(disk, draft.problems, tokenizer, Share::tokenizer, files);
     set_template(disk, draft, files);
-  } else if (!draft.recipe().chat_template.empty()) {
+  } else {
+    draft.plan.waived.tokenizer =
+        has_tokenizer(disk, tokenizer) || !draft.recipe().chat_template.empty();
+  }
+  if (!draft.plan.options.copy_tokenizer && !draft.recipe().chat_template.empty()) {
     draft.problems.warn(Code::usage,
                         fmt::format("{}: chat_template goes with a tokenizer, and none is copied",
                                     draft.place(draft.recipe().chat_template_mark)));

@@ -28,6 +28,10 @@ enum class Share { tokenizer, rest };
 void take_over(Disk& disk, Problems& problems, const std::string& folder, Share share,
                std::vector<Companion>& files);
 
+// True if leaving the tokenizer of `folder` behind (PlanOptions::copy_tokenizer) leaves anything
+// unsaid or behind.
+[[nodiscard]] bool has_tokenizer(Disk& disk, const std::string& folder);
+
 // Where the output's tokenizer comes from: the model that a tokenizer setting names, else the
 // donor; or, where the donor has none, the first model with one for as many rows, with a warning.
 [[nodiscard]] std::string tokenizer_folder(Disk& disk, const Draft& draft);

@@ -917,7 +917,13 @@ class Fusion {
 
   // Of the adapter that changes the vocabulary, else of the first that has one.
   void take_tokenizer() {
-    if (!plan_.options.copy_tokenizer) return;
+    if (!plan_.options.copy_tokenizer) {
+      plan_.waived.tokenizer =
+          std::any_of(plan_.models.begin(),
+                      plan_.models.begin() + static_cast<std::ptrdiff_t>(adapters_.size()),
+                      [&](const Model& model) { return has_tokenizer(disk_, model.folder); });
+      return;
+    }
     std::vector<std::uint32_t> order;
     for (const bool wanted : {true, false}) {
       for (std::uint32_t a = 0; a < adapters_.size(); ++a) {

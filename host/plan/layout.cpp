@@ -64,26 +64,29 @@ std::vector<Shard> lay_out(std::vector<Job>& jobs, std::uint64_t shard_bytes) {
   return shards;
 }
 
+std::string print_index(std::vector<std::pair<std::string_view, std::string_view>> tensors,
+                        std::uint64_t bytes) {
+  // By name, as Hugging Face's own writers sort it.
+  std::sort(tensors.begin(), tensors.end(),
+            [](const auto& a, const auto& b) { return natural_less(a.first, b.first); });
+  // An ordered_json would search its keys for every insertion.
+  std::string text = fmt::format(
+      "{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{", bytes);
+  const char* comma = "";
+  for (const auto& [name, shard] : tensors) {
+    text += fmt::format("{}\n    {}: \"{}\"", comma, nlohmann::json(name).dump(), shard);
+    comma = ",";
+  }
+  return text + "\n  }\n}\n";
+}
+
 std::string index_of(const std::vector<Job>& jobs, const std::vector<Shard>& shards) {
   if (shards.size() < 2) return {};
   std::uint64_t total = 0;
   for (const Shard& shard : shards) total += shard.data_bytes;
-  // By name, as Hugging Face's own writers sort it.
-  std::vector<const Job*> order;
-  for (const Job& job : jobs) order.push_back(&job);
-  std::sort(order.begin(), order.end(), [](const Job* a, const Job* b) {
-    return natural_less(a->output.name, b->output.name);
-  });
-  // An ordered_json would search its keys for every insertion.
-  std::string text = fmt::format(
-      "{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{", total);
-  const char* comma = "";
-  for (const Job* job : order) {
-    text += fmt::format("{}\n    {}: \"{}\"", comma, nlohmann::json(job->output.name).dump(),
-                        shards[job->shard].file);
-    comma = ",";
-  }
-  return text + "\n  }\n}\n";
+  std::vector<std::pair<std::string_view, std::string_view>> tensors;
+  for (const Job& job : jobs) tensors.emplace_back(job.output.name, shards[job.shard].file);
+  return print_index(std::move(tensors), total);
 }
 
 }  // namespace ingot::plan

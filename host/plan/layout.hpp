@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "ingot/plan.hpp"
@@ -14,7 +16,12 @@ namespace ingot::plan {
 // inside a shard wider elements come first, so that every tensor is aligned to its element.
 [[nodiscard]] std::vector<Shard> lay_out(std::vector<Job>& jobs, std::uint64_t shard_bytes);
 
-// model.safetensors.index.json of a layout, empty for a single shard.
+// model.safetensors.index.json of tensors and the shards that hold them, with so many bytes of
+// data in all.
+[[nodiscard]] std::string print_index(
+    std::vector<std::pair<std::string_view, std::string_view>> tensors, std::uint64_t bytes);
+
+// The index of a layout, empty for a single shard.
 [[nodiscard]] std::string index_of(const std::vector<Job>& jobs, const std::vector<Shard>& shards);
 
 }  // namespace ingot::plan

@@ -29,6 +29,9 @@ struct Ingredient {
 struct Truth {
   double value = 0;
   double slack = 0;
+  // fill() gives the same bits on every machine and with every library, also where the operand as a
+  // whole is of the bounded class.
+  bool exact = true;
 };
 
 // Work on one operand of one job, made when its tensor's turn comes and dropped after it.
@@ -92,6 +95,9 @@ class Derived {
   // True if fill() gives the same bits on every machine and with every library (the exact class of
   // docs/numbers.md), without a backend as well. False: recompute() has the bounds.
   [[nodiscard]] virtual bool exact() const { return true; }
+
+  // True if some of it is a low-rank product, which PlanOptions::fast_product makes bounded.
+  [[nodiscard]] virtual bool products() const { return false; }
 
   // True if values depend on PlanOptions::seed.
   [[nodiscard]] virtual bool draws() const { return false; }

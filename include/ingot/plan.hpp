@@ -107,9 +107,10 @@ struct Companion {
   std::string model;
 };
 
-// Waivers without which there would be no plan.
+// Waivers without which there would be no plan, or another one.
 struct Waived {
   bool unknown_keys = false, mixed = false, truncated = false;
+  bool tokenizer = false;  // one was left behind by PlanOptions::copy_tokenizer
 };
 
 struct Problem {

@@ -2,14 +2,17 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <map>
+#include <tuple>
 #include <vector>
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "ingot/math/codec.hpp"
 #include "merging.hpp"
 #include "model.hpp"
 
@@ -366,6 +369,362 @@ TEST_P(Tampering, NoFileCanComeOrGo) {
     std::filesystem::remove_all(file(name == "sub/file" ? "sub" : name));
   }
   EXPECT_EQ(findings(), "");
+}
+
+// Weights that somebody changes and seals, so that only arithmetic can tell.
+class Forging : public testing::Test {
+ protected:
+  using Bytes = std::span<char>;
+  struct Tensor {
+    std::string name;
+    Dtype dtype;
+    Bytes bytes;
+  };
+
+  void SetUp() override {
+    write_llama(folder_ / "a", 1);
+    write_llama(folder_ / "b", 2);
+    write_lora(folder_ / "l", 4);
+    write_lora(folder_ / "m", 5);
+    write_lora(folder_ / "p", 6);
+    const std::string config = folder_ / "p/adapter_config.json";
+    std::string text = read_file(config);
+    text.replace(text.find("\"r\":"), 4, "\"init_lora_weights\": \"pissa\", \"r\":");
+    write_file(config, text);
+  }
+
+  [[nodiscard]] std::string out() const { return folder_ / "out"; }
+
+  void make(const std::string& recipe, const std::string& dtype = {}, bool fast = false) const {
+    Settings settings;
+    settings.plan.root = folder_.path();
+    settings.plan.dtype = dtype;
+    settings.plan.fast_product = fast;
+    settings.merge.force = true;
+    run_merge(recipe, out(), settings);
+    ASSERT_EQ(findings(), "") << recipe << dtype;
+  }
+
+  [[nodiscard]] std::string findings(bool outputs_only = false) const {
+    VerifyOptions options;
+    options.root = folder_.path();
+    options.all = true;
+    options.threads = 1;
+    options.outputs_only = outputs_only;
+    const auto disk = system_disk();
+    std::string text;
+    for (const Finding& finding : verify(*disk, out(), options).findings) {
+      text += finding.text + "\n";
+    }
+    return text;
+  }
+
+  // The receipt, changed and sealed.
+  void forge(const std::function<void(Json&)>& change) const {
+    const std::string path = out() + "/ingot.json";
+    Json receipt = Json::parse(read_file(path));
+    change(receipt);
+    write_file(path, seal(receipt));
+  }
+
+  // All tensors of the only file of weights, changed and sealed.
+  void change(const std::function<void(std::vector<Tensor>&)>& change) const {
+    const bool adapter = std::filesystem::exists(out() + "/adapter_model.safetensors");
+    const std::string path =
+        out() + (adapter ? "/adapter_model.safetensors" : "/model.safetensors");
+    std::string bytes = read_file(path);
+    std::vector<Tensor> tensors;
+    const auto disk = system_disk();
+    const Checkpoint checkpoint = Checkpoint::open(*disk, path, path);
+    for (const Entry& entry : checkpoint.entries()) {
+      tensors.push_back(
+          {entry.info.name, entry.info.dtype, {bytes.data() + entry.offset, entry.info.bytes()}});
+    }
+    change(tensors);
+    write_file(path, bytes);
+    forge([&](Json& receipt) {
+      for (Json& one : receipt["tensors"]) {
+        for (const Tensor& tensor : tensors) {
+          if (one["name"] != tensor.name) continue;
+          one["hash"] = hash_of(std::string(tensor.bytes.begin(), tensor.bytes.end()));
+        }
+      }
+    });
+    EXPECT_EQ(findings(true), "");
+  }
+
+  // One element, one step away from zero.
+  static void step(const Tensor& tensor, std::size_t element) {
+    const std::size_t width = bits(tensor.dtype) / 8;
+    std::uint32_t code = 0;
+    std::memcpy(&code, tensor.bytes.data() + element * width, width);
+    ++code;
+    std::memcpy(tensor.bytes.data() + element * width, &code, width);
+  }
+
+  Folder folder_;
+};
+
+const std::string kBaked = "models: [{model: ./a+./l}]\nmerge_method: passthrough\n";
+
+TEST_F(Forging, ABoundIsNoStepOfTheOutputsType) {
+  const std::string initialised = "models: [{model: ./a+./p}]\nmerge_method: passthrough\n";
+  const std::string mixed =
+      "models:\n  - {model: ./a+./p, parameters: {weight: 0.6}}\n"
+      "  - {model: ./b, parameters: {weight: 0.4}}\nmerge_method: linear\n";
+  for (const std::string dtype : {"float32", "bfloat16", "float16", "float8_e4m3fn"}) {
+    for (const auto& [recipe, fast] :
+         {std::pair(kBaked, true), std::pair(initialised, false), std::pair(mixed, false)}) {
+      // Products of f32 may be some steps of f32 away.
+      for (const bool touched : {false, true}) {
+        if (touched && fast && dtype == "float32") continue;
+        make(recipe, dtype, fast);
+        std::size_t moved = 0;
+        change([&](std::vector<Tensor>& tensors) {
+          for (const Tensor& tensor : tensors) {
+            if ((tensor.name.find("q_proj") != std::string::npos) != touched) continue;
+            step(tensor, 1);
+            ++moved;
+          }
+        });
+        const std::string found = findings();
+        EXPECT_GT(moved, 0U);
+        // Five of a kind are told one by one.
+        EXPECT_GE(std::count(found.begin(), found.end(), '\n'), std::min<std::size_t>(moved, 5))
+            << recipe << dtype << found;
+      }
+    }
+  }
+}
+
+TEST_F(Forging, FastProductsNeedAProduct) {
+  for (const std::string recipe :
+       {"models: [{model: ./a}]\nmerge_method: passthrough\ndtype: float8_e4m3fn\n",
+        "models: [{model: ./a+./l}]\nmerge_method: passthrough\n"}) {
+    make(recipe, {}, true);
+    const bool product = recipe.find("./l") != std::string::npos;
+    EXPECT_EQ(Json::parse(read_file(out() + "/ingot.json"))["options"].contains("fast_product"),
+              product);
+    forge([](Json& receipt) { receipt["options"]["fast_product"] = true; });
+    EXPECT_EQ(findings().empty(), product) << findings();
+  }
+}
+
+TEST_F(Forging, FactorsHaveOneForm) {
+  // Rows of A and columns of B, by module, as numbers.
+  struct Factors {
+    std::vector<std::vector<double>> a, b;
+  };
+  using Forgery = std::function<void(Factors&)>;
+  const auto both = [](Factors& f, const std::function<void(std::vector<double>&, bool)>& each) {
+    for (auto& row : f.a) each(row, true);
+    for (auto& row : f.b) each(row, false);
+  };
+  const auto times = [&both](double by) -> Forgery {
+    return [&both, by](Factors& f) {
+      both(f, [by](std::vector<double>& row, bool a) {
+        for (double& x : row) x = a ? x * by : x / by;
+      });
+    };
+  };
+  // Rows of A become M A, columns of B become B M^-1, for M = [[p, q], [r, s]] of determinant 1.
+  const auto turn = [](double p, double q, double r, double s) -> Forgery {
+    return [=](Factors& f) {
+      for (std::size_t i = 0; i < f.a[0].size(); ++i) {
+        const double x = f.a[0][i], y = f.a[1][i];
+        f.a[0][i] = p * x + q * y;
+        f.a[1][i] = r * x + s * y;
+      }
+      for (std::size_t i = 0; i < f.b[0].size(); ++i) {
+        const double x = f.b[0][i], y = f.b[1][i];
+        f.b[0][i] = s * x - r * y;
+        f.b[1][i] = p * y - q * x;
+      }
+    };
+  };
+  const std::map<std::string, Forgery> forgeries = {{"long", times(64)},
+                                                    {"short", times(0.25)},
+                                                    {"signs", times(-1)},
+                                                    {"sheared", turn(1, 0, 0.5, 1)},
+                                                    {"turned", turn(0.8, 0.6, -0.6, 0.8)},
+                                                    {"swapped", [](Factors& f) {
+                                                       std::swap(f.a[0], f.a[1]);
+                                                       std::swap(f.b[0], f.b[1]);
+                                                     }}};
+  // Of what one module has in common nothing is to be told.
+  std::filesystem::copy(folder_ / "a", folder_ / "c");
+  {
+    const auto disk = system_disk();
+    const std::string path = folder_ / "c/model.safetensors";
+    std::string bytes = read_file(path);
+    const Checkpoint checkpoint = Checkpoint::open(*disk, path, path);
+    bytes[checkpoint.find("model.layers.0.mlp.up_proj.weight")->offset + 2] ^= 1;
+    write_file(path, bytes);
+  }
+  const std::string same = "extract: lora\nbase_model: ./a\nmodel: ./c\nrank: 2\n";
+  const std::string other = "extract: lora\nbase_model: ./a\nmodel: ./b\nrank: 2\n";
+  const std::string joined =
+      "adapter_method: svd\nadapters: [{adapter: ./l}, {adapter: ./m}]\nparameters: {}\n";
+  const auto forge_all = [&](const std::string& recipe, const std::string& dtype,
+                             const Forgery& forgery) {
+    make(recipe, dtype);
+    change([&](std::vector<Tensor>& tensors) {
+      for (const Tensor& a : tensors) {
+        const std::size_t at = a.name.find("lora_A");
+        if (at == std::string::npos) continue;
+        std::string partner = a.name;
+        partner.replace(at, 6, "lora_B");
+        const Tensor& b = *std::find_if(tensors.begin(), tensors.end(),
+                                        [&](const Tensor& t) { return t.name == partner; });
+        constexpr std::size_t kRank = 2;
+        const auto place = [&](const Tensor& t, std::size_t k, std::size_t i) {
+          const std::size_t n = t.bytes.size() * 8 / bits(t.dtype);
+          return &t == &a ? k * (n / kRank) + i : i * kRank + k;
+        };
+        const auto each = [&](const Tensor& t, std::vector<std::vector<double>>& rows, bool write) {
+          const std::size_t width = bits(t.dtype) / 8, n = t.bytes.size() / width;
+          rows.resize(kRank, std::vector<double>(n / kRank));
+          for (std::size_t k = 0; k < kRank; ++k) {
+            for (std::size_t i = 0; i < n / kRank; ++i) {
+              char* element = t.bytes.data() + place(t, k, i) * width;
+              double& x = rows[k][i];
+              std::uint32_t code = 0;
+              std::memcpy(&code, element, width);
+              using math::Format;
+              const auto pass = [&](auto codec) {
+                using Codec = decltype(codec);
+                if (write) {
+                  code = static_cast<std::uint32_t>(
+                      Codec::encode(static_cast<float>(x), math::Overflow::saturate));
+                } else {
+                  using Code = decltype(Codec::encode(0.0F, math::Overflow::saturate));
+                  x = static_cast<double>(Codec::decode(static_cast<Code>(code)));
+                }
+              };
+              if (t.dtype == Dtype::f32) pass(math::Codec<Format::f32>());
+              if (t.dtype == Dtype::f16) pass(math::Codec<Format::f16>());
+              if (t.dtype == Dtype::bf16) pass(math::Codec<Format::bf16>());
+              std::memcpy(element, &code, width);
+            }
+          }
+        };
+        Factors factors;
+        each(a, factors.a, false);
+        each(b, factors.b, false);
+        forgery(factors);
+        each(a, factors.a, true);
+        each(b, factors.b, true);
+      }
+    });
+    return findings();
+  };
+  for (const std::string dtype : {"float32", "bfloat16", "float16"}) {
+    for (const std::string& recipe : {other, joined}) {
+      EXPECT_EQ(forge_all(recipe, dtype, [](Factors&) {}), "");
+      for (const auto& [name, forgery] : forgeries) {
+        EXPECT_NE(forge_all(recipe, dtype, forgery), "") << name << " " << dtype << " " << recipe;
+      }
+    }
+    const std::string zero = forge_all(same, dtype, [](Factors& f) { f.a[0][0] = 1; });
+    EXPECT_NE(zero.find("are to be zero"), std::string::npos) << zero;
+  }
+}
+
+TEST_F(Forging, OptionsThatChangeNothingCannotBeAdded) {
+  const std::string joined = "adapter_method: svd\nadapters: [{adapter: ./l}, {adapter: ./m}]\n";
+  const std::string narrow = "models: [{model: ./a}]\nmerge_method: passthrough\ndtype: ";
+  const std::vector<std::tuple<std::string, std::string, Json>> all = {
+      {joined, "dtype", "float32"},
+      {joined, "copy_tokenizer", false},
+      {"extract: lora\nbase_model: ./a\nmodel: ./b\nrank: 2\n", "dtype", "float32"},
+      {narrow + "float8_e4m3fn\n", "fp8_overflow", "propagate"},
+      {narrow + "bfloat16\n", "fp8_overflow", "propagate"},
+      {narrow + "bfloat16\n", "dtype", "bfloat16"},
+      {narrow + "bfloat16\n", "seed", 3},
+      {narrow + "bfloat16\n", "shard_bytes", 100'000},
+      {narrow + "bfloat16\n", "waivers", Json::array({"allow_mixed"})}};
+  for (const auto& [recipe, option, value] : all) {
+    make(recipe);
+    forge([&, &option = option, &value = value](Json& receipt) {
+      receipt["options"][option] = value;
+    });
+    EXPECT_NE(findings(), "") << recipe << option;
+  }
+  // Nor does a merge write them.
+  Settings settings;
+  settings.plan.root = folder_.path();
+  settings.plan.dtype = "float32";
+  settings.plan.copy_tokenizer = false;
+  settings.plan.overflow = math::Overflow::propagate;
+  settings.merge.force = true;
+  run_merge(joined, out(), settings);
+  EXPECT_EQ(Json::parse(read_file(out() + "/ingot.json"))["options"].size(), 0U);
+  EXPECT_EQ(findings(), "");
+  settings.plan.dtype.clear();
+  run_merge(narrow + "float8_e4m3fn\n", out(), settings);
+  EXPECT_EQ(Json::parse(read_file(out() + "/ingot.json"))["options"].dump(),
+            R"({"copy_tokenizer":false})");
+  EXPECT_EQ(findings(), "");
+}
+
+TEST_F(Forging, AnIndexIsThatOfTheShardsAlsoWithoutInputs) {
+  Settings settings;
+  settings.plan.root = folder_.path();
+  settings.plan.shard_bytes = 200;
+  run_merge("models: [{model: ./a}]\nmerge_method: passthrough\ndtype: bfloat16\n", out(),
+            settings);
+  ASSERT_EQ(findings(true), "");
+  const std::string path = out() + "/model.safetensors.index.json", index = read_file(path);
+  for (const auto& [from, to] :
+       {std::pair("\"total_size\": ", "\"total_size\": 1"), std::pair("00001-of", "00002-of"),
+        std::pair("lm_head.weight", "lm_head.veight"), std::pair("}\n", "}\n\n")}) {
+    std::string changed = index;
+    changed.replace(changed.find(from), std::string_view(from).size(), to);
+    write_file(path, changed);
+    forge([&](Json& receipt) {
+      for (Json& one : receipt["files"]) {
+        if (one["file"] == "model.safetensors.index.json") one["hash"] = hash_of(changed);
+      }
+    });
+    EXPECT_NE(findings(true).find("not the index of"), std::string::npos) << findings(true);
+  }
+  std::filesystem::remove(path);
+  forge([](Json& receipt) {
+    for (std::size_t i = 0; i < receipt["files"].size(); ++i) {
+      if (receipt["files"][i]["file"] == "model.safetensors.index.json") receipt["files"].erase(i);
+    }
+  });
+  EXPECT_NE(findings(true).find("missing"), std::string::npos) << findings(true);
+}
+
+TEST_F(Forging, AFolderOfTheHubsCacheIsOneOfLinksToItsBlobs) {
+  make(kBaked);
+  const std::string repository = folder_ / "models--me--mine";
+  const std::string snapshot = repository + "/snapshots/" + std::string(40, 'c');
+  std::filesystem::create_directories(repository + "/blobs");
+  std::filesystem::create_directories(snapshot);
+  int blob = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(out())) {
+    const std::string name = "blobs/" + std::to_string(blob++);
+    std::filesystem::rename(entry.path(), repository + "/" + name);
+    std::filesystem::create_symlink("../../" + name,
+                                    snapshot + "/" + entry.path().filename().string());
+  }
+  std::filesystem::remove(out());
+  std::filesystem::create_directory_symlink(snapshot, out());
+  EXPECT_EQ(findings(), "");
+  EXPECT_EQ(findings(true), "");
+  // Links that lead elsewhere stay shortfalls, also to the same bytes.
+  const std::string config = snapshot + "/config.json";
+  const std::string bytes = read_file(config);
+  for (const std::string& target :
+       {folder_ / "elsewhere", std::string(repository + "/elsewhere"), snapshot + "/within"}) {
+    write_file(target, bytes);
+    std::filesystem::remove(config);
+    std::filesystem::create_symlink(target, config);
+    EXPECT_NE(findings().find("a link where"), std::string::npos) << target;
+    EXPECT_NE(findings(true).find("a link where"), std::string::npos) << target;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, Tampering, testing::ValuesIn([] {
