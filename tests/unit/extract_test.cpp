@@ -330,9 +330,10 @@ TEST(Extract, OfSmallDifferencesInFloat16IsRightOrAnError) {
     test::Settings settings;
     settings.plan.dtype = "float32";
     (void)test::run_merge(
-        fmt::format("merge_method: passthrough\nmodels: [{{model: {{path: {}, adapters: [{{path: {}, "
-                    "weight: {}}}]}}}}]\n",
-                    kBase, test::example("adapters/c-lora"), weight),
+        fmt::format(
+            "merge_method: passthrough\nmodels: [{{model: {{path: {}, adapters: [{{path: {}, "
+            "weight: {}}}]}}}}]\n",
+            kBase, test::example("adapters/c-lora"), weight),
         folder / "tuned", settings);
     try {
       (void)extracted(folder / "tuned", "rank: 4\ndtype: float16\nwhole_tensors: skip\n", out);
