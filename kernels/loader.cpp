@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <array>
+#include <vector>
 
 #include "ingot/backend.hpp"
 #include "ingot/error.hpp"
@@ -40,11 +41,11 @@ void Library::Close::operator()(void* handle) const noexcept { (void)dlclose(han
 
 Library::Library(std::span<const char* const> names, const std::string& folder) {
   std::string said;
-  const std::array<std::string, 2> places = {folder.empty() ? "" : folder + "/",
-                                             std::string(kToolkit) + "/"};
-  for (const std::string& place : std::span(places).first(folder.empty() ? 2 : 1))
+  std::vector<std::string> places = {folder};
+  if (folder.empty()) places.emplace_back(kToolkit);
+  for (const std::string& place : places)
     for (const char* const name : names) {
-      path_ = place + name;
+      path_ = place.empty() ? name : place + "/" + name;
       handle_.reset(dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL));
       if (handle_ != nullptr) return;
       if (said.empty()) said = reason();

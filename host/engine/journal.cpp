@@ -57,6 +57,7 @@ void note(const Json& line, std::size_t number, const std::string& path, Record&
                                      dump(line.value("format", Json()))));
     }
     record.fingerprint = line.at("fingerprint").get<std::string>();
+    record.inputs = line.at("inputs").get<std::map<std::string, std::string>>();
     record.files = line.at("files").get<std::vector<std::string>>();
     record.begun = true;
   } else if (line.contains("job")) {
@@ -93,15 +94,18 @@ Record read_journal(Disk& disk, const std::string& path) {
   return record;
 }
 
-Journal::Journal(Disk& disk, const std::string& path, const std::string& fingerprint,
-                 const std::vector<std::string>& files, bool sync)
-    : file_(disk.create(path)), sync_(sync) {
-  append(
-      line_of(opened(Json{{"format", kFormat}, {"fingerprint", fingerprint}, {"files", files}})));
+Journal Journal::create(Disk& disk, const std::string& path, const Record& record, bool sync) {
+  Journal journal(disk.create(path), 0, sync);
+  Json line{{"format", kFormat}, {"fingerprint", record.fingerprint}};
+  line["inputs"] = record.inputs;
+  line["files"] = record.files;
+  journal.append(line_of(opened(line)));
+  return journal;
 }
 
-Journal::Journal(Disk& disk, const std::string& path, const Record& record, bool sync)
-    : file_(disk.update(path)), end_(record.end), sync_(sync) {}
+Journal Journal::reopen(Disk& disk, const std::string& path, const Record& record, bool sync) {
+  return {disk.update(path), record.end, sync};
+}
 
 std::vector<Journal::Place> Journal::finished(
     const std::vector<std::pair<std::size_t, std::string>>& lines) {

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "ingot/store.hpp"
@@ -20,6 +21,7 @@ inline constexpr std::string_view kJournalName = "journal.jsonl";
 struct Record {
   bool begun = false;                           // its first line is whole; if not, nothing was done
   std::string fingerprint;                      // of the job
+  std::map<std::string, std::string> inputs;    // the state of every file it reads, by path
   std::vector<std::string> files;               // every name that the run may create in its folder
   std::map<std::size_t, std::string> finished;  // receipt entries (print_line) by job
   // Publishing has begun, with a receipt of this hash; and OUT's former files of these names are
@@ -36,11 +38,10 @@ struct Record {
 // A journal that is being written.
 class Journal {
  public:
-  // Creates the file with its first line.
-  Journal(Disk& disk, const std::string& path, const std::string& fingerprint,
-          const std::vector<std::string>& files, bool sync);
+  // Creates the file with its first line, from the record's job, inputs and files.
+  static Journal create(Disk& disk, const std::string& path, const Record& record, bool sync);
   // Goes on after the lines of `record`.
-  Journal(Disk& disk, const std::string& path, const Record& record, bool sync);
+  static Journal reopen(Disk& disk, const std::string& path, const Record& record, bool sync);
 
   // Where an entry is in the file.
   struct Place {
@@ -56,6 +57,8 @@ class Journal {
   void sync();
 
  private:
+  Journal(std::unique_ptr<File> file, std::uint64_t end, bool sync)
+      : file_(std::move(file)), end_(end), sync_(sync) {}
   void append(const std::string& text);
 
   std::unique_ptr<File> file_;

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "engine/receipt.hpp"
+#include "engine/supply.hpp"
 #include "store/json.hpp"
 
 namespace ingot {
@@ -40,18 +41,6 @@ Digest write_text(Disk& disk, const std::string& path, const std::string& text, 
   }
   if (!text.empty()) write_exact(*file, 0, bytes_of(text));
   if (sync) file->sync();
-  return hash_digests(digests);
-}
-
-// The hash of a part of a file.
-Digest hash_part(File& file, std::uint64_t offset, std::uint64_t bytes) {
-  std::vector<std::byte> block(kHashBlock);
-  std::vector<Digest> digests;
-  for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
-    const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
-    read_exact(file, offset + at, piece);
-    digests.push_back(hash_block(piece));
-  }
   return hash_digests(digests);
 }
 
@@ -141,8 +130,11 @@ void Output::create() {
   try {
     target_.begin();
     // First of all: it marks the folder as ours.
-    journal_.emplace(disk_, target_.journal(), fingerprint(plan_, options_.hash, inputs_), names(),
-                     options_.sync);
+    Record record;
+    record.fingerprint = fingerprint(plan_, options_.hash);
+    record.inputs = inputs_.states();
+    record.files = names();
+    journal_ = Journal::create(disk_, target_.journal(), record, options_.sync);
     for (const Shard& shard : plan_.shards) {
       auto file = disk_.create(target_.folder() + "/" + shard.file);
       file->reserve(shard.header.size() + shard.data_bytes);
@@ -165,12 +157,22 @@ void Output::create() {
 }
 
 void Output::check_job(const Record& record) const {
-  const std::string& folder = target_.folder();
-  if (record.fingerprint != fingerprint(plan_, options_.hash, inputs_)) {
-    fail(Code::usage, fmt::format("{} was left by another job: recipe, options, an input or the "
-                                  "version of ingot differ; --force starts afresh",
-                                  folder));
+  const auto other = [&](const std::string& what) {
+    fail(Code::usage, fmt::format("{} was left by another job: {}; --force starts afresh",
+                                  target_.folder(), what));
+  };
+  if (record.fingerprint != fingerprint(plan_, options_.hash)) {
+    other("the recipe, options or version of ingot differ");
   }
+  const auto now = inputs_.states();
+  for (const auto& [path, state] : now) {
+    const auto at = record.inputs.find(path);
+    if (at == record.inputs.end()) other(fmt::format("it did not read {}", path));
+    if (at->second != state) {
+      other(fmt::format("{} is not what it was ({} then, {} now)", path, at->second, state));
+    }
+  }
+  if (now.size() != record.inputs.size()) other("it read other files");
 }
 
 void Output::reopen(const Record& record) {
@@ -188,7 +190,9 @@ void Output::reopen(const Record& record) {
     fail(Code::format, fmt::format("{}: {}: --force starts afresh", path, what));
   };
   for (const Shard& shard : plan_.shards) {
-    auto file = disk_.update(folder + "/" + shard.file);
+    const std::string path = folder + "/" + shard.file;
+    if (disk_.kind(path) != Disk::Kind::file) damaged(path, "the file is missing");
+    auto file = disk_.update(path);
     if (const std::uint64_t size = shard.header.size() + shard.data_bytes; file->size() != size) {
       damaged(file->path(), fmt::format("{} bytes found, {} expected", file->size(), size));
     }
@@ -211,7 +215,7 @@ void Output::reopen(const Record& record) {
     }
   }
   finished_ = record.finished;
-  journal_.emplace(disk_, target_.journal(), record, options_.sync);
+  journal_ = Journal::reopen(disk_, target_.journal(), record, options_.sync);
   keep();
 }
 

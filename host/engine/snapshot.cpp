@@ -1,13 +1,15 @@
 #include "engine/snapshot.hpp"
 
 #include <algorithm>
-#include <map>
+#include <filesystem>
 #include <set>
 
 #include <fmt/format.h>
 
 #include "base/hash.hpp"
 #include "engine/receipt.hpp"
+#include "engine/supply.hpp"
+#include "ingot/text.hpp"
 #include "ingot/version.hpp"
 
 namespace ingot {
@@ -15,18 +17,12 @@ namespace {
 
 // Headers of real models have up to 10 MB.
 constexpr std::uint64_t kHead = std::uint64_t{100} << 20;
-constexpr std::uint64_t kBlock = std::uint64_t{1} << 20;
 
-// The hash of the file's bytes before its first tensor.
-std::string head_of(File& file, std::uint64_t bytes) {
-  std::vector<Digest> digests;
-  std::vector<std::byte> block(std::min(bytes, kBlock));
-  for (std::uint64_t at = 0; at < bytes; at += kBlock) {
-    const std::span piece(block.data(), std::min(kBlock, bytes - at));
-    read_exact(file, at, piece);
-    digests.push_back(hash_block(piece));
-  }
-  return hash_digests(digests).text();
+// One path for every spelling of it; links stay, since what they lead to is told by the identity.
+std::string real(const std::string& path) {
+  std::error_code error;
+  const auto absolute = std::filesystem::absolute(path, error);
+  return error ? path : absolute.lexically_normal().string();
 }
 
 }  // namespace
@@ -50,22 +46,24 @@ Snapshot::Snapshot(Disk& disk, const Plan& plan) {
       const std::string& path = checkpoint.file(f).path();
       paths.insert(path);
       // From the path and not from the open file: that one stays what it was.
-      if (disk.identity(path)) heads[path] = head_of(*disk.open(path), first[f]);
+      if (disk.identity(path)) heads[path] = hash_part(*disk.open(path), 0, first[f]).text();
     }
   }
   for (const std::string& path : paths) {
     const std::optional<Identity> now = disk.identity(path);
-    items_.push_back(
-        {path, !now ? "absent"
-                    : fmt::format("{} {} {} {} {} {}", now->device, now->inode, now->size,
-                                  now->modified, now->changed, heads[path])});
+    // Not the device: many file systems get another number with every mount.
+    items_.push_back({real(path), !now ? "absent"
+                                       : fmt::format("inode {}, {} bytes, modified {}, changed {}, "
+                                                     "header {}",
+                                                     now->inode, now->size, now->modified,
+                                                     now->changed, heads[path])});
   }
 }
 
-std::string Snapshot::text() const {
-  std::string text;
-  for (const Item& item : items_) text += fmt::format("{}\t{}\n", item.path, item.state);
-  return text;
+std::map<std::string, std::string> Snapshot::states() const {
+  std::map<std::string, std::string> states;
+  for (const Item& item : items_) states[printable(item.path)] = item.state;
+  return states;
 }
 
 std::string Snapshot::changed(const Snapshot& later) const {
@@ -75,7 +73,7 @@ std::string Snapshot::changed(const Snapshot& later) const {
   return mine == items_.end() ? theirs->path : mine->path;
 }
 
-std::string fingerprint(const Plan& plan, bool hashed, const Snapshot& inputs) {
+std::string fingerprint(const Plan& plan, bool hashed) {
   std::string text;
   // Every part with its length, so that no two lists of parts give one text.
   const auto add = [&](std::string_view part) {
@@ -94,10 +92,9 @@ std::string fingerprint(const Plan& plan, bool hashed, const Snapshot& inputs) {
   }
   for (const Companion& companion : plan.companions) {
     add(companion.name);
-    add(companion.from);
+    add(real(companion.from));
     add(companion.text);
   }
-  add(inputs.text());
   return hash_block(std::as_bytes(std::span(text.data(), text.size()))).text();
 }
 

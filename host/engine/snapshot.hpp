@@ -1,6 +1,7 @@
 // The files that a merge reads, as they were when it began.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -15,8 +16,8 @@ class Snapshot {
   // Every file that planning opened or that is copied into the folder.
   Snapshot(Disk& disk, const Plan& plan);
 
-  // One line for each file: path, device, inode, size, times, header.
-  [[nodiscard]] std::string text() const;
+  // By absolute path: inode, size, times, header.
+  [[nodiscard]] std::map<std::string, std::string> states() const;
   // The path of a file that differs from the later snapshot, or empty.
   [[nodiscard]] std::string changed(const Snapshot& later) const;
 
@@ -28,9 +29,9 @@ class Snapshot {
   std::vector<Item> items_;  // by path
 };
 
-// The hash of everything that can change a byte of the result: the recipe, options, the layout of
-// the output, texts that are written, whether receipts have hashes, and the inputs. A resumed run
-// must have the same.
-[[nodiscard]] std::string fingerprint(const Plan& plan, bool hashed, const Snapshot& inputs);
+// The hash of everything beside the inputs that can change a byte of the result: version, recipe,
+// options, the layout of the output, texts that are written, and whether receipts have hashes. A
+// resumed run must have the same, and the same inputs.
+[[nodiscard]] std::string fingerprint(const Plan& plan, bool hashed);
 
 }  // namespace ingot

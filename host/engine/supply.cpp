@@ -108,6 +108,17 @@ void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_
   }
 }
 
+Digest hash_part(File& file, std::uint64_t offset, std::uint64_t bytes) {
+  std::vector<std::byte> block(kHashBlock);
+  std::vector<Digest> digests;
+  for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
+    const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
+    read_exact(file, offset + at, piece);
+    digests.push_back(hash_block(piece));
+  }
+  return hash_digests(digests);
+}
+
 Digests::Known Digests::know(const Ingredient& tensor) {
   {
     const std::lock_guard lock(mutex_);

@@ -32,6 +32,9 @@ namespace ingot {
 void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_t first,
             std::span<std::byte> out);
 
+// The receipt hash of a part of a file.
+[[nodiscard]] Digest hash_part(File& file, std::uint64_t offset, std::uint64_t bytes);
+
 // Receipt hashes of whole input tensors as stored, in row-major order, and their values that are
 // not finite: each tensor is read once, however many outputs depend on it. Thread-safe.
 class Digests {

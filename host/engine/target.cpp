@@ -4,6 +4,7 @@
 #include <array>
 #include <ctime>
 #include <filesystem>
+#include <map>
 
 #include <fmt/chrono.h>
 #include <fmt/format.h>
@@ -11,6 +12,7 @@
 
 #include "base/hash.hpp"
 #include "engine/receipt.hpp"
+#include "engine/supply.hpp"
 #include "store/json.hpp"
 
 namespace ingot {
@@ -48,20 +50,45 @@ Listing list_all(Disk& disk, const std::string& folder) {
   return listing;
 }
 
-// The names of files in a receipt of any version.
-class Names {
+// Collects what a receipt of any version says of files: the entries of its lists "tensors" and
+// "files" are objects of the third level.
+class Receipt {
  public:
-  explicit Names(std::set<std::string>& names) : names_(names) {}
+  explicit Receipt(Written& written) : written_(written) {}
 
   [[nodiscard]] bool good() const noexcept { return good_ && ours_; }
 
   bool key(std::string& name) {
     key_ = std::move(name);
+    if (level_ == 1) list_ = key_;
     return true;
   }
   bool string(std::string& value) {
-    if (key_ == "format") ours_ = ours_ || value.starts_with("ingot-receipt-");
-    if (key_ == "shard" || key_ == "file") names_.insert(std::move(value));
+    if (level_ == 1 && key_ == "format") ours_ = value.starts_with("ingot-receipt-");
+    if (level_ != 3) return true;
+    if (key_ == "hash") part_.hash = value;
+    if (list_ == "files" && key_ == "file") part_.file = value;
+    if (list_ == "tensors" && key_ == "shard") part_.file = value;
+    if (list_ == "tensors" && key_ == "name") part_.tensor = value;
+    return true;
+  }
+  bool start_object(std::size_t) {
+    if (++level_ == 3) part_ = {};
+    return true;
+  }
+  bool end_object() {
+    if (level_-- == 3 && !part_.file.empty()) {
+      written_.names.insert(part_.file);
+      written_.parts.push_back(std::move(part_));
+    }
+    return true;
+  }
+  bool start_array(std::size_t) {
+    ++level_;
+    return true;
+  }
+  bool end_array() {
+    --level_;
     return true;
   }
   bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) {
@@ -73,34 +100,78 @@ class Names {
   bool number_unsigned(std::uint64_t) { return true; }
   bool number_float(double, const std::string&) { return true; }
   bool binary(nlohmann::json::binary_t&) { return true; }
-  bool start_object(std::size_t) { return true; }
-  bool end_object() { return true; }
-  bool start_array(std::size_t) { return true; }
-  bool end_array() { return true; }
 
  private:
-  std::set<std::string>& names_;
-  std::string key_;
+  Written& written_;
+  Written::Part part_;
+  std::string key_, list_;
+  int level_ = 0;
   bool good_ = true, ours_ = false;
 };
 
-// The names of everything that a merge wrote to a folder, or nothing if it has no receipt.
-std::set<std::string> names_of(Disk& disk, const std::string& folder) {
+Written written_to(Disk& disk, const std::string& folder) {
   const std::string path = folder + "/" + kReceiptName;
   if (disk.kind(path) != Disk::Kind::file) return {};
-  std::set<std::string> names;
-  Names sax(names);
+  Written written;
+  Receipt sax(written);
   parse_json(read_text(disk, path, kReceiptLimit), sax);
   if (!sax.good()) return {};
-  names.insert(kReceiptName);
-  return names;
+  written.names.insert(kReceiptName);
+  return written;
 }
 
-// The first file of a folder that is not among the names, or empty.
+// The first file or folder that is not among the names, or empty.
 std::string stranger(const Listing& listing, const std::set<std::string>& names) {
-  const auto at = std::find_if(listing.files.begin(), listing.files.end(),
-                               [&](const std::string& name) { return !names.contains(name); });
-  return at == listing.files.end() ? "" : *at;
+  for (const std::string& name : listing.files) {
+    if (!names.contains(name)) return name;
+  }
+  for (const std::string& name : listing.folders) {
+    const auto at = names.lower_bound(name + "/");
+    if (at == names.end() || !at->starts_with(name + "/")) return name + "/";
+  }
+  return "";
+}
+
+// The first file of a folder that is not what its receipt says was written, or empty. Weights are
+// hashed where they are not older than the receipt, which is written last; other files always.
+std::string edited(Disk& disk, const std::string& folder, const Written& written) {
+  const auto time = [&](const std::string& name) {
+    const auto state = disk.identity(folder + "/" + name);
+    return state ? std::max(state->modified, state->changed) : 0;
+  };
+  const std::int64_t receipt = time(kReceiptName);
+  std::map<std::string, bool> suspect;  // by shard
+  std::optional<Checkpoint> weights;
+  for (const Written::Part& part : written.parts) {
+    const std::string path = folder + "/" + part.file;
+    if (disk.kind(path) != Disk::Kind::file) continue;  // gone: nothing of it is removed
+    if (part.tensor.empty()) {
+      const auto file = disk.open(path);
+      if (hash_part(*file, 0, file->size()).text() != part.hash) return part.file;
+      continue;
+    }
+    const auto [at, first] = suspect.try_emplace(part.file, false);
+    if (first) at->second = time(part.file) > receipt;
+    if (!at->second) continue;
+    try {
+      if (!weights) weights.emplace(Checkpoint::open(disk, path, part.file));
+      if (weights->file(0).path() != path) weights.emplace(Checkpoint::open(disk, path, part.file));
+      const Entry* entry = weights->find(part.tensor);
+      if (entry == nullptr ||
+          hash_part(weights->file(0), entry->offset, entry->info.bytes()).text() != part.hash) {
+        return part.file;
+      }
+    } catch (const Error&) {  // no file of weights any more
+      return part.file;
+    }
+  }
+  return "";
+}
+
+// The first file or folder that ingot did not write, or empty.
+std::string foreign(Disk& disk, const std::string& folder, const Written& written) {
+  const std::string other = stranger(list_all(disk, folder), written.names);
+  return other.empty() ? edited(disk, folder, written) : other;
 }
 
 // Removes files of these names, `last` after all others, so that an interruption leaves a folder
@@ -282,20 +353,22 @@ void Target::protect(const Plan& plan) const {
 void Target::examine(bool force) {
   if (disk_.kind(out_) == Disk::Kind::folder) {
     const Listing listing = list_all(disk_, out_);
-    names_ = names_of(disk_, out_);
+    written_ = written_to(disk_, out_);
     if (listing.files.empty() && listing.folders.empty()) {
       present_ = Present::empty;
-    } else if (names_.empty()) {
+    } else if (written_.names.empty()) {
       fail(
           Code::usage,
           fmt::format("{} exists and ingot did not write it (it has no receipt {}): ingot replaces "
                       "only what it wrote; remove the folder or choose another output",
                       out_, kReceiptName));
-    } else if (const std::string other = stranger(listing, names_); !other.empty()) {
-      fail(Code::usage,
-           fmt::format("{} holds {}, which its receipt does not name: ingot replaces only what it "
-                       "wrote; move that file away or choose another output",
-                       out_, other));
+    } else if (const std::string other = force ? foreign(disk_, out_, written_) : "";
+               !other.empty()) {
+      fail(
+          Code::usage,
+          fmt::format("{} holds {}, which is not what its receipt says ingot wrote: ingot replaces "
+                      "nothing else; move it away or choose another output",
+                      out_, other));
     } else {
       present_ = Present::merged;
     }
@@ -303,6 +376,17 @@ void Target::examine(bool force) {
   if (present_ == Present::merged && force && disk_.kind(former_) != Disk::Kind::absent) {
     fail(Code::usage,
          fmt::format("{} is in the way: move it away, or choose another output", former_));
+  }
+  // One of these that is not ingot's would be met only after the work.
+  if (disk_.kind(moved_journal_) != Disk::Kind::absent) {
+    fail(Code::usage,
+         fmt::format("{} is in the way: move it away, or choose another output", moved_journal_));
+  }
+  std::error_code error;
+  if (fs::is_symlink(fs::symlink_status(partial_, error))) {
+    fail(Code::usage, fmt::format("{} is a link, which would become {}: remove it, or choose "
+                                  "another output",
+                                  partial_, out_));
   }
   const Disk::Kind kind = disk_.kind(partial_);
   if (kind == Disk::Kind::absent) return;
@@ -391,9 +475,15 @@ void Target::publish(Journal& journal, const std::string& receipt) {
 void Target::replace(Journal& journal) {
   const auto changed = [&]() -> std::string {
     if (disk_.kind(out_) != Disk::Kind::folder) return "is gone";
-    if (names_of(disk_, out_) != names_) return "is another merge now";
-    const std::string other = stranger(list_all(disk_, out_), names_);
-    return other.empty() ? "" : "holds " + other + " now";
+    const Written now = written_to(disk_, out_);
+    const bool same =
+        std::equal(now.parts.begin(), now.parts.end(), written_.parts.begin(), written_.parts.end(),
+                   [](const auto& a, const auto& b) {
+                     return a.file == b.file && a.tensor == b.tensor && a.hash == b.hash;
+                   });
+    if (!same) return "is another merge now";
+    const std::string other = foreign(disk_, out_, written_);
+    return other.empty() ? "" : fmt::format("holds {} now, which ingot did not write", other);
   };
   if (const std::string now = changed(); !now.empty()) {
     give_back(fmt::format("{} {}: it changed while the merge was running, and was left as it is",
@@ -402,11 +492,11 @@ void Target::replace(Journal& journal) {
   if (disk_.exchange(partial_, out_)) {
     sync_parent();
     // Once more, where nobody else looks for it any longer.
-    const std::string other = stranger(list_all(disk_, partial_), names_);
+    const std::string other = foreign(disk_, partial_, written_);
     if (!other.empty() && disk_.exchange(partial_, out_)) {
       give_back(fmt::format("{} holds {} now, and was left as it is", out_, other));
     }
-    remove_named(disk_, partial_, names_, kReceiptName);
+    remove_named(disk_, partial_, written_.names, kReceiptName);
     return;
   }
   // In two steps, between which there is no OUT: the journal beside it says so to the next run.
@@ -417,12 +507,12 @@ void Target::replace(Journal& journal) {
                             former_));
     }
     sync_parent();
-    remove_named(disk_, former_, names_, kReceiptName);
+    remove_named(disk_, former_, written_.names, kReceiptName);
     return;
   }
   // A folder that cannot be moved, such as one of a container's image: its files are removed.
-  journal.removing({names_.begin(), names_.end()});
-  remove_named(disk_, out_, names_, kReceiptName);
+  journal.removing({written_.names.begin(), written_.names.end()});
+  remove_named(disk_, out_, written_.names, kReceiptName);
   if (!disk_.rename_new(partial_, out_)) give_back(out_ + " appeared while it was being replaced");
 }
 
@@ -439,7 +529,7 @@ void Target::recover() {
   const bool in_out = receipt_hash(disk_, out_) == *record.receipt;
   const bool in_partial = receipt_hash(disk_, partial_) == *record.receipt;
   const auto discard = [&](const std::string& folder) {
-    remove_named(disk_, folder, names_of(disk_, folder), kReceiptName);
+    remove_named(disk_, folder, written_to(disk_, folder).names, kReceiptName);
   };
   if (in_out) {
     // Done but for the old folder. Where both are the same, neither is worth more.

@@ -18,13 +18,22 @@ namespace ingot {
 // this process holds, `.NAME.journal` the journal while OUT is being replaced, `.NAME.former` the
 // old OUT where a file system cannot exchange two folders.
 //
+// What a receipt says was written to its folder.
+struct Written {
+  struct Part {
+    std::string file, tensor, hash;  // a file beside the weights has no tensor
+  };
+  std::vector<Part> parts;
+  std::set<std::string> names;  // of all files, the receipt's own included; empty: no receipt
+};
+
 // For one thread.
 class Target {
  public:
   // Takes the lock, brings an interrupted publishing to an end, and looks at OUT and the working
   // folder. Throws Error{usage} for everything in the way: another run, a mount point, files that
   // ingot did not write, an OUT that exists (unless `force`, and it holds nothing but what its
-  // receipt names; or it is an empty folder), a folder that holds something the merge reads.
+  // receipt says; or it is an empty folder), a folder that holds something the merge reads.
   Target(Disk& disk, const Plan& plan, const std::string& out, bool force, bool sync);
   // The same looks without taking or changing anything.
   static void look(Disk& disk, const Plan& plan, const std::string& out, bool force);
@@ -75,7 +84,7 @@ class Target {
   bool sync_;
   std::vector<std::string> made_;  // folders above OUT that did not exist, deepest first
   Present present_ = Present::nothing;
-  std::set<std::string> names_;  // of OUT's files, where it holds a merge
+  Written written_;  // to OUT, where it holds a merge
   std::optional<Record> unfinished_;
   std::unique_ptr<Lock> lock_;
 };

@@ -11,7 +11,7 @@ import subprocess
 import time
 import unittest
 
-from program import DONE, EXAMPLES, INPUT, IO, PROGRAM, TIES, USAGE, Case, bytes_of, ingot
+from program import BUILD, DONE, EXAMPLES, INPUT, IO, PROGRAM, TIES, USAGE, Case, bytes_of, ingot
 
 BASE, CODE, CHAT = (EXAMPLES / "models" / name for name in ("base", "c", "chat"))
 # What must not reach a terminal: C0, DEL, C1, marks, overrides and isolates of direction, separators
@@ -252,6 +252,23 @@ class Names(Edges):
         self.assertNotIn("\u202e", card)
         self.assertIn("&lt;script>", table)
 
+    def test_numbers_of_options_are_read_in_full_or_refused(self):
+        recipe = self.recipe(BASE, CODE)
+        for option, values in (("--seed", ["-1", "18446744073709551616", "0x10", "010", "1e3", "1.5", ""]),
+                               ("--random-seed", ["-1", "0x10"]), ("-j", ["0x4", "010", "-1", "1.5", "1025"]),
+                               ("--num-threads", ["0x4", "99999999999999999999"]),
+                               ("--memory", ["1G", "-1", "0x10MiB", "0", "99999999TB"]), ("--shard-size", ["0", "1G"]),
+                               ("--device-memory", ["2G"])):
+            for value in values:
+                with self.subTest(option=option, value=value):
+                    done = self.run_fails(USAGE, "merge", recipe, self.folder / "out", f"{option}={value}"
+                                          if option.startswith("--") else f"{option}{value}")
+                    if value:
+                        self.assertIn(f"'{value}' is ", done.stderr)
+        self.assertIn("--memory 2048 bytes is too small",
+                      self.run_fails(USAGE, "plan", recipe, "--memory", "2048").stderr)
+        self.run_ok("plan", recipe, "--seed", "18446744073709551615")
+
     def test_zero_bytes_in_names_are_refused_and_shown(self):
         recipe = self.write("n.yml", f'merge_method: linear\nmodels:\n- {{model: "{BASE}\\0x"}}\n')
         for command in ("merge", "plan"):
@@ -295,6 +312,23 @@ class Names(Edges):
                 merge = ingot("merge", recipe, self.folder / "out")
                 self.assertNotEqual(plan.returncode, DONE)
                 self.assertEqual(plan.returncode, merge.returncode)
+
+
+class Stacks(Edges):
+    @unittest.skipUnless("INGOT_SANITIZE:STRING=\n" in (BUILD / "CMakeCache.txt").read_text(), "sanitizers take more")
+    def test_the_limit_on_stacks_limits_no_merge(self):
+        # Less than threads take; the first one, which has no more, hands the work to them.
+        def small():
+            resource.setrlimit(resource.RLIMIT_STACK, (128 << 10, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+
+        adapters = [EXAMPLES / "adapters" / name for name in ("c-lora", "python-lora")]
+        for number, words in enumerate((["merge", self.recipe(BASE, CODE)], ["merge", self.write("ties.yml", TIES), "--root", EXAMPLES],
+                                        ["extract", BASE, CODE, "--rank", "4"], ["extract", BASE, CODE, "--bytes", "200kB"],
+                                        ["adapter", "merge", *adapters, "--type", "svd"], ["bake", BASE, adapters[0]])):
+            out = self.folder / f"o{number}"
+            with self.subTest(words=words):
+                self.run_ok(*words, *(["-o", out] if words[0] != "merge" else [out]), "-j", "4", preexec_fn=small)
+                self.run_ok("verify", out, "--root", EXAMPLES, "-j", "4", preexec_fn=small)
 
 
 class Companions(Edges):
@@ -385,6 +419,66 @@ class Companions(Edges):
         for name in ("config.json", "model.safetensors"):
             self.assertEqual((self.folder / "out" / name).read_bytes(), whole[name])
         self.run_ok("verify", self.folder / "out")
+
+    def test_a_donor_without_companions_merges_with_every_method(self):
+        for source in ("base", "python-bin"):
+            for without in (["config.json"], ["tokenizer.json"], ["config.json", "tokenizer.json"]):
+                model = self.copy(EXAMPLES / "models" / source, "model")
+                for name in without:
+                    (model / name).unlink()
+                adapter = EXAMPLES / "adapters/c-lora"
+                for method, models in (("linear", [model, CODE]), ("ties", [model, CODE]),
+                                       ("slerp", [model, CODE]), ("linear", [f"{model}+{adapter}", CODE])):
+                    more = {"linear": {}, "ties": {"base_model": str(model)},
+                            "slerp": {"base_model": str(model), "parameters": {"t": 0.5}}}[method]
+                    with self.subTest(source=source, without=without, method=method, models=models):
+                        self.run_ok("plan", self.recipe(*models, method=method, **more))
+                        self.merged(*models, method=method, **more)
+                with self.subTest(source=source, without=without, command="bake"):
+                    self.run_ok("bake", model, adapter, "-o", self.folder / "out", "--force")
+                shutil.rmtree(model)
+
+    def test_companions_without_a_byte_are_malformed(self):
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            for donor in (True, False):
+                if not donor and name != "config.json":
+                    continue  # nothing of theirs is read
+                model = self.copy(BASE, "model")
+                (model / name).write_text("")
+                with self.subTest(name=name, donor=donor):
+                    done = self.merged(*((model, CODE) if donor else (CODE, model)), code=INPUT)
+                    self.assertIn(f"model/{name} is empty", done.stderr)
+                shutil.rmtree(model)
+
+    def test_a_tokenizer_that_is_no_json_is_named(self):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            model = self.copy(BASE, "model")
+            (model / name).write_text("<html>")
+            done = self.merged(model, CODE)
+            self.assertRegex(done.stderr, f"model/{name} is not valid JSON at byte 1; it was copied")
+            shutil.rmtree(model)
+
+    def test_only_keys_that_name_code_are_remote_code(self):
+        for text, found in ((r'{"a": "\\ud800 auto_map"}', False), (r'{"a": "\ud800", "n": NaN}', False),
+                            (r'{"a": "auto_map", "b": ["trust_remote_code"]}', False),
+                            (r'{"trust_remote_code": false}', False), (r'{"a": "\"auto_map\": 1"}', False),
+                            (r'{"x": "\ud800", "\u0061uto_map" : {}}', True),
+                            (r'{"x": NaN, "trust_remote_code": true}', True)):
+            model = self.copy(BASE, "model")
+            (model / "processor_config.json").write_text(text)
+            with self.subTest(text=text):
+                done = self.merged(model, CODE)
+                self.assertEqual("remote code" in done.stderr, found, done.stderr)
+            shutil.rmtree(model)
+
+    def test_folders_called_as_files_are_errors(self):
+        for name in ("generation_config.json", "LICENSE", "foo.py", "special_tokens_map.json"):
+            model = self.copy(BASE, "model")
+            (model / name).unlink(missing_ok=True)
+            (model / name).mkdir()
+            with self.subTest(name=name):
+                self.assertIn(name, self.merged(model, CODE, code=INPUT).stderr)
+            shutil.rmtree(model)
 
     def test_two_sets_of_weights_in_a_model_are_an_error(self):
         model = self.copy(EXAMPLES / "models/python-sharded", "model")

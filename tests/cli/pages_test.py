@@ -1,10 +1,11 @@
 """Completions and the manual, printed by the program from its own options."""
 
+import re
 import shutil
 import subprocess
 import unittest
 
-from program import USAGE, Case
+from program import SOURCE, USAGE, Case
 
 
 class Completion(Case):
@@ -65,6 +66,32 @@ class Manual(Case):
         done = subprocess.run(["groff", "-man", "-Tutf8", "-ww"], input=page, capture_output=True,
                               text=True, check=True)
         self.assertEqual(done.stderr, "")
+
+
+class Promises(unittest.TestCase):
+    """docs/promises.md names a test for every claim."""
+
+    def test_every_test_that_is_named_exists(self):
+        tests = set()
+        for source in (SOURCE / "tests").rglob("*_test.*"):
+            folder, text = source.parent.name, source.read_text()
+            if source.suffix == ".py":
+                tests.add(f"{folder}.{source.stem.removesuffix('_test')}")
+            for suite, name in re.findall(r"^(?:TYPED_)?TEST(?:_F|_P)?\((\w+),\s*(\w+)\)", text, re.M):
+                tests.add(f"{folder}.{suite}.{name}")
+        folders, suites = {t.split(".")[0] for t in tests}, {t.rsplit(".", 1)[0] for t in tests}
+        text = (SOURCE / "docs/promises.md").read_text()
+        suite, count = "", 0
+        for named in re.findall(r"`((?:unit|golden|parity|hostile|fault|cli|emu)?\.[\w.*…]+)`", text):
+            if named.startswith("."):
+                named = suite + named
+            suite = named.rsplit(".", 1)[0]
+            start = named.rstrip("*…").rstrip(".") if named.endswith("*") else named.rstrip("…")
+            known = (start in folders or start in suites or start in tests
+                     or named.endswith("…") and any(t.startswith(start) for t in tests))
+            self.assertTrue(known, f"docs/promises.md names {named}, which is no test")
+            count += 1
+        self.assertGreater(count, 40)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,16 @@ std::string error_of(const std::string& recipe, const std::string& out, const Se
   return "";
 }
 
+// The same, whatever the code.
+std::string error_of_any(const std::string& recipe, const std::string& out) {
+  try {
+    run_merge(recipe, out, small());
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
 #define EXPECT_SAYS(text, part) EXPECT_NE(std::string(text).find(part), std::string::npos) << (text)
 
 // How a file system replaces one folder by another.
@@ -231,6 +241,16 @@ TEST(Publishing, LeavesWhatAppearedMeanwhileAndKeepsItsOwnWork) {
   }
 }
 
+TEST(Publishing, LeavesAFormerFolderThatWasEditedMeanwhile) {
+  Folder folder;
+  const std::string out = folder / "out";
+  run_merge(recipes().at("linear"), out, small());
+  Script script;
+  BusyDisk disk(script, [&] { write_file(out + "/README.md", "notes"); });
+  EXPECT_SAYS(error_of(recipes().at("ties"), out, small(true), &disk), "README.md");
+  EXPECT_EQ(read_file(out + "/README.md"), "notes");
+}
+
 TEST(Publishing, LeavesAFormerFolderThatChangedMeanwhile) {
   Folder folder;
   const std::string out = folder / "out";
@@ -309,6 +329,24 @@ TEST(Target, IsReplacedOnlyWhereAReceiptNamesEveryFile) {
   const std::string out = folder / "out";
   std::filesystem::create_directory(out);
   run_merge(recipe, out, small());  // an empty folder is nobody's
+  std::filesystem::create_directory(out + "/empty");
+  EXPECT_SAYS(error_of(recipe, out, small(true)), "empty/");
+  EXPECT_TRUE(std::filesystem::is_directory(out + "/empty"));
+  std::filesystem::remove(out + "/empty");
+  // Under a name of the receipt too: another model, an edited card.
+  const auto written = fingerprint(out);
+  for (const char* name : {"model-00001-of-00004.safetensors", "README.md", "config.json"}) {
+    const std::string path = out + "/" + name, bytes = read_file(path);
+    std::string other = bytes;
+    other[other.size() / 2] = static_cast<char>(other[other.size() / 2] ^ 1);
+    for (const std::string& text : {other, bytes + "x", std::string("notes")}) {
+      write_file(path, text);
+      EXPECT_SAYS(error_of(recipe, out, small(true)), name);
+      EXPECT_EQ(read_file(path), text);
+    }
+    write_file(path, bytes);
+  }
+  EXPECT_EQ(fingerprint(out), written);
   for (const char* name : {"thesis.txt", ".hidden", "sub/thesis.txt"}) {
     write_file(out + "/" + name, "x");
     const auto before = fingerprint(out);
@@ -375,6 +413,20 @@ TEST(Target, LeavesAForeignWorkingFolder) {
     EXPECT_EQ(list(folder.path()), Names{".out.partial"});
     EXPECT_EQ(list(partial), Names{"thesis.txt"});
   }
+}
+
+TEST(Target, WhatIsInTheWayOfItsOwnFilesIsFoundBeforeTheWork) {
+  Folder folder;
+  for (const char* name : {".out.journal", ".out.lock"}) {
+    write_file(folder / name + "/x", "x");
+    EXPECT_NE(error_of_any(recipes().at("linear"), folder / "out"), "");
+    EXPECT_EQ(list(folder.path()), Names{name});
+    std::filesystem::remove_all(folder / name);
+  }
+  std::filesystem::create_directory(folder / "elsewhere");
+  std::filesystem::create_directory_symlink("elsewhere", folder / ".out.partial");
+  EXPECT_SAYS(error_of(recipes().at("linear"), folder / "out", small()), "is a link");
+  EXPECT_EQ(list(folder / "elsewhere"), Names{});
 }
 
 TEST(Target, EmptyNamesAndRootsAreRefused) {
@@ -511,6 +563,9 @@ TEST(Resume, TakesNothingOverFromAnotherJob) {
     change(text, other);
     const std::string said = error_of(text, out, other);
     EXPECT_NE(said.find("another job"), std::string::npos) << what << ": " << said;
+    if (std::string(what) == "tokenizer") {
+      EXPECT_SAYS(said, "models/chat/tokenizer.json is not what it was");
+    }
     EXPECT_EQ(fingerprint(folder / ".out.partial"), left) << what;
     other.merge.force = true;
     other.merge.resume = false;

@@ -91,8 +91,14 @@ INGOT_EARLY void take_one_processor(int, char**, char**) {
     return;
   }
 }
-__attribute__((section(".preinit_array"), used))
-const Early before_libraries[] = {fill_standard_descriptors, take_shortage, take_one_processor};
+INGOT_EARLY void before_libraries(int count, char** words, char** environment) {
+  fill_standard_descriptors(count, words, environment);
+  take_shortage(count, words, environment);
+  take_one_processor(count, words, environment);
+}
+// One pointer and no list: lists are aligned to more than a pointer's size, and what fills the gap
+// behind a sanitizer's own entry is called as well.
+__attribute__((section(".preinit_array"), used)) const Early early = before_libraries;
 
 constexpr int kUsage = 2;
 constexpr int kInternal = 6;
