@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -255,15 +256,18 @@ std::int64_t ordered(std::uint64_t code, std::uint32_t width) {
 // Compares the elements of one tensor with what its rule makes of the inputs.
 class Checker {
  public:
-  Checker(const Plan& plan, const Job& job, File& file, std::uint64_t place)
+  Checker(const Plan& plan, const Job& job, File& file, std::uint64_t place,
+          const std::vector<math::Facts>& told)
       : plan_(plan),
         job_(job),
         rule_(job.work.rule),
         file_(file),
         place_(place),
         width_(bits(job.output.dtype)),
-        inputs_(plan, job) {
-    proof_.facts = measure(inputs_, rule_);
+        inputs_(plan, job),
+        facts_(told) {
+    if (facts_.empty()) facts_.push_back(measure(inputs_, rule_));
+    proof_.facts = facts_.front();
   }
 
   void check(std::uint64_t first, std::uint64_t count) {
@@ -324,12 +328,13 @@ class Checker {
     return encode(job_.output.dtype, value, job_.work.overflow);
   }
 
-  // True if values of the bounded class explain the element: it lies between what the formula makes
-  // of the ends of their ranges. Each result is monotone in each value, and so is rounding.
+  // True if values of the bounded class, or facts that are known but for their rounding, explain
+  // the element: it lies between what the formula makes of the ends of their ranges. Each result is
+  // monotone in each value, and so is rounding.
   [[nodiscard]] bool within(std::uint64_t found, std::uint64_t index, std::uint64_t i) {
     const std::vector<Inputs::Range> ranges = inputs_.ranges(i);
     constexpr std::size_t kMost = 10;  // beyond, no chance brought them together
-    if (ranges.empty() || ranges.size() > kMost) return false;
+    if ((ranges.empty() && facts_.size() == 1) || ranges.size() > kMost) return false;
     const std::size_t skip = rule_.base ? 1 : 0;
     std::int64_t least = std::numeric_limits<std::int64_t>::max(), most = -least;
     for (std::size_t ends = 0; ends < std::size_t{1} << ranges.size(); ++ends) {
@@ -339,11 +344,13 @@ class Checker {
         const float value = (ends >> r & 1) != 0 ? ranges[r].high : ranges[r].low;
         (ranges[r].operand < skip ? base : x_[ranges[r].operand - skip]) = value;
       }
-      const auto end = math::evaluate<float>(rule_, proof_.facts, x_.data(), base, index);
-      if (std::isnan(end.value)) return false;
-      const std::int64_t place = ordered(code(end.value), width_);
-      least = std::min(least, place);
-      most = std::max(most, place);
+      for (const math::Facts& facts : facts_) {
+        const auto end = math::evaluate<float>(rule_, facts, x_.data(), base, index);
+        if (std::isnan(end.value)) return false;
+        const std::int64_t place = ordered(code(end.value), width_);
+        least = std::min(least, place);
+        most = std::max(most, place);
+      }
     }
     const std::int64_t place = ordered(found, width_);
     return place >= least && place <= most;
@@ -366,6 +373,7 @@ class Checker {
   std::uint64_t place_;
   std::uint32_t width_;
   Inputs inputs_;
+  std::vector<math::Facts> facts_;
   std::vector<std::byte> stored_;
   std::vector<float> x_ = std::vector<float>(math::kSources);
   Proof proof_;
@@ -413,8 +421,95 @@ bool exact(const Plan& plan, const Job& job) {
   });
 }
 
+std::vector<math::Facts> facts_told(const math::Rule& rule, const Json& entry) {
+  const auto number = [](const Json& from, const auto& key) -> std::optional<float> {
+    if (!from.is_object() || !from.contains(key) || !from.at(key).is_string()) return std::nullopt;
+    const float x =
+        std::strtof(from.at(key).template get_ref<const std::string&>().c_str(), nullptr);
+    return std::isfinite(x) ? std::optional(x) : std::nullopt;
+  };
+  // What rounds to x lies between these, and a little further out.
+  const auto ends = [](float x) {
+    const auto far = [x](float to) {
+      const double y = static_cast<double>(x);
+      return y + 0.51 * (static_cast<double>(std::nextafter(x, to)) - y);
+    };
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    return std::pair(far(-kInfinity), far(kInfinity));
+  };
+  const math::Method& method = math::method(rule.method);
+  const std::size_t skip = rule.base ? 1 : 0;
+  if (!entry.contains("sources") || !entry.at("sources").is_array() ||
+      entry.at("sources").size() != static_cast<std::size_t>(rule.sources) + skip) {
+    return {};
+  }
+  std::vector<math::Selection> selections(math::kSources);
+  std::vector<float> factors(math::kSources, 1.0F);
+  std::vector<std::size_t> open;  // sources whose factor is rounded
+  const bool rescaled = method.rescale == math::Rescale::norm && math::detail::rescales(rule);
+  for (std::size_t s = 0; s < static_cast<std::size_t>(rule.sources); ++s) {
+    const Json& source = entry.at("sources").at(s + skip);
+    const std::uint64_t keep = math::kept(rule, static_cast<int>(s));
+    if (math::needs(rule).select && keep > 0 && keep < rule.elements) {
+      const auto threshold = number(source, "threshold");
+      if (!threshold || !source.contains("cut") || !source.at("cut").is_number_unsigned())
+        return {};
+      selections[s] = {math::key(*threshold), source.at("cut").get<std::uint64_t>(), false};
+    }
+    const double density = math::detail::density(rule, static_cast<int>(s));
+    if (!rescaled || !(density > 0.0 && density < 1.0)) continue;
+    const auto factor = number(source, "factor");
+    if (!factor) return {};
+    factors[s] = *factor;
+    open.push_back(s);
+  }
+  math::Facts facts = math::prepare(rule, selections.data());
+  if (rescaled) facts.rescaled = true;
+  for (const std::size_t s : open) {
+    math::detail::rescale(method, static_cast<double>(factors[s]), facts.source[s]);
+  }
+  std::vector<math::Facts> all{facts};
+  constexpr std::size_t kMost = 6;
+  if (open.size() > kMost) return {};
+  for (std::size_t corner = 0; !open.empty() && corner < std::size_t{1} << open.size(); ++corner) {
+    for (std::size_t i = 0; i < open.size(); ++i) {
+      const auto [low, high] = ends(factors[open[i]]);
+      math::detail::rescale(method, (corner >> i & 1) != 0 ? high : low, facts.source[open[i]]);
+    }
+    all.push_back(facts);
+  }
+  if (method.formula != math::Formula::slerp) return all;
+  if (!entry.contains("coefficients") || !entry.at("coefficients").is_array() ||
+      entry.at("coefficients").size() != 2) {
+    return {};
+  }
+  float told[2];
+  for (const std::size_t i : {std::size_t{0}, std::size_t{1}}) {
+    const auto x = number(Json{{"x", entry.at("coefficients").at(i)}}, "x");
+    if (!x) return {};
+    told[i] = *x;
+  }
+  math::bend(all[0], static_cast<double>(told[0]), static_cast<double>(told[1]));
+  // What the rounding left off is at most half a place; the coefficients themselves stay, so that
+  // results are monotone in it.
+  const auto half = [](float x) {
+    const float size = std::fabs(x);
+    const float next = std::nextafter(size, std::numeric_limits<float>::infinity());
+    return static_cast<float>((static_cast<double>(next) - static_cast<double>(size)) / 2);
+  };
+  for (const float near : {-half(told[0]), half(told[0])}) {
+    for (const float far : {-half(told[1]), half(told[1])}) {
+      math::Facts end = all[0];
+      end.scalar[math::kNearRest] = near;
+      end.scalar[math::kFarRest] = far;
+      all.push_back(end);
+    }
+  }
+  return all;
+}
+
 Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, bool all,
-            std::uint64_t salt) {
+            std::uint64_t salt, const std::vector<math::Facts>& told) {
   const std::uint64_t n = job.work.rule.elements;
   if (n == 0) {  // a run measures nothing either
     Proof none;
@@ -422,7 +517,7 @@ Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, b
     none.found.resize(job.operands.size());
     return none;
   }
-  Checker checker(plan, job, file, place);
+  Checker checker(plan, job, file, place, told);
   if (all || n <= kWhole) {
     for (std::uint64_t at = 0; at < n; at += kBlock) checker.check(at, std::min(kBlock, n - at));
     return checker.finish(true);

@@ -34,11 +34,17 @@ struct Proof {
 
 // Recomputes a merged tensor whose bytes begin at `place` of `file`: every element, or, of more
 // than kWhole and without `all`, runs at both ends and at places that follow from `salt`. Whatever
-// a formula needs of the whole tensor is measured again. Elements of the exact class must equal the
-// f32 formula bit for bit; those of the bounded class pass within their bound. Memory does not grow
-// with the tensor.
+// a formula needs of the whole tensor is measured again, or, without `all`, `told`: facts of which
+// each result must lie between those of some, the likeliest first. Elements of the exact class must
+// equal the f32 formula bit for bit; those of the bounded class pass within their bound. Memory
+// does not grow with the tensor.
 [[nodiscard]] Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place,
-                          bool all, std::uint64_t salt);
+                          bool all, std::uint64_t salt, const std::vector<math::Facts>& told = {});
+
+// The facts of a rule as an entry of the receipt tells them: its numbers, and, as it rounds factors
+// and coefficients to f32, the ends of what rounds to them. Empty: not told, or by too many
+// numbers.
+[[nodiscard]] std::vector<math::Facts> facts_told(const math::Rule& rule, const Json& entry);
 
 // True if every derived operand of a job is of the exact class as the plan has it.
 [[nodiscard]] bool exact(const Plan& plan, const Job& job);

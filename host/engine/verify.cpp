@@ -33,7 +33,7 @@
 namespace ingot {
 namespace {
 
-// Tensors up to this size are always recomputed; of larger ones that must be measured whole, one in
+// Tensors up to this size are always measured again; of larger ones whose formula needs it one in
 // kShare is, and one at least; which ones, nobody knows beforehand. `--all` takes every one.
 constexpr std::uint64_t kAlways = std::uint64_t{1} << 20;
 constexpr std::uint64_t kShare = 8;
@@ -739,10 +739,13 @@ class Verifier {
     const math::Rule& rule = job.work.rule;
     const bool large = rule.elements > kWhole && !options_.all;
     const bool pass = passed_.contains(&job);
+    std::vector<math::Facts> facts;
+    if (pass) facts = facts_told(rule, *told_[i].entry);
     {
       const std::lock_guard lock(mutex_);
       verdicts_.elements += rule.elements;
-      if (large) ++(pass ? verdicts_.passed : verdicts_.sampled);
+      if (large) ++(pass && facts.empty() ? verdicts_.passed : verdicts_.sampled);
+      if (!facts.empty()) ++verdicts_.taken;
     }
     // What a sample does not count can be counted where it may be there at all.
     const auto recount = [&] {
@@ -752,11 +755,18 @@ class Verifier {
                       (job.output.dtype == Dtype::f8_e4m3 || job.output.dtype == Dtype::f8_e5m2);
     if (pass) {
       if (outcome.findings.nonfinite.count > 0 && !cuts) recount();
-      return {};
+      if (facts.empty()) return {};
     }
-    Proof proof = prove(*plan_, job, file, place, options_.all, salt_);
+    Proof proof = prove(*plan_, job, file, place, options_.all, salt_, facts);
     if (!proof.finding.empty()) {
       find("tensors with wrong elements", std::move(proof.finding), i);
+    }
+    if (pass) {
+      const std::lock_guard lock(mutex_);
+      verdicts_.recomputed += proof.elements;
+      verdicts_.exact += proof.exact;
+      verdicts_.sample = proof.elements;
+      return {};
     }
     outcome.facts = proof.facts;
     outcome.tally = proof.tally;
@@ -1028,7 +1038,7 @@ class Verifier {
   std::map<std::string, Digest> hashes_;                  // of files beside the weights
   std::optional<Plan> plan_;
   std::unordered_map<std::string, std::size_t> jobs_;  // of the plan, as printed
-  std::set<const Job*> passed_;                        // of which nothing is recomputed
+  std::set<const Job*> passed_;                        // that are not measured again
   std::optional<Digests> digests_;
   std::optional<Error> obstacle_;  // why the inputs cannot be looked at
   std::once_flag opened_;
@@ -1042,6 +1052,14 @@ double Verdicts::detection(std::uint64_t one_in) const {
   if (large == 0) return 1;
   const double missed = std::pow(1 - 1 / static_cast<double>(one_in), static_cast<double>(sample));
   return static_cast<double>(sampled) / large * (1 - missed);
+}
+
+double Verdicts::run(double probability) const {
+  const auto large = static_cast<double>(sampled + passed);
+  if (large == 0) return 0;
+  const double needed = probability * large / static_cast<double>(sampled);
+  if (!(needed < 1)) return 1;
+  return 1 - std::pow(1 - needed, 1 / static_cast<double>(kPlaces));
 }
 
 Verdicts verify(Disk& disk, const std::string& out, const VerifyOptions& options,

@@ -91,9 +91,11 @@ struct Verdicts {
   std::uint64_t exact = 0;       // of those, equal bit for bit; the others within their bound
   std::uint64_t judged = 0;      // tensors judged as a whole (decompositions)
   // Tensors too large to be recomputed whole without `all`: of how many a sample was recomputed, of
-  // how many nothing (those whose formula would need several passes), and the elements of each
-  // sample.
+  // how many nothing, and the elements of each sample.
   std::uint64_t sampled = 0, passed = 0, sample = 0;
+  // Of those sampled: tensors whose thresholds, cuts, factors or coefficients were taken from the
+  // receipt, since measuring them takes several passes.
+  std::uint64_t taken = 0;
   // Entries of the receipt whose counts (kept, conflicts, ...) were not counted again for that
   // reason.
   std::uint64_t uncounted = 0;
@@ -103,8 +105,11 @@ struct Verdicts {
   std::uint64_t shortfalls = 0;  // all of them
 
   // How probable it is that one wrong element in `one_in` of a large tensor would have been found,
-  // at places nobody could know.
+  // if each lies at a place of its own.
   [[nodiscard]] double detection(std::uint64_t one_in) const;
+  // The share of a large tensor that a run of wrong neighbours has to be to be found with this
+  // probability.
+  [[nodiscard]] double run(double probability) const;
 };
 
 // Checks a folder that merge() wrote. What cannot be checked is an Error: no receipt there, inputs

@@ -727,6 +727,61 @@ TEST_F(Forging, AFolderOfTheHubsCacheIsOneOfLinksToItsBlobs) {
   }
 }
 
+TEST_F(Forging, LargeTensorsAgreeAtLeastWithTheFactsOfTheReceipt) {
+  const Tensors tensors = {{"model.layers.0.mlp.down_proj.weight", Dtype::bf16, {1025, 1024}},
+                           {"model.layers.0.mlp.up_proj.weight", Dtype::bf16, {1025, 1024}}};
+  for (const char* name : {"a", "b", "c"}) {
+    std::filesystem::remove_all(folder_ / name);
+    write_file(folder_ / name + std::string("/config.json"), llama_config(1));
+    std::string bytes = print_header(tensors, {{"format", "pt"}});
+    Random random(static_cast<std::uint64_t>(name[0]));
+    for (std::uint64_t i = 0; i < tensors[0].count() + tensors[1].count(); ++i) {
+      const auto code = static_cast<std::uint16_t>(math::Codec<math::Format::bf16>::encode(
+          static_cast<float>(random.uniform() - 0.5), math::Overflow::saturate));
+      bytes.append(reinterpret_cast<const char*>(&code), sizeof code);
+    }
+    write_file(folder_ / name + std::string("/model.safetensors"), bytes);
+  }
+  const auto verdicts = [&] {
+    VerifyOptions options;
+    options.root = folder_.path();
+    const auto disk = system_disk();
+    return verify(*disk, out(), options);
+  };
+  for (const std::string& rest :
+       {std::string("merge_method: ties\n"),
+        std::string("merge_method: ties\nparameters: {rescale: true}\ndtype: float32\n"),
+        std::string("merge_method: dare_linear\ndtype: float32\n"), std::string("slerp")}) {
+    Settings settings;
+    settings.plan.root = folder_.path();
+    settings.merge.force = true;
+    run_merge(rest == "slerp"
+                  ? "models: [{model: ./a}, {model: ./b}]\nbase_model: ./a\nmerge_method: slerp\n"
+                    "parameters: {t: 0.3}\ndtype: float32\n"
+                  : kTwo + rest,
+              out(), settings);
+    const Verdicts honest = verdicts();
+    EXPECT_EQ(honest.shortfalls, 0U) << rest << honest.findings[0].text;
+    EXPECT_EQ(honest.sampled, 2U);
+    EXPECT_EQ(honest.taken, 1U);
+    EXPECT_EQ(honest.passed, 0U);
+    change([](std::vector<Tensor>& all) {
+      for (const Tensor& tensor : all) {
+        const std::size_t count = tensor.bytes.size() * 8 / bits(tensor.dtype);
+        for (std::size_t i = 0; i < count; ++i) {
+          for (int steps = 0; steps < 32; ++steps) step(tensor, i);
+        }
+      }
+    });
+    const Verdicts forged = verdicts();
+    std::size_t wrong = 0;
+    for (const Finding& finding : forged.findings) {
+      if (finding.text.find("its rule gives") != std::string::npos) ++wrong;
+    }
+    EXPECT_EQ(wrong, 2U) << rest;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, Tampering, testing::ValuesIn([] {
                            std::vector<std::string> names;
                            for (const auto& [name, text] : kinds()) names.push_back(name);

@@ -282,6 +282,7 @@ TEST_F(Verify, OfLargeTensorsASampleIsTakenAndItsPowerTold) {
     EXPECT_EQ(verdicts.uncounted, 1U);
     EXPECT_NEAR(verdicts.detection(1000), 0.985, 0.001);
     EXPECT_NEAR(verdicts.detection(1'000'000), 0.004, 0.001);
+    EXPECT_NEAR(verdicts.run(0.99), 0.0694, 0.0001);
     options.all = true;
     verdicts = verify(*disk, out(), options);
     EXPECT_EQ(verdicts.recomputed, verdicts.elements);

@@ -73,6 +73,9 @@ class VerifyCommand final : public Command {
                           {"elements_of_each", verdicts.sample},
                           {"finds_one_in", kOneIn},
                           {"probability", verdicts.detection(kOneIn)},
+                          {"finds_run_of_share", verdicts.run(kSure)},
+                          {"with_probability", kSure},
+                          {"facts_from_receipt", verdicts.taken},
                           {"uncounted_entries", verdicts.uncounted}};
       }
       for (const Finding& finding : verdicts.findings) json["findings"].push_back(finding.text);
@@ -94,6 +97,8 @@ class VerifyCommand final : public Command {
  private:
   // Of a large tensor: the share of wrong elements for which the sample's power is told.
   static constexpr std::uint64_t kOneIn = 1000;
+  // And the probability for which the shortest run of wrong neighbours is told.
+  static constexpr double kSure = 0.99;
 
   [[nodiscard]] std::string describe(const Verdicts& verdicts) const {
     std::string text =
@@ -116,10 +121,17 @@ class VerifyCommand final : public Command {
     if (verdicts.recomputed == verdicts.elements) return text;
     const std::uint64_t large = verdicts.sampled + verdicts.passed;
     text += fmt::format(
-        "\nA sample: of {} of {} {} elements each. One wrong element in {} of such a tensor would "
-        "have been found with a probability of {:.0f} %",
+        "\nA sample: of {} of {} {} elements each. If wrong elements are scattered over such a "
+        "tensor, one in {}, it was found with a probability of {:.0f} %; a run of wrong neighbours "
+        "with {:.0f} % if it is {:.0f} % of the tensor or more, and shorter ones less probably",
         show_count(verdicts.sampled), show_count(large, "large tensor"),
-        show_count(verdicts.sample), show_count(kOneIn), 100 * verdicts.detection(kOneIn));
+        show_count(verdicts.sample), show_count(kOneIn), 100 * verdicts.detection(kOneIn),
+        100 * kSure, 100 * verdicts.run(kSure));
+    if (verdicts.taken > 0) {
+      text += fmt::format(
+          "; of {} the receipt's own thresholds, factors or coefficients were taken for right",
+          show_count(verdicts.taken, "tensor"));
+    }
     if (verdicts.uncounted > 0) {
       text += fmt::format("; the counts that the receipt has of {} were not taken again",
                           show_count(verdicts.uncounted, "tensor"));
