@@ -1,6 +1,7 @@
 #include "plan/folder.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <initializer_list>
 #include <optional>
 #include <string_view>
@@ -61,6 +62,13 @@ bool has_vocabulary(Disk& disk, const std::string& folder) {
   return false;
 }
 
+// True if a name is one that a file of a model has: a folder of that name is no folder of files.
+bool of_file(std::string_view name) {
+  const std::string low = lower(name);
+  return is_one_of(extension(low), {".py", ".json", ".jinja", ".model", ".txt", ".md", ".yml"}) ||
+         is_one_of(low, {"license", "notice"});
+}
+
 // True if a folder in a model's folder looks like a part of the model, and not like what trainers,
 // converters and people leave: it has code or settings.
 bool belongs(Disk& disk, const std::string& path) {
@@ -76,6 +84,20 @@ bool belongs(Disk& disk, const std::string& path) {
     });
   } catch (const Error&) {  // it cannot even be listed
     return true;
+  }
+}
+
+// That the tokenizer's files are JSON, also where they are only copied.
+void check_companion(Disk& disk, Problems& problems, const std::string& name,
+                     const std::string& path) {
+  if (!is_one_of(name, {"tokenizer.json", "tokenizer_config.json"})) return;
+  const std::string text = read_text(disk, path, kLargest);
+  if (text.empty()) fail(Code::format, fmt::format("{} is empty", path));
+  try {
+    check_json(text, path);
+  } catch (const Error& error) {
+    // Python's JSON is wider than ours, so the copy may serve.
+    problems.warn(error.code(), fmt::format("{}; it was copied as it is", error.what()));
   }
 }
 
@@ -183,7 +205,7 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
       continue;
     }
     const Disk::Kind kind = disk.kind(path);
-    if (kind == Disk::Kind::folder && share == Share::rest) {
+    if (kind == Disk::Kind::folder && share == Share::rest && !of_file(name)) {
       if (belongs(disk, path)) {
         leave_out(Code::missing, path,
                   "files in folders of a model are not taken over; copy it if the model needs it");
@@ -196,6 +218,7 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
         leave_out(Code::io, path, fmt::format("a companion file of {} bytes", bytes));
         continue;
       }
+      check_companion(disk, problems, name, path);
       files.push_back({name, path, {}, {}});
     } catch (const Error& error) {
       problems.error(error.code(), error.what());
@@ -245,46 +268,43 @@ void attribute(const Draft& draft, const std::string& tokenizer, std::vector<Com
 
 namespace {
 
-// Finds keys that name code of a model, at any depth.
-class Keys : public nlohmann::json_sax<nlohmann::json> {
- public:
-  bool found = false, broken = false;
-
-  bool key(string_t& text) override {
-    found = found || text == "auto_map" || text == "custom_pipelines";
-    trust_ = text == "trust_remote_code";
-    return true;
+// The text of the string whose quote is at `at`, which moves behind it; of escapes those of ASCII.
+std::string string_at(std::string_view text, std::size_t& at) {
+  std::string out;
+  for (++at; at < text.size() && text[at] != '"'; ++at) {
+    if (text[at] != '\\' || at + 1 == text.size()) {
+      out += text[at];
+      continue;
+    }
+    unsigned code = 0;
+    const char* digits = text.data() + at + 2;
+    if (text[at + 1] == 'u' && at + 6 <= text.size() &&
+        std::from_chars(digits, digits + 4, code, 16).ptr == digits + 4) {
+      out += code < 0x80 ? static_cast<char>(code) : '?';
+      at += 5;
+    } else {
+      out += text[++at];
+    }
   }
-  bool null() override { return true; }
-  bool boolean(bool value) override {
-    found = found || (value && trust_);
-    return true;
-  }
-  bool number_integer(number_integer_t) override { return true; }
-  bool number_unsigned(number_unsigned_t) override { return true; }
-  bool number_float(number_float_t, const string_t&) override { return true; }
-  bool string(string_t&) override { return true; }
-  bool binary(binary_t&) override { return true; }
-  bool start_object(std::size_t) override { return true; }
-  bool start_array(std::size_t) override { return true; }
-  bool end_object() override { return true; }
-  bool end_array() override { return true; }
-  bool parse_error(std::size_t, const std::string&, const nlohmann::json::exception&) override {
-    broken = true;
-    return false;
-  }
+  ++at;
+  return out;
+}
 
- private:
-  bool trust_ = false;
-};
-
-// True if a configuration names code that is run with the model. Python's JSON is wider than ours:
-// where it cannot be read, the words count.
-bool names_code(const std::string& text) {
-  Keys keys;
-  parse_json(text, keys);
-  return keys.found || (keys.broken && (text.find("auto_map") != std::string::npos ||
-                                        text.find("\\u") != std::string::npos));
+// True if a configuration names code that is run with the model: a key of the kind at any depth.
+// Keys are looked for in the text, since Python reads more than JSON (NaN, lone surrogates).
+bool names_code(std::string_view text) {
+  const auto skip_space = [&](std::size_t at) {
+    return std::min(text.find_first_not_of(" \t\r\n", at), text.size());
+  };
+  for (std::size_t at = text.find('"'); at < text.size(); at = text.find('"', at)) {
+    const std::string word = string_at(text, at);
+    at = skip_space(std::min(at, text.size()));
+    if (at == text.size() || text[at] != ':') continue;
+    at = skip_space(at + 1);
+    if (word == "auto_map" || word == "custom_pipelines") return true;
+    if (word == "trust_remote_code" && text.substr(at).starts_with("true")) return true;
+  }
+  return false;
 }
 
 }  // namespace

@@ -186,6 +186,8 @@ Checkpoint Checkpoint::open(Disk& disk, const std::string& path, std::string sho
   }
   if (const auto config = seek_member(disk, body->path, "config.json")) {
     body->config = read_text(disk, *config);
+    // No text is what a model without the file has.
+    if (body->config.empty()) fail(Code::format, fmt::format("{} is empty", *config));
   }
   return Checkpoint(std::move(body));
 }

@@ -386,6 +386,66 @@ class Companions(Edges):
             self.assertEqual((self.folder / "out" / name).read_bytes(), whole[name])
         self.run_ok("verify", self.folder / "out")
 
+    def test_a_donor_without_companions_merges_with_every_method(self):
+        for source in ("base", "python-bin"):
+            for without in (["config.json"], ["tokenizer.json"], ["config.json", "tokenizer.json"]):
+                model = self.copy(EXAMPLES / "models" / source, "model")
+                for name in without:
+                    (model / name).unlink()
+                adapter = EXAMPLES / "adapters/c-lora"
+                for method, models in (("linear", [model, CODE]), ("ties", [model, CODE]),
+                                       ("slerp", [model, CODE]), ("linear", [f"{model}+{adapter}", CODE])):
+                    more = {"linear": {}, "ties": {"base_model": str(model)},
+                            "slerp": {"base_model": str(model), "parameters": {"t": 0.5}}}[method]
+                    with self.subTest(source=source, without=without, method=method, models=models):
+                        self.run_ok("plan", self.recipe(*models, method=method, **more))
+                        self.merged(*models, method=method, **more)
+                with self.subTest(source=source, without=without, command="bake"):
+                    self.run_ok("bake", model, adapter, "-o", self.folder / "out", "--force")
+                shutil.rmtree(model)
+
+    def test_companions_without_a_byte_are_malformed(self):
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            for donor in (True, False):
+                if not donor and name != "config.json":
+                    continue  # nothing of theirs is read
+                model = self.copy(BASE, "model")
+                (model / name).write_text("")
+                with self.subTest(name=name, donor=donor):
+                    done = self.merged(*((model, CODE) if donor else (CODE, model)), code=INPUT)
+                    self.assertIn(f"model/{name} is empty", done.stderr)
+                shutil.rmtree(model)
+
+    def test_a_tokenizer_that_is_no_json_is_named(self):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            model = self.copy(BASE, "model")
+            (model / name).write_text("<html>")
+            done = self.merged(model, CODE)
+            self.assertRegex(done.stderr, f"model/{name} is not valid JSON at byte 1; it was copied")
+            shutil.rmtree(model)
+
+    def test_only_keys_that_name_code_are_remote_code(self):
+        for text, found in ((r'{"a": "\\ud800 auto_map"}', False), (r'{"a": "\ud800", "n": NaN}', False),
+                            (r'{"a": "auto_map", "b": ["trust_remote_code"]}', False),
+                            (r'{"trust_remote_code": false}', False), (r'{"a": "\"auto_map\": 1"}', False),
+                            (r'{"x": "\ud800", "\u0061uto_map" : {}}', True),
+                            (r'{"x": NaN, "trust_remote_code": true}', True)):
+            model = self.copy(BASE, "model")
+            (model / "processor_config.json").write_text(text)
+            with self.subTest(text=text):
+                done = self.merged(model, CODE)
+                self.assertEqual("remote code" in done.stderr, found, done.stderr)
+            shutil.rmtree(model)
+
+    def test_folders_called_as_files_are_errors(self):
+        for name in ("generation_config.json", "LICENSE", "foo.py", "special_tokens_map.json"):
+            model = self.copy(BASE, "model")
+            (model / name).unlink(missing_ok=True)
+            (model / name).mkdir()
+            with self.subTest(name=name):
+                self.assertIn(name, self.merged(model, CODE, code=INPUT).stderr)
+            shutil.rmtree(model)
+
     def test_two_sets_of_weights_in_a_model_are_an_error(self):
         model = self.copy(EXAMPLES / "models/python-sharded", "model")
         shutil.copy(CODE / "model.safetensors", model / "model.safetensors")
