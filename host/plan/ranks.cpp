@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <queue>
 
 #include <fmt/format.h>
 
 #include "base/threads.hpp"
+#include "ingot/error.hpp"
 
 namespace ingot::plan {
 namespace {
@@ -17,6 +20,66 @@ namespace {
 // module's values beyond it could add is less than others' first ones in any model worth a LoRA.
 constexpr std::uint64_t kStart = 32;
 constexpr std::uint64_t kDeepest = 256;
+
+constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+// What the process has beside the matrices that are decomposed, as in a run.
+constexpr std::uint64_t kOverhead = 48 * kMiB;
+
+// The memory that matrices may take while they are measured. Fewer are measured at once where more
+// have no room.
+class Room {
+ public:
+  explicit Room(std::uint64_t ceiling) : ceiling_(ceiling) {
+    free_ = ceiling == 0 ? std::numeric_limits<std::uint64_t>::max()
+                         : ceiling - std::min(ceiling, kOverhead);
+    all_ = free_;
+  }
+
+  // Throws Error{usage} where `bytes` never fit.
+  void check(const Measured& module, std::uint64_t bytes) const {
+    if (bytes <= all_) return;
+    fail(Code::usage,
+         fmt::format("--memory {} MiB is too small to measure the ranks: {} needs at least {} MiB",
+                     ceiling_ / kMiB, module.name, (bytes + kOverhead) / kMiB + 1));
+  }
+
+  linalg::Low solve(const Plan& plan, const Measured& module, const adapter::Target& target,
+                    std::uint64_t expert, const linalg::Cut& cut) {
+    const std::uint64_t bytes = target.memory(cut.rank);
+    check(module, bytes);
+    const Share share(*this, bytes);
+    try {
+      return target.solve(plan, nullptr, expert, cut);
+    } catch (Error& error) {
+      throw error.add(fmt::format("measuring the rank of {}", module.name));
+    }
+  }
+
+ private:
+  class Share {
+   public:
+    Share(Room& room, std::uint64_t bytes) : room_(room), bytes_(bytes) {
+      std::unique_lock lock(room_.mutex_);
+      room_.changed_.wait(lock, [&] { return room_.free_ >= bytes_; });
+      room_.free_ -= bytes_;
+    }
+    ~Share() {
+      const std::lock_guard lock(room_.mutex_);
+      room_.free_ += bytes_;
+      room_.changed_.notify_all();
+    }
+    Share(const Share&) = delete;
+    Share& operator=(const Share&) = delete;
+
+   private:
+    Room& room_;
+    const std::uint64_t bytes_;
+  };
+
+  std::mutex mutex_;  // guards free_
+  std::condition_variable changed_;
+  std::uint64_t ceiling_, all_ = 0, free_ = 0;
+};
 
 // Calls work(i) for every i below `count`, on `wanted` threads (thread_count); rethrows an
 // exception of it.
@@ -46,13 +109,13 @@ void for_each(std::size_t count, int wanted, const Work& work) {
 }
 
 // The smallest rank that keeps the energy of every expert. A rank that falls short is doubled.
-std::uint64_t by_energy(const Plan& plan, const Measured& module, double energy) {
+std::uint64_t by_energy(const Plan& plan, Room& room, const Measured& module, double energy) {
   const std::unique_ptr<adapter::Target> target = module.target();
   std::uint64_t rank = 1;
   for (std::uint64_t e = 0; e < module.experts; ++e) {
     for (std::uint64_t most = std::min(kStart, module.most);;
          most = std::min(2 * most, module.most)) {
-      const linalg::Low low = target->solve(plan, nullptr, e, {most, energy});
+      const linalg::Low low = room.solve(plan, module, *target, e, {most, energy});
       double kept = 0;
       for (std::size_t j = 0; j < low.a.rows; ++j) kept += low.values[j] * low.values[j];
       if (kept < energy * low.norm * low.norm && most < module.most) continue;
@@ -64,7 +127,7 @@ std::uint64_t by_energy(const Plan& plan, const Measured& module, double energy)
 }
 
 // Takes the singular value with the most energy per byte, again and again, while there is room.
-std::vector<std::uint64_t> by_bytes(const Plan& plan, std::uint64_t bytes,
+std::vector<std::uint64_t> by_bytes(const Plan& plan, Room& room, std::uint64_t bytes,
                                     std::uint64_t element_bytes,
                                     const std::vector<Measured>& modules) {
   std::vector<std::vector<double>> gains(modules.size());  // by rank, per byte
@@ -75,7 +138,7 @@ std::vector<std::uint64_t> by_bytes(const Plan& plan, std::uint64_t bytes,
     std::vector<double>& gain = gains[i];
     gain.resize(most);
     for (std::uint64_t e = 0; e < module.experts; ++e) {
-      const linalg::Low low = target->solve(plan, nullptr, e, {most, 1});
+      const linalg::Low low = room.solve(plan, module, *target, e, {most, 1});
       for (std::size_t j = 0; j < most && j < low.values.size(); ++j) {
         gain[j] += low.values[j] * low.values[j] /
                    static_cast<double>(module.experts * module.length * element_bytes);
@@ -137,12 +200,20 @@ std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wish
                                plan.recipe.file, wishes.bytes, modules.size(), least));
     return ranks;
   }
+  Room room(plan.options.memory);
+  // Before hours of measuring. The run will need its threads' pieces and two chunks besides.
+  const std::uint64_t run =
+      static_cast<std::uint64_t>(std::max(1, plan.options.threads)) * 4 * kMiB + 8 * kMiB;
+  for (const Measured& module : modules) {
+    const std::uint64_t first = wishes.bytes > 0 ? kDeepest : kStart;
+    room.check(module, module.target()->memory(std::min(first, module.most)) + run);
+  }
   std::vector<std::uint64_t> found(modules.size());
   if (wishes.bytes > 0) {
-    found = by_bytes(plan, wishes.bytes, element_bytes, modules);
+    found = by_bytes(plan, room, wishes.bytes, element_bytes, modules);
   } else {
     for_each(modules.size(), plan.options.threads,
-             [&](std::size_t i) { found[i] = by_energy(plan, modules[i], wishes.energy); });
+             [&](std::size_t i) { found[i] = by_energy(plan, room, modules[i], wishes.energy); });
   }
   std::string& text = plan.recipe.text;
   if (!text.ends_with('\n')) text += '\n';

@@ -24,8 +24,9 @@ struct Measured {
 };
 
 // The rank of every module: `fixed` at most its largest, or those of Adaptation::ranks, or, where
-// these are to be found, what reading and decomposing the modules says, on PlanOptions::threads. In
-// the last case the recipe of the plan, its text included, has them afterwards, so that the same
+// these are to be found, what reading and decomposing the modules says, on PlanOptions::threads
+// and as many at once as PlanOptions::memory has room for; Error{usage} where it has none for one.
+// In the last case the recipe of the plan, its text included, has them afterwards, so that the same
 // folder can be planned from headers.
 [[nodiscard]] std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wishes,
                                                             std::uint64_t fixed,

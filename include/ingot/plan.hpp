@@ -31,9 +31,10 @@ struct PlanOptions {
   bool copy_tokenizer = true;
   bool model_card = true;
   // Not in the receipt: where relative model paths start, and the threads that measure ranks (0: as
-  // many as the machine has).
+  // many as the machine has) under a ceiling on the process's resident memory (0: none).
   std::string root;
   int threads = 0;
+  std::uint64_t memory = 0;
 };
 
 // Rows of an input matrix rearranged to the output's vocabulary. Row r of the input is the mean (in

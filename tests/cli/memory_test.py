@@ -90,6 +90,28 @@ class Ceiling(Case):
             for way in ([], ["--storage", "mapped"], ["--storage", "direct"], ["--storage", "buffered"]):
                 self.check(recipe, 80, *way, "--force", "--threads", "2")
 
+    @unittest.skipUnless(PLAIN, "sanitizers have memory of their own")
+    def test_measuring_ranks_counts(self):
+        shapes = [(f"model.layers.{layer}.mlp.up_proj.weight", [1200, 1100]) for layer in range(4)]
+        for name, step in (("base", 1), ("tuned", 3)):
+            model(self.folder / name, shapes, {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 4})
+            with open(self.folder / name / "model.safetensors", "r+b") as file:
+                file.seek(8 + int.from_bytes(file.read(8), "little"))
+                for layer in range(4):  # bf16 numbers of no order
+                    file.write(b"".join(struct.pack("<H", 0x3f00 + (i * i * step + layer) % 251) for i in range(1200 * 1100)))
+        for wish in (["--rank", "auto", "--energy", "0.3"], ["--bytes", "2MB"]):
+            words = ["extract", self.folder / "base", self.folder / "tuned", *wish, "-o", self.folder / "out",
+                     "--no-sync", "--force"]
+            begin = time.monotonic()
+            code, resident, _, err = peak(*words, "--memory", "64MiB", "-j", "4")
+            self.assertEqual(code, USAGE, err)
+            self.assertIn("too small to measure the ranks: model.layers.", err)
+            self.assertLess(time.monotonic() - begin, 1)
+            least = int(err.split("at least ")[1].split()[0])
+            code, resident, _, err = peak(*words, "--memory", f"{least}MiB", "-j", "4")
+            self.assertEqual(code, 0, err)
+            self.assertLessEqual(resident, least * MIB + BEYOND)
+
     def test_many_tensors_count(self):
         # As many as a mixture of experts has in eight of its layers, in every model.
         names = [f"model.layers.{layer}.mlp.experts.{e}.{p}.weight" for layer in range(8) for e in range(256)

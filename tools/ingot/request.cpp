@@ -235,6 +235,7 @@ void Request::settle(const Console& console) {
   planning_.shard_bytes =
       out_shard_size_.empty() ? parse_size(shard_size_) : parse_shard(out_shard_size_);
   planning_.threads = options_.threads;
+  planning_.memory = options_.memory;
   planning_.copy_tokenizer = copy_tokenizer_;
   planning_.model_card = card_;
   using Storage = MergeOptions::Storage;
