@@ -61,14 +61,24 @@ double largest(std::span<const double> values) {
   return size;
 }
 
-// The length of a direction is in B. Where its type has no such numbers, A takes a power of two of
-// it. From the largest numbers of both.
-int balance(Dtype stored, double of_a, double of_b) {
-  if (!(of_a > 0 && of_b > 0) || !std::isfinite(of_a * of_b)) return 0;
-  constexpr double kSmall = 0x1p-90;  // subnormal numbers begin 36 places below
-  const bool small = of_b < kSmall && (stored == Dtype::f32 || stored == Dtype::bf16);
-  if (of_b <= largest_of(stored) && !small) return 0;
-  return (std::ilogb(of_b) - std::ilogb(of_a)) / 2;
+// The exponent of a type's smallest normal number.
+int least_exponent(Dtype d) {
+  switch (d) {
+    case Dtype::f16:
+    case Dtype::f8_e5m2:
+      return -14;
+    case Dtype::f8_e4m3:
+      return -6;
+    default:
+      return -126;
+  }
+}
+
+// The exponent from which on a row's largest number leaves room for the others above the subnormal
+// ones.
+int low_exponent(Dtype d) {
+  const int least = least_exponent(d);
+  return least + (least < -100 ? 36 : 4);
 }
 
 // Half of the smallest distance of two numbers of a type: what rounding costs where the relative
@@ -86,6 +96,18 @@ double least_half(Dtype stored) {
     default:
       return 0x1p-150;
   }
+}
+
+// The length of a direction is in B. Where its type has no such numbers, A takes a power of two of
+// it: as much as leaves both as large, but never so much that A's own numbers get lost, and nothing
+// where B is nothing all the same. From the largest numbers of both.
+int balance(Dtype stored, double of_a, double of_b) {
+  if (!(of_a > 0 && of_b > 0) || !std::isfinite(of_a * of_b)) return 0;
+  const int low = low_exponent(stored), in_a = std::ilogb(of_a), in_b = std::ilogb(of_b);
+  if (of_b > largest_of(stored)) return (in_b - in_a) / 2;
+  if (in_b >= low) return 0;
+  const int shift = std::min(0, std::max((in_b - in_a) / 2, low - in_a));
+  return std::ldexp(of_b, -shift) > least_half(stored) ? shift : 0;
 }
 
 // The form of factors: rows of A are orthonormal, times a power of two where B's type asks for it;
@@ -159,9 +181,12 @@ class Form {
 
   // True if A may have taken this power of two: near a limit rounding decides whether it does.
   [[nodiscard]] bool shifts(int shift, double of_a, double of_b) const {
-    for (const double by : {-1.0, 0.0, 1.0}) {
-      const int due = balance(stored_, of_a, of_b * (1 + by * 4 * roundoff(stored_)));
-      if (due == shift || (due != 0 && std::abs(due - shift) <= 1)) return true;
+    for (const double one : {-1.0, 0.0, 1.0}) {
+      for (const double by : {-1.0, 0.0, 1.0}) {
+        const int due = balance(stored_, of_a * (1 + one * 4 * roundoff(stored_)),
+                                of_b * (1 + by * 4 * roundoff(stored_)));
+        if (due == shift || (due != 0 && std::abs(due - shift) <= 1)) return true;
+      }
     }
     return false;
   }
@@ -194,6 +219,21 @@ class Form {
   std::vector<double> length_;  // of B's columns
 };
 
+// The sum of the squares of what rounding to `stored` takes from the values times 2^shift, in units
+// of the values themselves. Overflow is none of its business.
+double lost(std::span<const double> values, int shift, Dtype stored) {
+  const int least = least_exponent(stored), digits = std::ilogb(roundoff(stored)) + 1;
+  double sum = 0;
+  for (const double x : values) {
+    if (x == 0) continue;
+    // Steps of the type between numbers of this size, as an exponent.
+    const int step = std::max(std::ilogb(x) + shift, least) + digits - shift;
+    const double rest = x - std::ldexp(std::nearbyint(std::ldexp(x, -step)), step);
+    sum += rest * rest;
+  }
+  return sum;
+}
+
 // A module's solution as its experts are solved.
 class Making {
  public:
@@ -210,6 +250,7 @@ class Making {
     for (std::uint64_t k = 0; k < std::min<std::uint64_t>(rank, low.a.rows); ++k) {
       const std::span<const double> a(low.a.row(k), target.width), b(low.b.row(k), target.height);
       const int shift = balance(module_.stored, largest(a), largest(b));
+      note_lost(a, b, shift);
       const double up = std::ldexp(1.0, shift), down = std::ldexp(1.0, -shift);
       float* row = solution_.a.data() + (expert * rank + k) * target.width;
       for (std::uint64_t i = 0; i < target.width; ++i) row[i] = static_cast<float>(a[i] * up);
@@ -228,14 +269,43 @@ class Making {
                                     "choose smaller weights",
                                     module_.name));
     }
+    // As verify() allows for: B's rounding turns the product by as much of its norm, A's by up to
+    // the root of the rank more.
+    const double lost = std::sqrt(lost_a_) + std::sqrt(lost_b_);
+    if (lost >
+        roundoff(module_.stored) * (2 + std::sqrt(static_cast<double>(module_.rank))) * norm) {
+      fail(Code::range,
+           fmt::format(
+               "{}: {} cannot hold the factors of an update whose norm is {:.3g}: they would "
+               "lose {:.3g} of it, for their numbers lie below the smallest of the type; "
+               "choose float32 or bfloat16 (--dtype)",
+               module_.name, word(module_.stored), norm, lost));
+    }
     solution_.found = account(module_, norm, error);
     return std::make_shared<const Solution>(std::move(solution_));
   }
 
  private:
+  // What a direction loses where its numbers may lie below the smallest of the type. Rows of A are
+  // orthogonal, and so are columns of B: squares add up.
+  void note_lost(std::span<const double> a, std::span<const double> b, int shift) {
+    const double of_a = largest(a), of_b = largest(b);
+    if (!(of_a > 0 && of_b > 0) || !std::isfinite(of_a * of_b)) return;
+    const int low = low_exponent(module_.stored);
+    if (low < -50 && std::ilogb(of_a) + shift >= low && std::ilogb(of_b) - shift >= low) return;
+    const auto squares = [](std::span<const double> values) {
+      double sum = 0;
+      for (const double x : values) sum += x * x;
+      return sum;
+    };
+    lost_b_ += lost(b, -shift, module_.stored) * squares(a);
+    lost_a_ += lost(a, shift, module_.stored) * squares(b);
+  }
+
   const Campaign::Module& module_;
   Solution solution_;
   double norm_ = 0, error_ = 0;
+  double lost_a_ = 0, lost_b_ = 0;  // squares of what rounding takes from the update
 };
 
 // Solves modules: `together` matrices at a time, which are products of one shape, or 0: one by one.

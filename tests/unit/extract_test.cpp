@@ -323,6 +323,31 @@ TEST(Extract, OfValuesAtEitherEndOfSinglePrecisionIsRightOrAnError) {
   }
 }
 
+TEST(Extract, OfSmallDifferencesInFloat16IsRightOrAnError) {
+  for (const double weight : {1e-2, 1e-4, 1e-7}) {
+    const Folder folder;
+    const std::string out = folder / "out";
+    test::Settings settings;
+    settings.plan.dtype = "float32";
+    (void)test::run_merge(
+        fmt::format(
+            "merge_method: passthrough\nmodels: [{{model: {{path: {}, adapters: [{{path: {}, "
+            "weight: {}}}]}}}}]\n",
+            kBase, test::example("adapters/c-lora"), weight),
+        folder / "tuned", settings);
+    try {
+      (void)extracted(folder / "tuned", "rank: 4\ndtype: float16\nwhole_tensors: skip\n", out);
+      const auto wrong = findings(out);
+      EXPECT_TRUE(wrong.empty()) << weight << wrong.front();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::range) << error.what();
+      EXPECT_NE(std::string(error.what()).find("float16 cannot hold"), std::string::npos);
+      EXPECT_FALSE(std::filesystem::exists(out));
+      EXPECT_LT(weight, 1e-5) << error.what();
+    }
+  }
+}
+
 TEST(Extract, RefusesWithTheReason) {
   const auto disk = system_disk();
   const auto refusal = [&](const std::string& tuned, const std::string& more) {

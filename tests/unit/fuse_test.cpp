@@ -726,6 +726,28 @@ TEST(Fuse, OfHugeOrTinyFactorsIsRightOrAnError) {
   }
 }
 
+// Weights that put B below float16's numbers: A takes a share, or the merge says what it cannot
+// hold.
+TEST(Fuse, OfSmallUpdatesInFloat16IsRightOrAnError) {
+  for (const double weight : {1.0, 1e-3, 1e-5, 1e-7, 1e-12}) {
+    const Folder folder;
+    test::write_adapter(folder / "a", linear_factors({1, -2, 3, 0.5, 4, -1}, {1, -3, 2, 0.5}));
+    test::write_adapter(folder / "b", linear_factors({-4, 1, 2, 3, -0.5, 1}, {2, 1, -1, 4}));
+    try {
+      (void)merged(folder, recipe_of("svd", weight, weight, "dtype: float16\n"));
+      const auto wrong = findings(folder);
+      EXPECT_TRUE(wrong.empty()) << weight << wrong.front();
+      EXPECT_GT(weight, 1e-11);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::range) << error.what();
+      EXPECT_FALSE(std::filesystem::exists(folder / "out"));
+      EXPECT_NE(std::string(error.what()).find("float16 cannot hold"), std::string::npos)
+          << error.what();
+      EXPECT_LT(weight, 1e-6) << error.what();
+    }
+  }
+}
+
 TEST(Fuse, RefusesValuesThatAreNoNumbers) {
   for (const char* type : {"linear", "cat", "svd", "ties", "ties_svd"}) {
     const Folder folder;
