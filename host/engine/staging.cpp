@@ -29,6 +29,10 @@ std::uint64_t text_bytes(const std::string& text) {
 
 std::uint64_t mib(std::uint64_t bytes) { return bytes / kMiB + 1; }
 
+std::string show_ceiling(std::uint64_t bytes) {
+  return bytes < kMiB ? fmt::format("{} bytes", bytes) : fmt::format("{} MiB", bytes / kMiB);
+}
+
 // What a plan asks for, whatever the ceiling.
 struct Demand {
   std::uint64_t least = 0;     // the largest single chunk any job stages
@@ -119,8 +123,10 @@ Staging divide(const Plan& plan, const MergeOptions& options, int available) {
   if (options.memory < std::max(fixed + least * kWorker, need.planning)) {
     std::string why = "its tensors";
     if (need.plan > 0) {
-      why = fmt::format("the plan of its {} tensors takes {} MiB; with their data it",
-                        plan.jobs.size(), mib(need.plan + kPlan));
+      why = fmt::format(
+          "the plan of its {} tensors takes {} MiB, of which {} MiB count against it; with "
+          "their data it",
+          plan.jobs.size(), mib(need.plan + kPlan), mib(need.plan));
     }
     std::string threads;
     if (chosen && options.memory >= fixed + kWorker) {
@@ -130,8 +136,8 @@ Staging divide(const Plan& plan, const MergeOptions& options, int available) {
       threads = fmt::format(" with {} threads", wanted);
     }
     fail(Code::usage,
-         fmt::format("--memory {} MiB is too small for this merge: {} need{} at least {} MiB{}",
-                     options.memory / kMiB, why, need.plan > 0 ? "s" : "",
+         fmt::format("--memory {} is too small for this merge: {} need{} at least {} MiB{}",
+                     show_ceiling(options.memory), why, need.plan > 0 ? "s" : "",
                      mib(std::max(fixed + least * kWorker, need.planning)), threads));
   }
   // Threads that nobody asked for leave half of the rest to the tensors.

@@ -40,7 +40,7 @@ class Room {
     if (bytes <= all_) return;
     fail(Code::usage,
          fmt::format("--memory {} MiB is too small to measure the ranks: {} needs at least {} MiB",
-                     ceiling_ / kMiB, module.name, (bytes + kOverhead) / kMiB + 1));
+                     (ceiling_ + kMiB - 1) / kMiB, module.name, (bytes + kOverhead) / kMiB + 1));
   }
 
   linalg::Low solve(const Plan& plan, const Measured& module, const adapter::Target& target,

@@ -252,6 +252,23 @@ class Names(Edges):
         self.assertNotIn("\u202e", card)
         self.assertIn("&lt;script>", table)
 
+    def test_numbers_of_options_are_read_in_full_or_refused(self):
+        recipe = self.recipe(BASE, CODE)
+        for option, values in (("--seed", ["-1", "18446744073709551616", "0x10", "010", "1e3", "1.5", ""]),
+                               ("--random-seed", ["-1", "0x10"]), ("-j", ["0x4", "010", "-1", "1.5", "1025"]),
+                               ("--num-threads", ["0x4", "99999999999999999999"]),
+                               ("--memory", ["1G", "-1", "0x10MiB", "0", "99999999TB"]), ("--shard-size", ["0", "1G"]),
+                               ("--device-memory", ["2G"])):
+            for value in values:
+                with self.subTest(option=option, value=value):
+                    done = self.run_fails(USAGE, "merge", recipe, self.folder / "out", f"{option}={value}"
+                                          if option.startswith("--") else f"{option}{value}")
+                    if value:
+                        self.assertIn(f"'{value}' is ", done.stderr)
+        self.assertIn("--memory 2048 bytes is too small",
+                      self.run_fails(USAGE, "plan", recipe, "--memory", "2048").stderr)
+        self.run_ok("plan", recipe, "--seed", "18446744073709551615")
+
     def test_zero_bytes_in_names_are_refused_and_shown(self):
         recipe = self.write("n.yml", f'merge_method: linear\nmodels:\n- {{model: "{BASE}\\0x"}}\n')
         for command in ("merge", "plan"):

@@ -2,6 +2,7 @@
 #include "ingot/text.hpp"
 #include "progress.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "ingot/error.hpp"
@@ -49,6 +50,22 @@ TEST(Size, NonsenseIsRefused) {
                            "5 GB", "5XB", "99999999999999999999", "9999999999TiB", "nan", "inf"}) {
     EXPECT_NE(refusal([&] { (void)parse_size(text); }), "accepted") << text;
   }
+}
+
+TEST(Size, WholeNumbersAreDecimalInFullAndInRange) {
+  constexpr std::uint64_t kAll = ~std::uint64_t{0};
+  for (const char* text : {"0", "7", "1024", "18446744073709551615"}) {
+    EXPECT_EQ(no_whole(text, kAll), "") << text;
+  }
+  for (const char* text : {"", "-1", "+1", "0x10", "010", "00", "1.5", "1e3", " 1", "1 ", "1_000",
+                           "18446744073709551616", "99999999999999999999999"}) {
+    EXPECT_EQ(no_whole(text, kAll),
+              fmt::format("'{}' is no whole number from 0 to 18446744073709551615", text));
+  }
+  EXPECT_EQ(no_thread_count("1024"), "");
+  EXPECT_EQ(no_thread_count("1025"), "'1025' is no whole number from 0 to 1024");
+  EXPECT_EQ(refusal([] { (void)parse_size("--memory", "1G"); }).rfind("--memory: '1G' is not", 0),
+            0U);
 }
 
 TEST(Size, TheLargestSizeFitsAndMoreDoesNot) {

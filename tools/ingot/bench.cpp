@@ -98,7 +98,7 @@ class BenchCommand final : public Command {
   }
 
   int run() override {
-    options_.memory = parse_size(memory_);
+    options_.memory = parse_size("--device-memory", memory_);
     const std::vector<Rate> rates = device_rates(options_);
     const double storage = folder_.empty() ? 0 : storage_rate(folder_);
     double copy = 0;

@@ -6,6 +6,7 @@
 #include <climits>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <utility>
 
 #include <fmt/format.h>
@@ -76,6 +77,10 @@ void check_out(std::string_view out) {
   }
 }
 
+std::string no_seed(const std::string& text) {
+  return no_whole(text, std::numeric_limits<std::uint64_t>::max());
+}
+
 constexpr const char* kHidden = "";  // CLI11: a group without a name is left out of --help
 
 }  // namespace
@@ -111,10 +116,11 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
       ->capture_default_str();
   command.add_option("-j,--threads", options_.threads, "Threads for arithmetic, 0 for all")
       ->type_name("N")
-      ->check(CLI::Range(0, 1024))
+      ->check(no_thread_count)
       ->capture_default_str();
   command.add_option("--seed", planning_.seed, "Seed of the methods that draw at random")
       ->type_name("N")
+      ->check(no_seed)
       ->capture_default_str();
   auto* shard = command.add_option("--shard-size", shard_size_, "Largest size of one weight file")
                     ->type_name("SIZE")
@@ -186,11 +192,14 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
       ->type_name("SIZE")
       ->group(kHidden)
       ->excludes(shard);
-  command.add_option("--random-seed", planning_.seed, "As --seed")->type_name("N")->group(kHidden);
+  command.add_option("--random-seed", planning_.seed, "As --seed")
+      ->type_name("N")
+      ->group(kHidden)
+      ->check(no_seed);
   command.add_option("--num-threads", options_.threads, "As --threads")
       ->type_name("N")
       ->group(kHidden)
-      ->check(CLI::Range(0, 1024));
+      ->check(no_thread_count);
   command
       .add_flag("--copy-tokenizer,!--no-copy-tokenizer", copy_tokenizer_,
                 "Copy the tokenizer into OUT")
@@ -228,12 +237,12 @@ void Request::settle(const Console& console) {
     }
   }
 
-  options_.memory = parse_size(memory_);
-  device_memory_bytes_ = parse_size(device_memory_);
+  options_.memory = parse_size("--memory", memory_);
+  device_memory_bytes_ = parse_size("--device-memory", device_memory_);
   options_.sync = !no_sync_;
   options_.hash = !no_hash_;
-  planning_.shard_bytes =
-      out_shard_size_.empty() ? parse_size(shard_size_) : parse_shard(out_shard_size_);
+  planning_.shard_bytes = out_shard_size_.empty() ? parse_size("--shard-size", shard_size_)
+                                                  : parse_shard(out_shard_size_);
   planning_.threads = options_.threads;
   planning_.memory = options_.memory;
   planning_.copy_tokenizer = copy_tokenizer_;
@@ -420,7 +429,7 @@ std::string Request::extraction(Disk& disk) const {
   };
   set("rank", rank_);
   set("energy", energy_);
-  if (!bytes_.empty()) set("bytes", std::to_string(parse_size(bytes_)));
+  if (!bytes_.empty()) set("bytes", std::to_string(parse_size("--bytes", bytes_)));
   set("whole_tensors", whole_tensors_);
   return text;
 }

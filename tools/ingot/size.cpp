@@ -1,6 +1,7 @@
 #include "size.hpp"
 
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -96,6 +97,25 @@ std::uint64_t parse_size(std::string_view text) {
   refuse(text, "the unit must be one of kB MB GB TB KiB MiB GiB TiB, or absent for bytes");
 }
 
+std::uint64_t parse_size(std::string_view option, std::string_view text) {
+  try {
+    return parse_size(text);
+  } catch (const Error& error) {
+    fail(error.code(), fmt::format("{}: {}", option, error.what()));
+  }
+}
+
+std::string no_whole(std::string_view text, std::uint64_t most) {
+  std::uint64_t value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  const bool plain = text == "0" || (!text.empty() && text.front() >= '1' && text.front() <= '9');
+  if (plain && error == std::errc() && stop == end && value <= most) return {};
+  return fmt::format("'{}' is no whole number from 0 to {}", printable(shorten(text, 100)), most);
+}
+
+std::string no_thread_count(const std::string& text) { return no_whole(text, 1024); }
+
 std::uint64_t parse_shard(std::string_view text) {
   std::string_view rest = text;
   const Decimal number = take_number(rest, text, false);
@@ -128,6 +148,7 @@ std::string show_memory(std::uint64_t bytes) {
   if (bytes >= 10 * kGibi) {
     return fmt::format("{:.1f} GiB", static_cast<double>(bytes) / static_cast<double>(kGibi));
   }
+  if (bytes < kMebi) return fmt::format("{} bytes", bytes);
   return fmt::format("{} MiB", (bytes + kMebi - 1) / kMebi);
 }
 

@@ -12,9 +12,17 @@ namespace ingot::tool {
 // a fraction ("1.5GiB") allowed. Bare letters mean different things to different people and are
 // refused with both readings. Throws Error{usage}.
 [[nodiscard]] std::uint64_t parse_size(std::string_view text);
+// The same of an option's value: the option is named.
+[[nodiscard]] std::uint64_t parse_size(std::string_view option, std::string_view text);
 
 // mergekit's --out-shard-size: an integer with k, m or b for thousand, million, billion bytes.
 [[nodiscard]] std::uint64_t parse_shard(std::string_view text);
+
+// What is wrong with `text` as a whole number from 0 to `most`, in decimal and in full; empty:
+// nothing is.
+[[nodiscard]] std::string no_whole(std::string_view text, std::uint64_t most);
+// The same of a number of threads; a check of an option.
+[[nodiscard]] std::string no_thread_count(const std::string& text);
 
 // "318.2 kB", "13.48 GB": decimal, for files and transfers.
 [[nodiscard]] std::string show_bytes(std::uint64_t bytes);

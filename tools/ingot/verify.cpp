@@ -27,7 +27,7 @@ class VerifyCommand final : public Command {
     app()
         .add_option("-j,--threads", options_.threads, "Threads, 0 for all")
         ->type_name("N")
-        ->check(CLI::Range(0, 1024))
+        ->check(no_thread_count)
         ->capture_default_str();
     app().add_flag("--quiet", quiet_, "Print nothing but shortfalls");
     app().add_flag("--json", json_, "Print the result as JSON on standard output");
