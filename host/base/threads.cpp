@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <fstream>
 #include <limits>
+#include <memory>
+#include <thread>
 #include <utility>
 
 #include <sched.h>
@@ -45,6 +47,16 @@ int affinity() noexcept {
     if (!narrow) break;
   }
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// Of address space; pages that are not touched cost nothing. Libraries for decompositions want
+// most.
+constexpr std::size_t kStack = std::size_t{8} << 20;
+
+extern "C" void* run(void* given) noexcept {
+  const std::unique_ptr<std::function<void()>> work(static_cast<std::function<void()>*>(given));
+  (*work)();
+  return nullptr;
 }
 
 }  // namespace
@@ -87,18 +99,26 @@ int thread_count(int wanted) noexcept {
 Threads::~Threads() { join(); }
 
 void Threads::join() {
-  for (std::thread& thread : threads_) thread.join();
+  for (const pthread_t thread : threads_) ::pthread_join(thread, nullptr);
   threads_.clear();
 }
 
 std::error_code Threads::start(std::function<void()> work) {
   threads_.reserve(threads_.size() + 1);  // a thread that runs has a place
-  try {
-    threads_.emplace_back(std::move(work));
-  } catch (const std::system_error& error) {
-    return error.code();
+  auto kept = std::make_unique<std::function<void()>>(std::move(work));
+  pthread_attr_t settings;
+  int error = ::pthread_attr_init(&settings);
+  if (error == 0) {
+    error = ::pthread_attr_setstacksize(&settings, kStack);
+    pthread_t thread{};
+    if (error == 0) error = ::pthread_create(&thread, &settings, run, kept.get());
+    ::pthread_attr_destroy(&settings);
+    if (error == 0) {
+      (void)kept.release();  // the thread's
+      threads_.push_back(thread);
+    }
   }
-  return {};
+  return {error, std::generic_category()};
 }
 
 void Threads::start(int count, const std::function<void(int)>& work) {

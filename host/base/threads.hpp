@@ -4,8 +4,9 @@
 #include <functional>
 #include <string>
 #include <system_error>
-#include <thread>
 #include <vector>
+
+#include <pthread.h>
 
 namespace ingot {
 
@@ -19,7 +20,8 @@ namespace ingot {
 [[nodiscard]] double cpu_quota(const std::string& root = "");
 
 // Threads that are joined in the end, however many of them there came to be: the system may refuse
-// to start one (RLIMIT_NPROC, pids of a cgroup, memory for its stack).
+// to start one (RLIMIT_NPROC, pids of a cgroup, memory for its stack). The stack has one size,
+// whatever the limit on stacks (ulimit -s) gives others.
 class Threads {
  public:
   Threads() = default;
@@ -37,7 +39,7 @@ class Threads {
   void join();
 
  private:
-  std::vector<std::thread> threads_;
+  std::vector<pthread_t> threads_;
 };
 
 }  // namespace ingot

@@ -11,7 +11,7 @@ import subprocess
 import time
 import unittest
 
-from program import DONE, EXAMPLES, INPUT, IO, PROGRAM, TIES, USAGE, Case, bytes_of, ingot
+from program import BUILD, DONE, EXAMPLES, INPUT, IO, PROGRAM, TIES, USAGE, Case, bytes_of, ingot
 
 BASE, CODE, CHAT = (EXAMPLES / "models" / name for name in ("base", "c", "chat"))
 # What must not reach a terminal: C0, DEL, C1, marks, overrides and isolates of direction, separators
@@ -312,6 +312,23 @@ class Names(Edges):
                 merge = ingot("merge", recipe, self.folder / "out")
                 self.assertNotEqual(plan.returncode, DONE)
                 self.assertEqual(plan.returncode, merge.returncode)
+
+
+class Stacks(Edges):
+    @unittest.skipUnless("INGOT_SANITIZE:STRING=\n" in (BUILD / "CMakeCache.txt").read_text(), "sanitizers take more")
+    def test_the_limit_on_stacks_limits_no_merge(self):
+        # Less than threads take; the first one, which has no more, hands the work to them.
+        def small():
+            resource.setrlimit(resource.RLIMIT_STACK, (128 << 10, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+
+        adapters = [EXAMPLES / "adapters" / name for name in ("c-lora", "python-lora")]
+        for number, words in enumerate((["merge", self.recipe(BASE, CODE)], ["merge", self.write("ties.yml", TIES), "--root", EXAMPLES],
+                                        ["extract", BASE, CODE, "--rank", "4"], ["extract", BASE, CODE, "--bytes", "200kB"],
+                                        ["adapter", "merge", *adapters, "--type", "svd"], ["bake", BASE, adapters[0]])):
+            out = self.folder / f"o{number}"
+            with self.subTest(words=words):
+                self.run_ok(*words, *(["-o", out] if words[0] != "merge" else [out]), "-j", "4", preexec_fn=small)
+                self.run_ok("verify", out, "--root", EXAMPLES, "-j", "4", preexec_fn=small)
 
 
 class Companions(Edges):
