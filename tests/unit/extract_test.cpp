@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 #include <map>
+#include <tuple>
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -344,6 +346,33 @@ TEST(Extract, OfSmallDifferencesInFloat16IsRightOrAnError) {
       EXPECT_NE(std::string(error.what()).find("float16 cannot hold"), std::string::npos);
       EXPECT_FALSE(std::filesystem::exists(out));
       EXPECT_LT(weight, 1e-5) << error.what();
+    }
+  }
+}
+
+// Finite weights whose difference is not, and weights that are not: each with tensor and models,
+// whether ranks are given or measured.
+TEST(Extract, OfWhatIsNotFiniteNamesTensorAndModels) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const std::string ranks : {"rank: 4\n", "rank: auto\nenergy: 0.9\n", "bytes: 200000\n"}) {
+    for (const auto& [base, tuned, words] :
+         {std::tuple(-2e38F, 2e38F, "float32 does not hold the difference"),
+          std::tuple(1.0F, kInfinity, "/tuned holds inf (element 0)"),
+          std::tuple(kInfinity, 1.0F, "/base holds inf (element 0)")}) {
+      const Folder folder;
+      fill_model(folder / "base", base);
+      fill_model(folder / "tuned", tuned);
+      try {
+        (void)test::run_merge(fmt::format("extract: lora\nbase_model: {}\nmodel: {}\n{}",
+                                          folder / "base", folder / "tuned", ranks),
+                              folder / "out");
+        ADD_FAILURE() << ranks << words;
+      } catch (const Error& error) {
+        const std::string text = error.what();
+        EXPECT_EQ(exit_code(error.code()), 3) << text;
+        EXPECT_NE(text.find(words), std::string::npos) << text;
+        EXPECT_NE(text.find("proj.weight"), std::string::npos) << text;
+      }
     }
   }
 }
