@@ -79,6 +79,7 @@ int least_exponent(Dtype d) {
 int low_exponent(Dtype d) {
   const int least = least_exponent(d);
   return least + (least < -100 ? 36 : 4);
+<<<<<<< HEAD
 }
 
 // The sum of the squares of what rounding to `stored` takes from the values times 2^shift, in units
@@ -105,6 +106,8 @@ int balance(Dtype stored, double of_a, double of_b) {
   if (of_b > largest_of(stored)) return (in_b - in_a) / 2;
   if (in_b >= low) return 0;
   return std::min(0, std::max((in_b - in_a) / 2, low - in_a));
+=======
+>>>>>>> edges2
 }
 
 // Half of the smallest distance of two numbers of a type: what rounding costs where the relative
@@ -122,6 +125,18 @@ double least_half(Dtype stored) {
     default:
       return 0x1p-150;
   }
+}
+
+// The length of a direction is in B. Where its type has no such numbers, A takes a power of two of
+// it: as much as leaves both as large, but never so much that A's own numbers get lost, and nothing
+// where B is nothing all the same. From the largest numbers of both.
+int balance(Dtype stored, double of_a, double of_b) {
+  if (!(of_a > 0 && of_b > 0) || !std::isfinite(of_a * of_b)) return 0;
+  const int low = low_exponent(stored), in_a = std::ilogb(of_a), in_b = std::ilogb(of_b);
+  if (of_b > largest_of(stored)) return (in_b - in_a) / 2;
+  if (in_b >= low) return 0;
+  const int shift = std::min(0, std::max((in_b - in_a) / 2, low - in_a));
+  return std::ldexp(of_b, -shift) > least_half(stored) ? shift : 0;
 }
 
 // The form of factors: rows of A are orthonormal, times a power of two where B's type asks for it;
@@ -195,9 +210,12 @@ class Form {
 
   // True if A may have taken this power of two: near a limit rounding decides whether it does.
   [[nodiscard]] bool shifts(int shift, double of_a, double of_b) const {
-    for (const double by : {-1.0, 0.0, 1.0}) {
-      const int due = balance(stored_, of_a, of_b * (1 + by * 4 * roundoff(stored_)));
-      if (due == shift || (due != 0 && std::abs(due - shift) <= 1)) return true;
+    for (const double one : {-1.0, 0.0, 1.0}) {
+      for (const double by : {-1.0, 0.0, 1.0}) {
+        const int due = balance(stored_, of_a * (1 + one * 4 * roundoff(stored_)),
+                                of_b * (1 + by * 4 * roundoff(stored_)));
+        if (due == shift || (due != 0 && std::abs(due - shift) <= 1)) return true;
+      }
     }
     return false;
   }
@@ -229,6 +247,21 @@ class Form {
   linalg::Matrix b_, a_;
   std::vector<double> length_;  // of B's columns
 };
+
+// The sum of the squares of what rounding to `stored` takes from the values times 2^shift, in units
+// of the values themselves. Overflow is none of its business.
+double lost(std::span<const double> values, int shift, Dtype stored) {
+  const int least = least_exponent(stored), digits = std::ilogb(roundoff(stored)) + 1;
+  double sum = 0;
+  for (const double x : values) {
+    if (x == 0) continue;
+    // Steps of the type between numbers of this size, as an exponent.
+    const int step = std::max(std::ilogb(x) + shift, least) + digits - shift;
+    const double rest = x - std::ldexp(std::nearbyint(std::ldexp(x, -step)), step);
+    sum += rest * rest;
+  }
+  return sum;
+}
 
 // A module's solution as its experts are solved.
 class Making {

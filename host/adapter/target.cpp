@@ -2,6 +2,7 @@
 // of models.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include <fmt/format.h>
@@ -328,6 +329,40 @@ class Between final : public Target {
   [[nodiscard]] double allowance() const override { return 1.005; }
 
  private:
+  // Says why a piece of the difference from element `first` on is not finite.
+  [[noreturn]] void refuse(const Plan& plan, std::uint64_t first, std::span<float> difference,
+                           std::span<const float> base) const {
+    const auto i =
+        static_cast<std::size_t>(std::find_if(difference.begin(), difference.end(),
+                                              [](float x) { return !std::isfinite(x); }) -
+                                 difference.begin());
+    const auto value = [&](const Ingredient& tensor) {
+      const Checkpoint& checkpoint = plan.models[tensor.model].checkpoint;
+      float x = 0;
+      read_values(checkpoint, checkpoint.entries()[tensor.entry], first + i, {&x, 1});
+      return x;
+    };
+    const auto model = [&](const Ingredient& tensor) {
+      return plan.models[tensor.model].checkpoint.shown();
+    };
+    const std::string& name = plan.models[difference_.tuned.model]
+                                  .checkpoint.entries()[difference_.tuned.entry]
+                                  .info.name;
+    const float tuned = value(difference_.tuned);
+    for (const auto& [x, tensor] :
+         {std::pair(tuned, difference_.tuned), {base[i], difference_.base}}) {
+      if (std::isfinite(x)) continue;
+      fail(Code::format, fmt::format("{} of {} holds {} (element {}), so nothing can be extracted "
+                                     "from it",
+                                     name, model(tensor), x, first + i));
+    }
+    fail(Code::range,
+         fmt::format("{}: element {} is {:g} in {} and {:g} in {}: float32 does not hold "
+                     "the difference",
+                     name, first + i, tuned, model(difference_.tuned), base[i],
+                     model(difference_.base)));
+  }
+
   // As stored: (in, out) where it is transposed.
   [[nodiscard]] linalg::Rows rows(const Plan& plan, std::uint64_t expert) const {
     const std::uint64_t stored_width = difference_.turned ? height : width;
@@ -345,7 +380,12 @@ class Between final : public Target {
                 const std::uint64_t at = start + first * stored_width + done;
                 read(difference_.tuned, at, values.subspan(done, n));
                 read(difference_.base, at, std::span(base).first(n));
-                for (std::uint64_t i = 0; i < n; ++i) values[done + i] -= base[i];
+                bool finite = true;
+                for (std::uint64_t i = 0; i < n; ++i) {
+                  values[done + i] -= base[i];
+                  finite &= std::fabs(values[done + i]) <= std::numeric_limits<float>::max();
+                }
+                if (!finite) refuse(plan, at, std::span(values).subspan(done, n), base);
                 done += n;
               }
             }};

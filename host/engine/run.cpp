@@ -718,7 +718,17 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
       report.derived.push_back(lines(i));
     }
   }
-  output.publish();
+  try {
+    output.publish();
+  } catch (Error& error) {
+    // The working folder is OUT now: what failed came after that, and only a power cut can tell.
+    if (disk.kind(output.partial()) == Disk::Kind::absent &&
+        disk.kind(report.out) == Disk::Kind::folder) {
+      error.add(
+          fmt::format("{} is complete and in place; a power cut now may undo that", report.out));
+    }
+    throw;
+  }
   report.receipt = out + "/" + kReceiptName;
   report.peak_memory = peak_bytes();
   report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();

@@ -1,6 +1,7 @@
 """ingot adapter merge and ingot extract from outside."""
 
 import json
+import shutil
 import unittest
 
 from program import EXAMPLES, Case
@@ -25,6 +26,17 @@ class Decompositions(Case):
         self.assertIn("14 modules decomposed; the factors leave ", out)
         self.assertRegex(out, r"layers\.\*\.mlp\.down_proj +2 +\d+\.\d{3} % +\d+\.\d{3} %  "
                               r"model\.layers\.[01]\.mlp\.down_proj\n")
+
+    def test_extraction_of_what_equals_the_base_says_so(self):
+        same = self.folder / "same"
+        shutil.copytree(EXAMPLES / "models/base", same)
+        for ranks in (["--rank", "4"], ["--rank", "auto", "--energy", "0.9"]):
+            done = self.run_ok("extract", EXAMPLES / "models/base", same, *ranks, "-o", self.folder / "out", "--force", "--json")
+            self.assertIn("nothing differs between", done.stderr)
+            self.assertTrue(any("nothing differs" in w for w in json.loads(done.stdout)["warnings"]))
+            self.run_ok("verify", self.folder / "out")
+        done = self.run_ok("extract", EXAMPLES / "models/base", EXAMPLES / "models/c", "--rank", "4", "-o", self.folder / "out", "--force")
+        self.assertNotIn("nothing differs", done.stderr)
 
     def test_errors_of_rounded_factors_are_those_before_their_rounding(self):
         out = self.extract("--dtype", "bfloat16").stdout

@@ -48,6 +48,28 @@ class Schemas(Case):
         errors = [f"{'/'.join(map(str, e.absolute_path))}: {e.message[:300]}" for e in schema.iter_errors(value)]
         self.assertEqual(errors[:3], [])
 
+    def test_failures_are_json_as_well(self):
+        schema = validator("json.schema.json", "error")
+        out = self.folder / "out"
+        bad = self.write("bad.yml", "{")
+        none = self.write("none.yml", "merge_method: linear\nmodels: [{model: gone, parameters: {weight: 1}}]\n")
+        for code, words in ((2, ["merge", bad, out]), (INPUT, ["merge", none, out]), (2, ["merge", none]),
+                            (2, ["merge", none, out, "--nonsense"]), (2, ["merge", none, out, "--seed", "-1"]),
+                            (INPUT, ["inspect", "gone"]), (INPUT, ["diff", "gone", BASE]), (2, ["plan", bad]),
+                            (INPUT, ["bake", "gone", LORA, "-o", out]), (INPUT, ["extract", BASE, "gone", "--rank", "1", "-o", out]),
+                            (INPUT, ["adapter", "merge", "gone", "-o", out]), (5, ["bench", "--device", "cuda"]),
+                            (2, ["inspect", *([LORA] * 65)])):
+            with self.subTest(words=words[:3]):
+                done = ingot(*words, "--json")
+                if words[0] == "plan" and "problems" in done.stdout:
+                    continue
+                self.assertEqual(done.returncode, code, done.stderr)
+                told = json.loads(done.stdout)
+                self.hold(told, schema)
+                self.assertEqual(told["error"]["code"], done.returncode)
+                self.assertIn(told["error"]["text"], done.stderr)
+                self.assertEqual(ingot(*words).stdout, "")
+
     def make(self, *words):
         """Runs a command that writes a folder; its receipt and its report."""
         out = self.folder / "out"

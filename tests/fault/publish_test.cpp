@@ -212,6 +212,36 @@ TEST(Publishing, KilledAnywhereLeavesNothingOrTheWholeFolder) {
   EXPECT_GT(at, 10);
 }
 
+// The disk fails once OUT is there: what came after that cannot take it back.
+class LateDisk : public FaultyDisk {
+ public:
+  LateDisk(Script& script, std::string out) : FaultyDisk(script), out_(std::move(out)) {}
+  void sync_folder(const std::string& path) override {
+    if (std::filesystem::exists(out_)) fail(Code::io, path + ": Input/output error");
+    FaultyDisk::sync_folder(path);
+  }
+
+ private:
+  std::string out_;
+};
+
+TEST(Publishing, AFailureAfterItSaysThatTheOutputIsInPlace) {
+  Folder folder;
+  const std::string out = folder / "out";
+  Settings settings = small();
+  settings.merge.sync = true;
+  Script script;
+  LateDisk disk(script, out);
+  try {
+    run_merge(recipes().at("linear"), out, settings, &disk);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::io);
+    EXPECT_SAYS(std::string(error.what()), "is complete and in place");
+  }
+  EXPECT_TRUE(std::filesystem::exists(out + "/ingot.json"));
+}
+
 // Does something once, before the working folder is renamed: what another program might do
 // meanwhile.
 class BusyDisk : public FaultyDisk {

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 #include <map>
+#include <tuple>
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -348,6 +350,36 @@ TEST(Extract, OfSmallDifferencesInFloat16IsRightOrAnError) {
   }
 }
 
+<<<<<<< HEAD
+=======
+// Finite weights whose difference is not, and weights that are not: each with tensor and models,
+// whether ranks are given or measured.
+TEST(Extract, OfWhatIsNotFiniteNamesTensorAndModels) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const std::string ranks : {"rank: 4\n", "rank: auto\nenergy: 0.9\n", "bytes: 200000\n"}) {
+    for (const auto& [base, tuned, words] :
+         {std::tuple(-2e38F, 2e38F, "float32 does not hold the difference"),
+          std::tuple(1.0F, kInfinity, "/tuned holds inf (element 0)"),
+          std::tuple(kInfinity, 1.0F, "/base holds inf (element 0)")}) {
+      const Folder folder;
+      fill_model(folder / "base", base);
+      fill_model(folder / "tuned", tuned);
+      try {
+        (void)test::run_merge(fmt::format("extract: lora\nbase_model: {}\nmodel: {}\n{}",
+                                          folder / "base", folder / "tuned", ranks),
+                              folder / "out");
+        ADD_FAILURE() << ranks << words;
+      } catch (const Error& error) {
+        const std::string text = error.what();
+        EXPECT_EQ(exit_code(error.code()), 3) << text;
+        EXPECT_NE(text.find(words), std::string::npos) << text;
+        EXPECT_NE(text.find("proj.weight"), std::string::npos) << text;
+      }
+    }
+  }
+}
+
+>>>>>>> edges2
 TEST(Extract, RefusesWithTheReason) {
   const auto disk = system_disk();
   const auto refusal = [&](const std::string& tuned, const std::string& more) {

@@ -1,9 +1,11 @@
 #include "console.hpp"
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <string>
 
 #include <fmt/format.h>
@@ -33,6 +35,11 @@ std::string_view cut(std::string_view text, std::size_t most) {
   return text.substr(0, most);
 }
 
+// For the JSON of a failure.
+std::mutex told;         // guards first
+std::string first;       // error that was shown
+std::atomic<bool> data;  // is on stdout
+
 // One call for a whole line, so that those of several threads do not mix. A stderr that takes
 // nothing is no reason to stop.
 void write_error(const std::string& line) { std::fwrite(line.data(), 1, line.size(), stderr); }
@@ -51,7 +58,13 @@ void Console::note(std::string_view text) const {
   if (!quiet_) say("note", "\x1b[36m", text);
 }
 void Console::warning(std::string_view text) const { say("warning", "\x1b[33m", text); }
-void Console::error(std::string_view text) const { say("error", "\x1b[31m", text); }
+void Console::error(std::string_view text) const {
+  {
+    const std::lock_guard lock(told);
+    if (first.empty()) first = shorten(text, kLongestMessage);
+  }
+  say("error", "\x1b[31m", text);
+}
 
 void Console::say(std::string_view label, std::string_view style, std::string_view text) const {
   std::string line = colour_ ? fmt::format("ingot: {}{}:\x1b[0m ", style, label)
@@ -69,6 +82,7 @@ void Console::status(std::string_view text) const {
 void Console::clear() const { write_error("\r\x1b[K"); }
 
 void print(std::string_view text) {
+  data = true;
   const std::string shown = printable(text, Breaks::kept);
   if (std::fwrite(shown.data(), 1, shown.size(), stdout) == shown.size() &&
       std::fflush(stdout) == 0) {
@@ -77,6 +91,13 @@ void print(std::string_view text) {
   if (errno == EPIPE) return;
   fail(Code::io, fmt::format("cannot write to standard output: {}", std::strerror(errno)));
 }
+
+std::string first_error() {
+  const std::lock_guard lock(told);
+  return first;
+}
+
+bool has_printed() { return data; }
 
 void say_complete() noexcept {
   constexpr std::string_view kText =

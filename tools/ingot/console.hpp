@@ -3,6 +3,7 @@
 // it.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 #include "ingot/text.hpp"
@@ -37,6 +38,10 @@ class Console {
 // Prints lines to stdout. A failure, such as a full disk, is Error{io}; a reader that has left, as
 // `head` does, is none.
 void print(std::string_view text);
+
+// The first error that was shown, and whether print() was called.
+[[nodiscard]] std::string first_error();
+[[nodiscard]] bool has_printed();
 
 // Says on stderr that OUT is there although its report is not, and takes no memory for it.
 void say_complete() noexcept;

@@ -191,6 +191,8 @@ const Entry& find(const Checkpoint& model, const std::string& name) {
                                   near.empty() ? "" : fmt::format("; did you mean '{}'?", near)));
 }
 
+constexpr std::size_t kMostAdapters = 64;
+
 class InspectCommand final : public Command {
  public:
   explicit InspectCommand(CLI::App& program)
@@ -238,6 +240,11 @@ class InspectCommand final : public Command {
 
  private:
   int compare(Disk& disk) {
+    // Every one is held against every other.
+    if (paths_.size() > kMostAdapters) {
+      fail(Code::usage, fmt::format("{} adapters: at most {} are compared at once",
+                                    show_count(paths_.size()), kMostAdapters));
+    }
     std::vector<Adapter> adapters;
     for (const std::string& path : paths_) adapters.push_back(open_adapter(disk, path, path));
     const Spectra spectra = tool::measure(adapters);

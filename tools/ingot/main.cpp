@@ -1,5 +1,6 @@
 // The command-line program: one subcommand, one exit code.
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdlib>
@@ -7,6 +8,8 @@
 #include <memory>
 #include <new>
 #include <sstream>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include <fcntl.h>
@@ -23,6 +26,7 @@
 #include "ingot/recipe.hpp"
 #include "ingot/store.hpp"
 #include "ingot/version.hpp"
+#include "json.hpp"
 
 namespace ingot::tool {
 namespace {
@@ -197,6 +201,11 @@ int run(int count, char** words) {
 
 namespace {
 
+int starved() noexcept {
+  ingot::tool::starve();
+  return ingot::exit_code(ingot::Code::memory);
+}
+
 // The exit code of what run() threw.
 int explain(const std::exception_ptr& thrown) {
   const ingot::tool::Console console;
@@ -206,17 +215,14 @@ int explain(const std::exception_ptr& thrown) {
     console.error(error.what());
     return ingot::exit_code(error.code());
   } catch (const std::bad_alloc&) {
-    ingot::tool::starve();
-    return ingot::exit_code(ingot::Code::memory);
+    return starved();
   } catch (const std::exception& error) {
     console.error(fmt::format("internal error: {}", error.what()));
     return ingot::tool::kInternal;
   }
 }
 
-}  // namespace
-
-int main(int count, char** words) {
+int guarded(int count, char** words) {
   try {
     const ingot::Guard guard;
     return ingot::tool::run(count, words);
@@ -224,8 +230,29 @@ int main(int count, char** words) {
     try {
       return explain(std::current_exception());
     } catch (const std::bad_alloc&) {  // not even enough to say what it was
-      ingot::tool::starve();
-      return ingot::exit_code(ingot::Code::memory);
+      return starved();
     }
   }
+}
+
+// Who asked for JSON gets it from a command that failed as well: {"error": {"code", "text"}}. What
+// prints data and fails (a plan with problems, a verification) says so in it.
+void tell_failure(int code, int count, char** words) {
+  using namespace ingot::tool;
+  if (code <= 1 || has_printed()) return;
+  const auto json = [](const char* word) { return std::string_view(word) == "--json"; };
+  if (std::none_of(words + 1, words + count, json)) return;
+  try {
+    const std::string text = first_error();
+    print_json({{"error", {{"code", code}, {"text", text.empty() ? "out of memory" : text}}}});
+  } catch (const std::exception&) {  // stderr and the exit code have it
+  }
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  const int code = guarded(count, words);
+  if (count > 0) tell_failure(code, count, words);
+  return code;
 }

@@ -148,16 +148,22 @@ Report run(const Console& console, Disk& disk, Backend& backend, const Plan& pla
 
 // What is said of a run that is done.
 void tell(const Console& console, const Request& request, const Plan& plan, const Backend& backend,
-          const Report& done) {
+          Report done) {
+  // Adapters that are made tell of their decompositions, models of what adapters did to them.
+  const bool model = plan.recipe.kind == Recipe::Kind::models;
+  const auto changes = model ? changes_of(done.derived) : std::vector<Changes>();
+  const auto fits = model ? std::vector<Fit>() : fits_of(done.derived);
+  if (plan.recipe.kind == Recipe::Kind::extraction && done.copied == 0 && !fits.empty() &&
+      std::all_of(fits.begin(), fits.end(), [](const Fit& fit) { return fit.norm == 0; })) {
+    done.warnings.push_back(
+        fmt::format("nothing differs between {} and {}: the adapter changes nothing",
+                    plan.recipe.base_model->text, plan.recipe.models.front().model.text));
+  }
   std::unordered_set<std::string_view> known;  // the plan's were shown before the work began
   for (const Problem& problem : plan.problems) known.insert(problem.text);
   for (const std::string& warning : done.warnings) {
     if (!known.contains(warning)) console.warning(warning);
   }
-  // Adapters that are made tell of their decompositions, models of what adapters did to them.
-  const bool model = plan.recipe.kind == Recipe::Kind::models;
-  const auto changes = model ? changes_of(done.derived) : std::vector<Changes>();
-  const auto fits = model ? std::vector<Fit>() : fits_of(done.derived);
   warn_lost(console, changes);
   if (request.json()) {
     Json json = describe(done, backend.activity());
