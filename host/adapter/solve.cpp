@@ -79,35 +79,6 @@ int least_exponent(Dtype d) {
 int low_exponent(Dtype d) {
   const int least = least_exponent(d);
   return least + (least < -100 ? 36 : 4);
-<<<<<<< HEAD
-}
-
-// The sum of the squares of what rounding to `stored` takes from the values times 2^shift, in units
-// of the values themselves. Overflow is none of its business.
-double lost(std::span<const double> values, int shift, Dtype stored) {
-  const int least = least_exponent(stored), digits = std::ilogb(roundoff(stored)) + 1;
-  double sum = 0;
-  for (const double x : values) {
-    if (x == 0) continue;
-    // Steps of the type between numbers of this size, as an exponent.
-    const int step = std::max(std::ilogb(x) + shift, least) + digits - shift;
-    const double rest = x - std::ldexp(std::nearbyint(std::ldexp(x, -step)), step);
-    sum += rest * rest;
-  }
-  return sum;
-}
-
-// The power of two that A takes from B. The length of a direction is in B; where its type has no
-// such numbers, A takes a share of it: as much as leaves both as large, but never so much that A's
-// own numbers get lost. From the largest numbers of both.
-int balance(Dtype stored, double of_a, double of_b) {
-  if (!(of_a > 0 && of_b > 0) || !std::isfinite(of_a * of_b)) return 0;
-  const int low = low_exponent(stored), in_a = std::ilogb(of_a), in_b = std::ilogb(of_b);
-  if (of_b > largest_of(stored)) return (in_b - in_a) / 2;
-  if (in_b >= low) return 0;
-  return std::min(0, std::max((in_b - in_a) / 2, low - in_a));
-=======
->>>>>>> edges2
 }
 
 // Half of the smallest distance of two numbers of a type: what rounding costs where the relative

@@ -350,8 +350,6 @@ TEST(Extract, OfSmallDifferencesInFloat16IsRightOrAnError) {
   }
 }
 
-<<<<<<< HEAD
-=======
 // Finite weights whose difference is not, and weights that are not: each with tensor and models,
 // whether ranks are given or measured.
 TEST(Extract, OfWhatIsNotFiniteNamesTensorAndModels) {
@@ -379,7 +377,6 @@ TEST(Extract, OfWhatIsNotFiniteNamesTensorAndModels) {
   }
 }
 
->>>>>>> edges2
 TEST(Extract, RefusesWithTheReason) {
   const auto disk = system_disk();
   const auto refusal = [&](const std::string& tuned, const std::string& more) {
