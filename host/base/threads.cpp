@@ -67,7 +67,9 @@ double cpu_quota(const std::string& root) {
   for (std::string line; std::getline(groups, line);) {  // "4:cpu,cpuacct:/a/b", "0::/a/b"
     const std::size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == line.npos || second == line.npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    // The colons around them become commas, so that every controller is between two.
+    std::string controllers = line.substr(first, second - first + 1);
+    std::replace(controllers.begin(), controllers.end(), ':', ',');
     const bool unified = controllers == ",,";
     if (!unified && controllers.find(",cpu,") == controllers.npos) continue;
     // In a container the path may be the host's while its group is mounted as the root: groups
