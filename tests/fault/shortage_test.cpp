@@ -132,6 +132,13 @@ void* operator new(std::size_t bytes) {
   return memory;
 }
 void* operator new[](std::size_t bytes) { return ::operator new(bytes); }
+// std::stable_sort's; a sanitizer's own would not go with the delete below.
+void* operator new(std::size_t bytes, const std::nothrow_t& /*tag*/) noexcept {
+  return denied() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);
+}
+void* operator new[](std::size_t bytes, const std::nothrow_t& tag) noexcept {
+  return ::operator new(bytes, tag);
+}
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete[](void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
