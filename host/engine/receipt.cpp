@@ -199,7 +199,9 @@ constexpr Waiver kWaivers[] = {
      [](const Plan& plan, const Lines& lines) {
        for (std::size_t i = 0; i < plan.jobs.size(); ++i) {
          const Json entry = Json::parse(lines(i));
-         if (entry.contains("nonfinite") && entry["nonfinite"].value("made", 0U) > 0) return true;
+         if (entry.contains("nonfinite") && entry.at("nonfinite").value("made", 0U) > 0) {
+           return true;
+         }
        }
        return false;
      }},
@@ -510,10 +512,11 @@ int unchanged(const Plan& plan, const Lines& lines) {
     for (std::size_t e = 0; all && e < plan.jobs.size(); ++e) {
       const Json entry = Json::parse(lines(e));
       bool same = false;
-      for (const Json& source : entry["sources"]) {
-        same = same || (source.contains("model") && source["model"] == ref &&
-                        source["hash"] == entry["hash"] && source["dtype"] == entry["dtype"] &&
-                        source["tensor"] == entry["name"]);
+      for (const Json& source : entry.at("sources")) {
+        same = same ||
+               (source.contains("model") && source.at("model") == ref &&
+                source.at("hash") == entry.at("hash") && source.at("dtype") == entry.at("dtype") &&
+                source.at("tensor") == entry.at("name"));
       }
       all = same;
     }

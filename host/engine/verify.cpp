@@ -727,7 +727,7 @@ class Verifier {
       const Operand& operand = job.operands[k];
       if (!operand.derived) continue;
       const Json& source = told_[i].entry->at("sources").at(k);
-      const std::string told = source.contains("found") ? source["found"].dump() : std::string();
+      const std::string told = source.contains("found") ? source.at("found").dump() : std::string();
       const auto judged = operand.derived->judge(*plan_, output(), job.output.name, told);
       if (!judged) continue;
       if (!judged->empty()) find("decompositions that fall short", *judged, i);
@@ -828,9 +828,9 @@ class Verifier {
       }
       if (job.operands[k].derived && theirs.contains("found") &&
           (seen.whole
-               ? !seen.exact && ours.contains("found") && near(ours["found"], theirs["found"])
-               : is_account(theirs["found"]))) {
-        ours["found"] = theirs["found"];
+               ? !seen.exact && ours.contains("found") && near(ours["found"], theirs.at("found"))
+               : is_account(theirs.at("found")))) {
+        ours["found"] = theirs.at("found");
         partial = true;
       }
     }
