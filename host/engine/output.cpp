@@ -19,17 +19,11 @@ std::span<const std::byte> bytes_of(std::string_view text) {
 Digest copy_file(Disk& disk, const std::string& from, const std::string& to, bool sync) {
   const auto source = disk.open(from);
   const auto target = disk.create(to);
-  const std::uint64_t size = source->size();
-  std::vector<std::byte> block(kHashBlock);
-  std::vector<Digest> digests;
-  for (std::uint64_t at = 0; at < size; at += kHashBlock) {
-    const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, size - at));
-    read_exact(*source, at, piece);
-    digests.push_back(hash_block(piece));
-    write_exact(*target, at, piece);
-  }
+  const Digest digest = hash_part(
+      *source, 0, source->size(),
+      [&](std::uint64_t at, std::span<const std::byte> piece) { write_exact(*target, at, piece); });
   if (sync) target->sync();
-  return hash_digests(digests);
+  return digest;
 }
 
 Digest write_text(Disk& disk, const std::string& path, const std::string& text, bool sync) {

@@ -108,13 +108,15 @@ void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_
   }
 }
 
-Digest hash_part(File& file, std::uint64_t offset, std::uint64_t bytes) {
-  std::vector<std::byte> block(kHashBlock);
+Digest hash_part(File& file, std::uint64_t offset, std::uint64_t bytes,
+                 const std::function<void(std::uint64_t, std::span<const std::byte>)>& each) {
+  std::vector<std::byte> block(std::min<std::uint64_t>(kHashBlock, bytes));
   std::vector<Digest> digests;
   for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
     const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
     read_exact(file, offset + at, piece);
     digests.push_back(hash_block(piece));
+    if (each) each(at, piece);
   }
   return hash_digests(digests);
 }

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <span>
@@ -32,8 +33,11 @@ namespace ingot {
 void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_t first,
             std::span<std::byte> out);
 
-// The receipt hash of a part of a file.
-[[nodiscard]] Digest hash_part(File& file, std::uint64_t offset, std::uint64_t bytes);
+// The receipt hash of a part of a file. `each`, if there is one, gets every block after it was
+// hashed, with its place in the part.
+[[nodiscard]] Digest hash_part(
+    File& file, std::uint64_t offset, std::uint64_t bytes,
+    const std::function<void(std::uint64_t, std::span<const std::byte>)>& each = {});
 
 // Receipt hashes of whole input tensors as stored, in row-major order, and their values that are
 // not finite: each tensor is read once, however many outputs depend on it. Thread-safe.

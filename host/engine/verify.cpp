@@ -182,18 +182,14 @@ class Verifier {
   // The hash of a part of a file; of a tensor of `dtype` also its elements that are not finite.
   Digest digest_of(File& file, std::uint64_t offset, std::uint64_t bytes,
                    std::optional<Dtype> dtype = std::nullopt, Count* nonfinite = nullptr) {
-    std::vector<std::byte> block(std::min<std::uint64_t>(kHashBlock, bytes));
-    std::vector<Digest> digests;
-    for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
-      const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
-      read_exact(file, offset + at, piece);
-      digests.push_back(hash_block(piece));
-      if (!dtype) continue;
-      const std::uint64_t width = std::max<std::uint64_t>(bits(*dtype) / 8, 1);
-      nonfinite->add(count_nonfinite(*dtype, piece, at / width));
-    }
+    const Digest digest =
+        hash_part(file, offset, bytes, [&](std::uint64_t at, std::span<const std::byte> piece) {
+          if (!dtype) return;
+          const std::uint64_t width = std::max<std::uint64_t>(bits(*dtype) / 8, 1);
+          nonfinite->add(count_nonfinite(*dtype, piece, at / width));
+        });
     count_bytes(bytes);
-    return hash_digests(digests);
+    return digest;
   }
 
   // ---- the receipt by itself

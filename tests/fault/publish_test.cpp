@@ -723,7 +723,9 @@ TEST(Target, AFolderOfAContainersImageIsReplaced) {
   }
   const std::string options = "lowerdir=" + folder / "lower" + ",upperdir=" + folder / "top/upper" +
                               ",workdir=" + folder / "top/work";
-  if (::mount("overlay", (folder / "view").c_str(), "overlay", 0, options.c_str()) == 0) {
+  const bool mounted =
+      ::mount("overlay", (folder / "view").c_str(), "overlay", 0, options.c_str()) == 0;
+  if (mounted) {
     run_merge(recipes().at("ties"), folder / "view/out", small(true));
     run_merge(recipes().at("ties"), folder / "whole", small());
     EXPECT_EQ(fingerprint(folder / "view/out"), fingerprint(folder / "whole"));
@@ -731,6 +733,7 @@ TEST(Target, AFolderOfAContainersImageIsReplaced) {
     ::umount((folder / "view").c_str());
   }
   ::umount((folder / "top").c_str());
+  if (!mounted) GTEST_SKIP() << "no overlay can be mounted here";
 }
 
 }  // namespace
