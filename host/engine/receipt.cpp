@@ -11,6 +11,7 @@
 #include "ingot/text.hpp"
 #include "ingot/version.hpp"
 #include "plan/problems.hpp"
+#include "plan/rules.hpp"
 #include "plan/types.hpp"
 #include "store/json.hpp"
 
@@ -225,27 +226,6 @@ std::uint64_t largest_shard(const Plan& plan) {
   return least;
 }
 
-bool draws(const Plan& plan) {
-  return std::any_of(plan.jobs.begin(), plan.jobs.end(), [](const Job& job) {
-    return (job.action == Action::merge && math::draws(job.work.rule)) ||
-           std::any_of(job.operands.begin(), job.operands.end(), [](const Operand& operand) {
-             return operand.derived && operand.derived->draws();
-           });
-  });
-}
-
-// The type that the options ask for, if the recipe does not ask for it already.
-std::string wanted_by_option(const Plan& plan) {
-  plan::Problems ignored;
-  PlanOptions none;
-  const auto by_recipe = plan::wanted_dtype(plan.recipe, none, ignored);
-  const auto by_both = plan::wanted_dtype(plan.recipe, plan.options, ignored);
-  // Factors are f32 where nobody says otherwise.
-  const bool standard = plan.recipe.kind != Recipe::Kind::models && !by_recipe;
-  if (by_both == by_recipe || (standard && by_both == Dtype::f32)) return {};
-  return std::string(word(*by_both));
-}
-
 // What the plan had to say, whatever the recipe's file was called and wherever the models lay.
 std::string say(const Plan& plan, std::string text) {
   const std::string& file = plan.recipe.file;
@@ -325,9 +305,9 @@ std::string printed(const std::string& text) {
 PlanOptions effective(const Plan& plan, const Lines& lines) {
   PlanOptions o = plan.options;
   const PlanOptions standard;
-  if (!draws(plan)) o.seed = standard.seed;
+  if (!plan::draws(plan)) o.seed = standard.seed;
   o.shard_bytes = plan.shards.size() > 1 ? largest_shard(plan) : standard.shard_bytes;
-  o.dtype = wanted_by_option(plan);
+  o.dtype = plan::wanted_by_option(plan);
   const bool narrow = std::any_of(plan.jobs.begin(), plan.jobs.end(), [](const Job& job) {
     return job.action == Action::merge &&
            (job.output.dtype == Dtype::f8_e4m3 || job.output.dtype == Dtype::f8_e5m2);
@@ -363,6 +343,7 @@ Json describe_options(const PlanOptions& o) {
   if (o.fast_product) json["fast_product"] = true;
   if (!o.copy_tokenizer) json["copy_tokenizer"] = false;
   if (!o.model_card) json["model_card"] = false;
+  if (o.model_card && !o.title.empty()) json["title"] = o.title;
   Json waivers = Json::array();
   for (const Waiver& waiver : kWaivers) {
     if (o.*waiver.flag) waivers.push_back(waiver.name);
@@ -381,6 +362,7 @@ PlanOptions parse_options(const Json& json, const std::string& path) {
     o.fast_product = json.value("fast_product", o.fast_product);
     o.copy_tokenizer = json.value("copy_tokenizer", o.copy_tokenizer);
     o.model_card = json.value("model_card", o.model_card);
+    o.title = json.value("title", o.title);
     for (const Waiver& waiver : kWaivers) {
       const Json none = Json::array();
       const Json& told = json.contains("waivers") ? json.at("waivers") : none;

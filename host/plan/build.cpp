@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "ingot/plan.hpp"
+#include "plan/card.hpp"
 #include "plan/config.hpp"
 #include "plan/draft.hpp"
 #include "plan/folder.hpp"
@@ -95,7 +96,8 @@ void write_companions(Disk& disk, Draft& draft, const Rules& rules, const Writte
   const std::string index = index_of(plan.jobs, plan.shards);
   if (!index.empty()) plan.companions.push_back({"model.safetensors.index.json", {}, index, {}});
   if (plan.options.model_card) {
-    plan.companions.push_back({"README.md", {}, card(plan, rules.method()), {}});
+    plan.companions.push_back(
+        {"README.md", {}, model_card(disk, plan, rules.method(), draft.problems), {}});
   }
   plan.companions.push_back({"recipe.yml", {}, plan.recipe.text, {}});
   std::sort(plan.companions.begin(), plan.companions.end(),

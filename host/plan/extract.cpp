@@ -17,6 +17,7 @@
 #include "adapter/stack.hpp"
 #include "ingot/math/methods.hpp"
 #include "plan/adapt.hpp"
+#include "plan/card.hpp"
 #include "plan/draft.hpp"
 #include "plan/folder.hpp"
 #include "plan/fuse.hpp"
@@ -422,8 +423,8 @@ class Extraction {
         file.model = draft_.plan.models[draft_.views[tuned_].model].ref.text;
     }
     write_peft(disk_, plan_, problems_, folder_, "Extracted adapter",
-               fmt::format("What {} has over {}, as a LoRA made by ingot.", draft_.shown(tuned_),
-                           draft_.shown(base_)));
+               fmt::format("What {} has over {}, as a LoRA made by `ingot extract`.",
+                           cell(draft_.shown(tuned_)), cell(draft_.shown(base_))));
   }
 
   Disk& disk_;

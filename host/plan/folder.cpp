@@ -33,23 +33,6 @@ std::string lower(std::string_view text) {
   return out;
 }
 
-// True for `owner/name` of the Hub, which a card can link to, rather than a folder.
-bool on_hub(const Model& model) {
-  const std::string& path = model.ref.path;
-  return model.folder.find("/models--") != std::string::npos && path.find('/') == path.rfind('/') &&
-         path.find('/') != std::string::npos;
-}
-
-// A YAML scalar in double quotes.
-std::string yaml_string(std::string_view text) {
-  std::string out = "\"";
-  for (const char c : printable(text)) {
-    if (c == '"' || c == '\\') out += '\\';
-    out += c;
-  }
-  return out + "\"";
-}
-
 // True if a folder has a file that a tokenizer's vocabulary can be in.
 bool has_vocabulary(Disk& disk, const std::string& folder) {
   for (const std::string& name : disk.list(folder)) {
@@ -329,60 +312,6 @@ void note_code(Disk& disk, Plan& plan, Problems& problems) {
                 fmt::format("the output has remote code, which programs run where they are told to "
                             "trust it: {}; read it first",
                             list));
-}
-
-std::string cell(std::string_view text) {
-  std::string out;
-  for (const char c : printable(shorten(text, 200))) {
-    if (c == '<') {
-      out += "&lt;";
-    } else if (c == '&') {
-      out += "&amp;";
-    } else {
-      if (std::string_view("|`[]*").find(c) != std::string_view::npos) out += '\\';
-      out += c;
-    }
-  }
-  return out;
-}
-
-std::string card_end(const Plan& plan) {
-  // A fence longer than any in the recipe keeps the block whole.
-  const std::string recipe = printable(plan.recipe.text, Breaks::kept);
-  std::string fence = "```";
-  while (recipe.find(fence) != std::string::npos) fence += '`';
-  return fmt::format(
-      "\n## Recipe\n\n{}yaml\n{}{}{}\n"
-      "\nThe file `ingot.json` holds, for every tensor, its rule, its sources and their hashes; "
-      "`ingot verify` checks it.\n",
-      fence, recipe, recipe.ends_with('\n') ? "" : "\n", fence);
-}
-
-std::string card(const Plan& plan, const math::Method& method) {
-  std::string text = "---\n";
-  std::string bases;
-  for (const Model& model : plan.models) {
-    if (on_hub(model)) bases += fmt::format("- {}\n", yaml_string(model.ref.path));
-  }
-  if (!bases.empty()) text += "base_model:\n" + bases;
-  text += "library_name: transformers\ntags:\n- ingot\n- merge\n---\n";
-  text += fmt::format("# Merged model\n\nMade by ingot with the method `{}`", method.name);
-  if (method.paper[0] != '\0') text += fmt::format(" (*{}*)", method.paper);
-  text += ".\n\n## Models\n\n| model | part |\n|---|---|\n";
-  const std::string base = plan.recipe.base_model ? plan.recipe.base_model->text : "";
-  for (const Model& model : plan.models) {
-    text += fmt::format("| {} | {} |\n", cell(model.ref.text),
-                        model.adapter            ? "adapter"
-                        : model.ref.text == base ? "base"
-                                                 : "merged");
-  }
-  if (!plan.code.empty()) {
-    text +=
-        "\n## Remote code\n\nThese files hold or name code of the models above. Programs run it "
-        "where they are told to trust it (`trust_remote_code`); read it first.\n\n";
-    for (const std::string& file : plan.code) text += fmt::format("- `{}`\n", cell(file));
-  }
-  return text + card_end(plan);
 }
 
 }  // namespace ingot::plan

@@ -6,7 +6,6 @@
 #include <string_view>
 #include <vector>
 
-#include "ingot/math/methods.hpp"
 #include "plan/draft.hpp"
 
 namespace ingot::plan {
@@ -49,14 +48,5 @@ void attribute(const Draft& draft, const std::string& tokenizer, std::vector<Com
 
 // Puts companions that hold or name code of a model into Plan::code, with a warning.
 void note_code(Disk& disk, Plan& plan, Problems& problems);
-
-// Text as a cell of a card's table: what would end the cell is escaped.
-[[nodiscard]] std::string cell(std::string_view text);
-
-// How every card ends: the recipe, and where the receipt is.
-[[nodiscard]] std::string card_end(const Plan& plan);
-
-// README.md: model card with the recipe.
-[[nodiscard]] std::string card(const Plan& plan, const math::Method& method);
 
 }  // namespace ingot::plan

@@ -908,11 +908,11 @@ class Fusion {
     }
     folder_.parameters.assign(parameters.begin(), parameters.end());
     take_tokenizer();
-    write_peft(
-        disk_, plan_, problems_, folder_, "Merged adapter",
-        fmt::format("Made by ingot with `{}` from {} adapters; the scaling of every module is {}.",
-                    recipe_.method, adapters_.size(),
-                    recipe_.adaptation.keep_scaling ? "that of its sources" : "1"));
+    write_peft(disk_, plan_, problems_, folder_, "Merged adapter",
+               fmt::format("Made by `ingot adapter merge` with the type `{}` from {} adapters; the "
+                           "scaling of every module is {}.",
+                           recipe_.method, adapters_.size(),
+                           recipe_.adaptation.keep_scaling ? "that of its sources" : "1"));
   }
 
   // Of the adapter that changes the vocabulary, else of the first that has one.

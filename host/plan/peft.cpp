@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ingot/math/methods.hpp"
+#include "plan/card.hpp"
 #include "plan/folder.hpp"
 #include "plan/layout.hpp"
 
@@ -85,23 +86,6 @@ void add_lora(Json& json, const PeftFolder& folder) {
   json["use_rslora"] = false;
 }
 
-std::string card(const Plan& plan, const PeftFolder& folder, const std::string& title,
-                 const std::string& about) {
-  std::string text = "---\n";
-  // A base that was a folder on somebody's machine is no link.
-  if (std::count(folder.base.begin(), folder.base.end(), '/') == 1 && folder.base.front() != '/' &&
-      folder.base.front() != '.') {
-    text += fmt::format("base_model: {}\n", Json(folder.base).dump());
-  }
-  text +=
-      fmt::format("library_name: peft\ntags:\n- ingot\n- merge\n---\n# {}\n\n{}\n", title, about);
-  text += "\n## Sources\n\n| source | tensors |\n|---|---|\n";
-  for (const Model& model : plan.models) {
-    text += fmt::format("| {} | {} |\n", cell(model.ref.text), model.checkpoint.entries().size());
-  }
-  return text + card_end(plan);
-}
-
 }  // namespace
 
 std::string print(const PeftFolder& folder) {
@@ -149,7 +133,9 @@ void write_peft(Disk& disk, Plan& plan, Problems& problems, const PeftFolder& fo
   note_code(disk, plan, problems);
   plan.companions.push_back({"adapter_config.json", {}, print(folder), {}});
   if (plan.options.model_card) {
-    plan.companions.push_back({"README.md", {}, card(plan, folder, title, about), {}});
+    const char* const kind = folder.family == ingot::Family::ia3 ? "ia3" : "lora";
+    plan.companions.push_back(
+        {"README.md", {}, adapter_card(disk, plan, kind, folder.base, title, about, problems), {}});
   }
   plan.companions.push_back({"recipe.yml", {}, plan.recipe.text, {}});
   std::sort(plan.companions.begin(), plan.companions.end(),

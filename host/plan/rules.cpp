@@ -244,4 +244,13 @@ std::optional<math::Rule> Rules::resolve(const Binding& binding, const std::stri
   return rule;
 }
 
+bool draws(const Plan& plan) {
+  return std::any_of(plan.jobs.begin(), plan.jobs.end(), [](const Job& job) {
+    return (job.action == Action::merge && math::draws(job.work.rule)) ||
+           std::any_of(job.operands.begin(), job.operands.end(), [](const Operand& operand) {
+             return operand.derived && operand.derived->draws();
+           });
+  });
+}
+
 }  // namespace ingot::plan

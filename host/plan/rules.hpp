@@ -64,4 +64,7 @@ class Rules {
   std::vector<std::string> waived_;
 };
 
+// True if values of the output depend on PlanOptions::seed.
+[[nodiscard]] bool draws(const Plan& plan);
+
 }  // namespace ingot::plan

@@ -115,4 +115,15 @@ const Entry* scale_of(const Checkpoint& checkpoint) {
   return nullptr;
 }
 
+std::string wanted_by_option(const Plan& plan) {
+  Problems ignored;
+  PlanOptions none;
+  const auto by_recipe = wanted_dtype(plan.recipe, none, ignored);
+  const auto by_both = wanted_dtype(plan.recipe, plan.options, ignored);
+  // Factors are f32 where nobody says otherwise.
+  const bool standard = plan.recipe.kind != Recipe::Kind::models && !by_recipe;
+  if (by_both == by_recipe || (standard && by_both == Dtype::f32)) return {};
+  return std::string(word(*by_both));
+}
+
 }  // namespace ingot::plan

@@ -17,6 +17,10 @@ namespace ingot::plan {
 [[nodiscard]] std::optional<Dtype> wanted_dtype(const Recipe& recipe, const PlanOptions& options,
                                                 Problems& problems);
 
+// The type that the options of a plan ask for; empty where the recipe asks for it already, or where
+// it is the one that factors have anyway.
+[[nodiscard]] std::string wanted_by_option(const Plan& plan);
+
 // How the inputs of one output tensor meet.
 struct Meeting {
   Action action = Action::merge;

@@ -30,6 +30,8 @@ struct PlanOptions {
   bool allow_nonfinite = false;  // results that are not finite though the inputs are
   bool copy_tokenizer = true;
   bool model_card = true;
+  // Of the card; empty: a general one. The program gives the name of the folder that is written.
+  std::string title;
   // Not in the receipt: where relative model paths start, and the threads that measure ranks (0: as
   // many as the machine has) under a ceiling on the process's resident memory (0: none).
   std::string root;

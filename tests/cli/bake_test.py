@@ -29,8 +29,10 @@ class Bake(Case):
         self.bake(ADAPTERS / "c-lora:0.5", ADAPTERS / "python-dora")
         text = (self.folder / "out" / "recipe.yml").read_text()
         self.assertIn("weight: 0.5", text)
-        self.run_ok("merge", self.folder / "out" / "recipe.yml", self.folder / "again", "--no-sync")
-        self.assertEqual(bytes_of(self.folder / "out"), bytes_of(self.folder / "again"))
+        again = self.folder / "again" / "out"
+        again.parent.mkdir()
+        self.run_ok("merge", self.folder / "out" / "recipe.yml", again, "--no-sync")
+        self.assertEqual(bytes_of(self.folder / "out"), bytes_of(again))
         self.run_ok("plan", self.folder / "out" / "recipe.yml", "--no-probe")
 
     def test_weight_follows_the_last_colon_unless_the_folder_has_one(self):
@@ -57,10 +59,11 @@ class Bake(Case):
 
     def test_machine_options_change_no_byte(self):
         words = (ADAPTERS / "c-lora", ADAPTERS / "python-dora")
-        self.bake(*words, out="a")
-        self.bake(*words, "--memory", "64MiB", "--threads", "1", "--storage", "buffered", out="b",
+        a, b = self.place("a"), self.place("b")
+        self.bake(*words, out=a)
+        self.bake(*words, "--memory", "64MiB", "--threads", "1", "--storage", "buffered", out=b,
                   env={"INGOT_ISA": "v2"})
-        self.assertEqual(bytes_of(self.folder / "a"), bytes_of(self.folder / "b"))
+        self.assertEqual(bytes_of(self.folder / a), bytes_of(self.folder / b))
 
     def test_fast_products_stand_in_the_receipt_and_verify(self):
         self.bake(ADAPTERS / "c-lora", ADAPTERS / "python-dora", "--fast-product", "--dtype", "float32")

@@ -38,10 +38,11 @@ class Merge(Case):
         self.assertEqual((done.stdout, done.stderr), ("", ""))
 
     def test_machine_options_change_no_byte(self):
-        self.merge(TIES, "a")
-        self.merge(TIES, "b", "--memory", "64MiB", "--threads", "1", "--storage", "buffered", "--no-sync",
+        a, b = self.place("a"), self.place("b")
+        self.merge(TIES, a)
+        self.merge(TIES, b, "--memory", "64MiB", "--threads", "1", "--storage", "buffered", "--no-sync",
                    env={"INGOT_ISA": "v2"})
-        self.assertEqual(bytes_of(self.folder / "a"), bytes_of(self.folder / "b"))
+        self.assertEqual(bytes_of(self.folder / a), bytes_of(self.folder / b))
 
     def test_shard_size_splits_the_weights(self):
         self.merge(TIES, "out", "--shard-size", "100kB")
@@ -247,8 +248,9 @@ class Stopped(Case):
             if number != signal.SIGKILL:
                 self.assertIn("--resume", stderr)
             self.run_ok("merge", recipe, self.folder / "out", "--root", EXAMPLES, "--resume")
-            whole = self.folder / "whole"
+            whole = self.folder / "whole" / "out"
             if not whole.exists():
+                whole.parent.mkdir()
                 self.run_ok("merge", recipe, whole, "--root", EXAMPLES)
             self.assertEqual(bytes_of(self.folder / "out"), bytes_of(whole))
         self.assertGreater(stopped, 0, "no run lasted long enough to be stopped")

@@ -46,6 +46,11 @@ class Case(unittest.TestCase):
         path.write_text(text)
         return path
 
+    def place(self, name):
+        """A folder to write into that is called `model` wherever it is: the card's title is its name."""
+        (self.folder / name).mkdir()
+        return f"{name}/model"
+
     def run_ok(self, *words, **options):
         done = ingot(*words, **options)
         self.assertEqual(done.returncode, DONE, done.stderr + done.stdout)

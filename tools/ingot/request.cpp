@@ -83,6 +83,13 @@ std::string no_seed(const std::string& text) {
 
 constexpr const char* kHidden = "";  // CLI11: a group without a name is left out of --help
 
+// The last word of a path, for the model card; empty where there is none.
+std::string title_of(std::string_view out) {
+  while (out.ends_with('/')) out.remove_suffix(1);
+  out.remove_prefix(std::min(out.rfind('/') + 1, out.size()));
+  return out == "." || out == ".." ? "" : std::string(out);
+}
+
 }  // namespace
 
 Request::Request(CLI::App& command, Form form) : form_(form), command_(command) {
@@ -247,6 +254,7 @@ void Request::settle(const Console& console) {
   planning_.memory = options_.memory;
   planning_.copy_tokenizer = copy_tokenizer_;
   planning_.model_card = card_;
+  planning_.title = title_of(out_);
   using Storage = MergeOptions::Storage;
   options_.storage = storage_ == "mapped"     ? Storage::mapped
                      : storage_ == "direct"   ? Storage::direct
