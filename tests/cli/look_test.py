@@ -2,6 +2,7 @@
 
 import json
 import struct
+import shutil
 import unittest
 
 from program import DIFFERS, EXAMPLES, INPUT, TIES, USAGE, Case, bytes_of, ingot
@@ -74,6 +75,23 @@ class Plan(Case):
 
 
 class Inspect(Case):
+    def test_names_are_those_of_the_file(self):
+        header, _ = header_of(MODELS / "base" / "model.safetensors")
+        header.pop("__metadata__", None)
+        self.assertEqual(sorted(self.run_ok("inspect", MODELS / "base", "--names").stdout.split()), sorted(header))
+
+    def test_an_adapter_by_its_hub_name_is_the_folder(self):
+        lora = EXAMPLES / "adapters" / "c-lora"
+        hub = self.folder / "models--org--style"
+        shutil.copytree(lora, hub / "snapshots" / ("a" * 40))
+        (hub / "refs").mkdir()
+        (hub / "refs" / "main").write_text("a" * 40)
+        hub = {"HF_HUB_CACHE": str(self.folder)}
+        for words in ((), ("--tensor", "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"), ("--names",)):
+            for name in ("org/style", "org/style@main"):
+                self.assertEqual(self.run_ok("inspect", name, *words, env=hub).stdout.replace(name, "X"),
+                                 self.run_ok("inspect", lora, *words).stdout.replace(str(lora), "X"))
+
     def test_counts_are_those_of_the_file(self):
         header, _ = header_of(MODELS / "base" / "model.safetensors")
         header.pop("__metadata__", None)

@@ -8,7 +8,8 @@ import unittest
 
 from program import DEVICE, EXAMPLES, INPUT, IO, PROGRAM, TIES, USAGE, Case, ingot
 
-COMMANDS = ("merge", "plan", "verify", "inspect", "diff", "completion")
+COMMANDS = ("merge", "plan", "verify", "inspect", "diff", "completion", "bake", "adapter merge", "extract",
+            "bench", "help")
 
 
 class Help(Case):
@@ -19,32 +20,125 @@ class Help(Case):
 
     def test_every_command_has_examples(self):
         for command in COMMANDS:
-            text = self.run_ok(command, "--help").stdout
+            text = self.run_ok(*command.split(), "--help").stdout
             self.assertIn("Examples:", text)
             self.assertRegex(text, rf"(?m)^  ingot {command} ")
 
     def test_every_option_is_explained(self):
         for command in COMMANDS:
-            text = self.run_ok(command, "--help").stdout
+            text = self.run_ok(*command.split(), "--help").stdout
             for line in text.splitlines():
                 if re.match(r"  -", line):
                     self.assertRegex(line, r"  -\S+.* {2,}\S|^  -\S+( \S+)*$", line)
 
+    def pages(self):
+        yield self.run_ok("--help").stdout
+        for topic in ("", "options", *COMMANDS):
+            yield self.run_ok("help", *topic.split()).stdout
+        yield ingot().stderr
+
     def test_lines_fit_a_terminal(self):
+        for page in self.pages():
+            for line in page.splitlines():
+                self.assertLessEqual(len(line), 80, line)
+
+    def test_help_of_a_command_is_that_of_the_option(self):
         for command in COMMANDS:
-            for line in self.run_ok(command, "--help").stdout.splitlines():
-                self.assertLessEqual(len(line), 120, line)
+            self.assertEqual(self.run_ok("help", *command.split()).stdout,
+                             self.run_ok(*command.split(), "--help").stdout)
+
+    def options(self, command):
+        """Names, the word for the value and the text of every option on a page."""
+        page = self.run_ok("help", *command.split()).stdout.split("\nValues:")[0]
+        for match in re.finditer(r"^  (-[^\n]*(?:\n {10,}[^\n]*)*)", page, re.M):
+            left, _, right = re.sub(r"\n +", "   ", match[1]).partition("  ")
+            names, _, value = re.match(r"((?:-[\w-]+(?:, )?)+)( ?)(.*)", left).groups()
+            yield names, value, " ".join(right.split())
+
+    def test_every_value_has_a_default_or_is_required(self):
+        count = 0
+        for command in COMMANDS:
+            for names, value, text in self.options(command):
+                if value:
+                    count += 1
+                    self.assertRegex(text, r"\((default|required)|in place of|default:", f"{command} {names}")
+        self.assertGreater(count, 40)
+
+    def test_units_of_values_are_explained(self):
+        for command in COMMANDS:
+            page = self.run_ok("help", *command.split()).stdout
+            for word in ("SIZE", "SHARE"):
+                if re.search(rf"^  -.* {word}\b", page, re.M):
+                    self.assertRegex(page, rf"(?m)^  {word} +a number")
+
+    def test_usage_marks_what_may_be_left_out_and_what_repeats(self):
+        for command, usage in (("merge", "ingot merge [options] RECIPE OUT"), ("plan", "RECIPE [OUT]"),
+                               ("bake", "BASE ADAPTER... -o OUT"), ("extract", "BASE TUNED OUT"),
+                               ("adapter merge", "[ADAPTER...] -o OUT"), ("inspect", "PATH...")):
+            self.assertIn(usage, self.run_ok("help", *command.split()).stdout)
+
+    def test_unknown_topic_names_the_nearest(self):
+        self.assertIn("help merge", self.run_fails(USAGE, "help", "mrege").stderr)
 
     def test_version_is_one_line(self):
-        self.assertRegex(self.run_ok("--version").stdout, r"\Aingot \d+\.\d+\.\d+\n\Z")
+        for word in ("--version", "-V"):
+            self.assertRegex(self.run_ok(word).stdout, r"\Aingot \d+\.\d+\.\d+\n\Z")
 
 
 class Usage(Case):
-    def test_no_command_is_an_error(self):
-        self.run_fails(USAGE)
+    def test_no_command_shows_what_there_is(self):
+        done = self.run_fails(USAGE)
+        for command in ("plan", "merge", "bake", "adapter merge", "extract", "verify"):
+            self.assertRegex(done.stderr, rf"(?m)^  ingot {command} ")
+        self.assertLess(len(done.stderr.splitlines()), 20)
 
     def test_unknown_command_names_the_nearest(self):
-        self.assertIn("merge", self.run_fails(USAGE, "merg").stderr)
+        for word, meant in (("merg", "merge"), ("mrege", "merge"), ("inpsect", "inspect"),
+                            ("add_weighted_adapter", "adapter merge"), ("merge-and-unload", "bake"),
+                            ("mergekit-extract-lora", "extract"), ("compare", "diff"), ("check", "verify")):
+            self.assertIn(f"'ingot {meant}'", self.run_fails(USAGE, word).stderr)
+        self.assertIn("'ingot adapter merge'", self.run_fails(USAGE, "adapter", "mrege", "a").stderr)
+
+    def test_options_of_other_programs_are_answered_with_ours(self):
+        for words, ours in (
+                ("adapter merge a b --weights 1", "style:0.7"),
+                ("adapter merge a b --combination_type ties", "--type"),
+                ("adapter merge a b --combination-type=ties", "--type"),
+                ("adapter merge a b --svd_rank 4", "--rank"),
+                ("adapter merge a b --majority_sign_method total", "--majority-sign"),
+                ("bake a b --base_model x", "BASE"), ("bake a b --safe_merge", "not finite"),
+                ("extract a b --max-rank 8", "--rank"), ("extract a b --out-path x", "-o OUT"),
+                ("merge a --output b", "-o OUT"), ("merge a --output_dir b", "-o OUT"),
+                ("merge a b --overwrite", "--force"), ("bake a b -y", "--force"),
+                ("merge a b --max_shard_size 5GB", "--shard-size"), ("merge a b --gpu", "--device"),
+                ("merge a b --bf16", "--dtype bfloat16"), ("merge a b --torch_dtype bf16", "--dtype"),
+                ("verify a --num-workers 4", "--threads"), ("merge a b --weights 1", "recipe")):
+            with self.subTest(words=words):
+                stderr = self.run_fails(USAGE, *words.split()).stderr
+                self.assertRegex(stderr, r"unknown option '-\S+'")
+                self.assertIn(ours, stderr.splitlines()[0])
+
+    def test_the_page_of_foreign_options_is_true(self):
+        """Those said to be accepted are, of the others each gets the answer that the page has."""
+        page = self.run_ok("help", "options").stdout
+        seen = 0
+        for head, rows in re.findall(r"^\w+ \((any command|ingot [\w ,]+)\):\n((?:  .*\n)+)", page, re.M):
+            commands = ["merge"] if head == "any command" else head.removeprefix("ingot ").split(", ")
+            for names, answer in re.findall(r"((?:^  -.*\n)(?:^  \S.*\n)*)((?:^      \S.*\n)+)", rows, re.M):
+                answer = " ".join(answer.split())
+                if answer.startswith("accepted"):
+                    continue  # class Mergekit
+                for name in names.replace("\n", " ").split():
+                    for command in commands:
+                        words = ["adapter", "merge"] if command == "adapter" else [command]
+                        done = ingot(*words, "a", "b", name.strip(","))
+                        self.assertEqual(done.returncode, USAGE, f"{command} {name}")
+                        self.assertIn(answer, done.stderr, f"{command} {name}")
+                        seen += 1
+        self.assertGreater(seen, 200)
+
+    def test_an_option_of_another_command_names_it(self):
+        self.assertIn("'ingot verify'", self.run_fails(USAGE, "merge", "a", "b", "--outputs-only").stderr)
 
     def test_unknown_option_names_the_nearest(self):
         stderr = self.run_fails(USAGE, "merge", "r.yml", "out", "--shardsize", "5GB").stderr
@@ -70,6 +164,52 @@ class Usage(Case):
 
     def test_errors_leave_stdout_to_data(self):
         self.assertEqual(self.run_fails(USAGE, "merge", "--nonsense").stdout, "")
+
+
+class Out(Case):
+    """OUT as an argument and by -o, in every command that writes."""
+    LORA = EXAMPLES / "adapters" / "c-lora"
+    BASE = EXAMPLES / "models" / "base"
+
+    def forms(self):
+        recipe = self.write("recipe.yml", TIES)
+        yield "merge", recipe, "--root", EXAMPLES
+        yield "bake", self.BASE, self.LORA
+        yield "adapter", "merge", self.LORA, self.LORA
+        yield "extract", self.BASE, EXAMPLES / "models" / "chat", "--rank", "2"
+
+    def test_both_ways_write_the_same(self):
+        for number, words in enumerate(self.forms()):
+            with self.subTest(words=words[:2]):
+                one, two = self.folder / f"a{number}", self.folder / f"b{number}"
+                self.run_ok(*words, "-o", one)
+                self.run_ok(*words, two)
+                self.assertEqual((one / "model.safetensors").read_bytes() if (one / "model.safetensors").exists()
+                                 else (one / "adapter_model.safetensors").read_bytes(),
+                                 (two / "model.safetensors").read_bytes() if (two / "model.safetensors").exists()
+                                 else (two / "adapter_model.safetensors").read_bytes())
+
+    def test_out_that_is_missing_is_said(self):
+        for words in self.forms():
+            self.assertIn("OUT is missing", self.run_fails(USAGE, *words).stderr)
+
+    def test_an_adapter_is_never_taken_for_out(self):
+        for last in (self.LORA, f"{self.LORA}:0.5", "org/name@main"):
+            done = self.run_fails(USAGE, "adapter", "merge", self.LORA, last, "--force")
+            self.assertIn("OUT is missing", done.stderr)
+        cache = self.folder / "hub" / "models--org--style" / "snapshots" / ("a" * 40)
+        cache.mkdir(parents=True)
+        (self.folder / "hub" / "models--org--style" / "refs").mkdir()
+        (self.folder / "hub" / "models--org--style" / "refs" / "main").write_text("a" * 40)
+        (cache / "adapter_config.json").write_text("{}")
+        done = self.run_fails(USAGE, "bake", self.BASE, self.LORA, "org/style",
+                              env={"HF_HUB_CACHE": str(self.folder / "hub")}, cwd=self.folder)
+        self.assertIn("OUT is missing", done.stderr)
+        self.assertFalse((self.folder / "org").exists())
+
+    def test_two_outs_are_refused(self):
+        done = self.run_fails(USAGE, "merge", "r.yml", "a", "-o", "b")
+        self.assertIn("twice", done.stderr)
 
 
 class Device(Case):

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import unittest
 
-from program import SOURCE, USAGE, Case
+from program import EXAMPLES, PROGRAM, SOURCE, USAGE, Case
 
 
 class Completion(Case):
@@ -30,6 +30,21 @@ class Completion(Case):
     def test_bash_offers_values(self):
         self.assertEqual(self.complete("ingot", "merge", "--device", "c"), ["cpu", "cuda"])
         self.assertEqual(self.complete("ingot", "completion", "z"), ["zsh"])
+
+    def test_bash_offers_values_behind_an_equals_sign(self):
+        self.assertEqual(self.complete("ingot", "merge", "--storage", "=", "ma"), ["mapped"])
+        self.assertEqual(self.complete("ingot", "merge", "--device", "="), ["cpu", "cuda", "auto"])
+
+    def test_bash_offers_the_inner_command(self):
+        self.assertEqual(self.complete("ingot", "adapter", ""), ["merge"])
+        self.assertEqual(self.complete("ingot", "adapter", "merge", "--keep"), ["--keep-scaling"])
+
+    def test_bash_offers_the_tensors_of_the_model_on_the_line(self):
+        model = EXAMPLES / "models" / "base"
+        names = self.complete(PROGRAM, "inspect", model, "--tensor", "model.layers.0.self")
+        self.assertIn("model.layers.0.self_attn.q_proj.weight", names)
+        self.assertEqual(len(names), 4)
+        self.assertEqual(self.complete(PROGRAM, "inspect", "nowhere", "--tensor", "m"), [])
 
     def test_bash_offers_files_and_folders(self):
         self.write("recipe.yml", "")

@@ -78,14 +78,16 @@ class BenchCommand final : public Command {
     app().add_option("FOLDER", folder_, "A folder of model files, to measure the storage too");
     app()
         .add_option("--device", options_.device, "Which device")
-        ->type_name("cuda|cuda:N")
+        ->type_name("cuda[:N]")
         ->capture_default_str();
     app()
         .add_option("--device-memory", memory_, "Most memory to take on the device")
         ->type_name("SIZE")
         ->capture_default_str();
     app()
-        .add_option("--cuda-libraries", libraries_, "Folder of cuBLAS and cuSOLVER")
+        .add_option("--cuda-libraries", libraries_,
+                    "Folder of cuBLAS and cuSOLVER (default: where the system finds "
+                    "libraries)")
         ->type_name("DIR");
     app().add_flag("--json", json_, "Print the numbers as JSON on standard output");
     app().footer(

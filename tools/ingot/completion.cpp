@@ -27,16 +27,33 @@ std::string literal(std::string_view text) {
   return result + "'";
 }
 
+// `adapter` of "adapter merge", and the words behind it.
+std::string word_of(const Subcommand& entry) { return entry.name.substr(0, entry.name.find(' ')); }
+std::string inner_of(const Subcommand& entry) {
+  const std::size_t space = entry.name.find(' ');
+  return space == std::string::npos ? "" : entry.name.substr(space + 1);
+}
+
 std::string bash(const Table& table) {
   std::string text =
       "# bash completion for ingot; written by `ingot completion bash`.\n"
+      "_ingot_tensors() {\n"
+      "  local path\n"
+      "  for path in \"${COMP_WORDS[@]:2}\"; do\n"
+      "    path=${path/#\\~/$HOME}\n"
+      "    [[ -e $path ]] && \"${COMP_WORDS[0]}\" inspect \"$path\" --names 2>/dev/null\n"
+      "  done\n"
+      "}\n"
       "_ingot() {\n"
       "  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} "
       "command=${COMP_WORDS[1]}\n"
       "  COMPREPLY=()\n"
+      "  # `--option=value` comes as three words.\n"
+      "  if [[ $word == = ]]; then word=; elif [[ $before == = ]]; then "
+      "before=${COMP_WORDS[COMP_CWORD - 2]}; fi\n"
       "  if ((COMP_CWORD == 1)); then\n";
   std::vector<std::string> names;
-  for (const Subcommand& entry : table.commands) names.push_back(entry.name);
+  for (const Subcommand& entry : table.commands) names.push_back(word_of(entry));
   for (const Option& option : table.options) {
     names.insert(names.end(), option.names.begin(), option.names.end());
   }
@@ -44,7 +61,14 @@ std::string bash(const Table& table) {
                       literal(join(names, " ")));
   text += "  case $command in\n";
   for (const Subcommand& entry : table.commands) {
-    text += fmt::format("    {})\n      case $before in\n", entry.name);
+    text += fmt::format("    {})\n", word_of(entry));
+    if (const std::string inner = inner_of(entry); !inner.empty()) {
+      text += fmt::format(
+          "      if ((COMP_CWORD == 2)); then\n        COMPREPLY=($(compgen -W {} -- \"$word\"))\n"
+          "        return\n      fi\n",
+          literal(inner));
+    }
+    text += "      case $before in\n";
     std::vector<std::string> options;
     for (const Option& option : entry.options) {
       if (option.group == kForeign) continue;
@@ -54,8 +78,12 @@ std::string bash(const Table& table) {
       if (!option.choices.empty()) {
         text += fmt::format("COMPREPLY=($(compgen -W {} -- \"$word\"))",
                             literal(join(option.choices, " ")));
+      } else if (option.value == "TENSOR") {
+        text += "COMPREPLY=($(compgen -W \"$(_ingot_tensors)\" -- \"$word\"))";
       } else if (option.value == "DIR") {
         text += "COMPREPLY=($(compgen -d -- \"$word\"))";
+      } else if (option.value == "FILE") {
+        text += "COMPREPLY=($(compgen -f -- \"$word\"))";
       } else {
         text += ":";
       }
@@ -88,24 +116,38 @@ std::string escaped(std::string_view text) {
 
 std::string zsh_action(const Option& option) {
   if (!option.choices.empty()) return "(" + join(option.choices, " ") + ")";
+  if (option.value == "TENSOR") return "_ingot_tensors";
   if (option.value == "DIR") return "_files -/";
-  if (option.value == "FILE" || option.value == "PATH") return "_files";
-  return " ";
+  if (option.value == "N" || option.value == "SIZE" || option.value == "SHARE") return " ";
+  return "_files";
 }
 
 std::string zsh(const Table& table) {
   std::string text =
       "#compdef ingot\n# zsh completion for ingot; written by `ingot completion zsh`.\n"
+      "_ingot_tensors() {\n"
+      "  local -a tensors\n"
+      "  local path_\n"
+      "  for path_ in ${(Q)words[2,-1]}; do\n"
+      "    [[ -e $path_ ]] && tensors+=(${(f)\"$(ingot inspect $path_ --names 2>/dev/null)\"})\n"
+      "  done\n"
+      "  compadd -a tensors\n"
+      "}\n"
       "_ingot() {\n"
       "  if ((CURRENT == 2)); then\n    local -a commands=(\n";
   for (const Subcommand& entry : table.commands) {
-    text += fmt::format("      {}\n", literal(entry.name + ":" + escaped(entry.summary)));
+    text += fmt::format("      {}\n", literal(word_of(entry) + ":" + escaped(entry.summary)));
   }
   text +=
       "    )\n    _describe command commands\n    return\n  fi\n"
       "  shift words\n  ((CURRENT--))\n  case $words[1] in\n";
   for (const Subcommand& entry : table.commands) {
-    text += fmt::format("    {})\n      _arguments", entry.name);
+    text += fmt::format("    {})\n      _arguments", word_of(entry));
+    int place = 0;
+    if (const std::string inner = inner_of(entry); !inner.empty()) {
+      text +=
+          fmt::format(" \\\n        {}", literal(fmt::format("{}:command:({})", ++place, inner)));
+    }
     for (const Option& option : entry.options) {
       if (option.group == kForeign) continue;
       for (const std::string& name : option.names) {
@@ -117,10 +159,10 @@ std::string zsh(const Table& table) {
         text += fmt::format(" \\\n        {}", literal(spec));
       }
     }
-    int place = 0;
     for (const Option& argument : entry.arguments) {
+      const std::string number = argument.many ? std::string("*") : std::to_string(++place);
       const std::string spec =
-          fmt::format("{}:{}:{}", ++place, escaped(argument.names.front()), zsh_action(argument));
+          fmt::format("{}:{}:{}", number, escaped(argument.names.front()), zsh_action(argument));
       text += fmt::format(" \\\n        {}", literal(spec));
     }
     text += " ;;\n";
@@ -131,11 +173,19 @@ std::string zsh(const Table& table) {
 std::string fish(const Table& table) {
   std::string text =
       "# fish completion for ingot; written by `ingot completion fish`.\n"
+      "function __ingot_tensors\n"
+      "  for path in (commandline -opc)[3..-1]\n"
+      "    test -e $path; and ingot inspect $path --names 2>/dev/null\n"
+      "  end\n"
+      "end\n"
       "complete -c ingot -n __fish_use_subcommand -f\n";
   for (const Subcommand& entry : table.commands) {
-    text += fmt::format("complete -c ingot -n __fish_use_subcommand -a {} -d {}\n", entry.name,
+    text += fmt::format("complete -c ingot -n __fish_use_subcommand -a {} -d {}\n", word_of(entry),
                         literal(entry.summary));
-    const std::string when = literal("__fish_seen_subcommand_from " + entry.name);
+    const std::string when = literal("__fish_seen_subcommand_from " + word_of(entry));
+    if (const std::string inner = inner_of(entry); !inner.empty()) {
+      text += fmt::format("complete -c ingot -n {} -a {}\n", when, literal(inner));
+    }
     for (const Option& option : entry.options) {
       if (option.group == kForeign) continue;
       text += fmt::format("complete -c ingot -n {}", when);
@@ -144,6 +194,8 @@ std::string fish(const Table& table) {
       }
       if (!option.choices.empty()) {
         text += fmt::format(" -x -a {}", literal(join(option.choices, " ")));
+      } else if (option.value == "TENSOR") {
+        text += " -x -a '(__ingot_tensors)'";
       } else if (option.value == "DIR" || option.value == "FILE" || option.value == "PATH") {
         text += " -r -F";
       } else if (!option.value.empty()) {

@@ -66,6 +66,8 @@ void Console::error(std::string_view text) const {
   say("error", "\x1b[31m", text);
 }
 
+void Console::plain(std::string_view text) const { write_error(printable(text, Breaks::kept)); }
+
 void Console::say(std::string_view label, std::string_view style, std::string_view text) const {
   std::string line = colour_ ? fmt::format("ingot: {}{}:\x1b[0m ", style, label)
                              : fmt::format("ingot: {}: ", label);

@@ -18,6 +18,8 @@ class Console {
   void note(std::string_view text) const;
   void warning(std::string_view text) const;
   void error(std::string_view text) const;
+  // Lines as they are, without a label.
+  void plain(std::string_view text) const;
   // How far a run is: on a terminal a line that the next call redraws, else a line of its own.
   void status(std::string_view text) const;
   // Clears a line that status() drew, so that what follows starts on an empty one.

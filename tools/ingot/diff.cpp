@@ -93,7 +93,7 @@ class DiffCommand final : public Command {
         ->required()
         ->type_name("PATH");
     app().add_option("B", b_, "The other")->required()->type_name("PATH");
-    app().add_flag("--quiet", quiet_, "Print nothing; the exit code tells");
+    app().add_flag("-q,--quiet", quiet_, "Print nothing; the exit code tells");
     app().add_flag("--json", json_, "Print JSON");
     app().footer(
         "Exit code 0 if every tensor is the same bit for bit, 1 if anything differs.\n"

@@ -1,27 +1,101 @@
 #include "help.hpp"
 
+#include <array>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "command.hpp"
+#include "console.hpp"
+#include "foreign.hpp"
+#include "ingot/error.hpp"
+#include "ingot/recipe.hpp"
 #include "table.hpp"
 
 namespace ingot::tool {
 namespace {
 
-constexpr std::size_t kColumn = 30;  // where explanations start
+constexpr std::size_t kWidth = 80;   // of every line
+constexpr std::size_t kColumn = 28;  // where explanations start
+
+// What the words for values mean, for those that are no plain names.
+struct Value {
+  std::string_view name, meaning;
+};
+constexpr std::array kValues{
+    Value{"SIZE", "a number of bytes with a unit, as 512MiB, 1.5GiB or 5GB"},
+    Value{"N", "a whole number"},
+    Value{"SHARE", "a number from 0 to 1"},
+    Value{"MODEL", "a folder, or a name in the Hub cache with an optional @REVISION"},
+    Value{"ADAPTER[:WEIGHT]", "a folder or a name in the Hub cache, and a factor for it"},
+};
+
+// Characters of UTF-8.
+std::size_t length(std::string_view text) {
+  std::size_t count = 0;
+  for (const char c : text) count += (static_cast<unsigned char>(c) & 0xC0U) != 0x80U ? 1 : 0;
+  return count;
+}
+
+// Lines of `text` that end before kWidth, if its words allow; the first one starts where `line`
+// ends, the others behind `indent` spaces.
+std::string wrap(std::string line, std::string_view text, std::size_t indent) {
+  std::string lines;
+  bool fresh = true;  // nothing of the text is on the line
+  while (!text.empty()) {
+    const std::size_t end = text.find(' ');
+    const std::string_view word = text.substr(0, end);
+    text = end == std::string_view::npos ? std::string_view() : text.substr(end + 1);
+    if (!fresh && length(line) + 1 + length(word) > kWidth) {
+      lines += line + '\n';
+      line = std::string(indent, ' ');
+      fresh = true;
+    }
+    if (!fresh) line += ' ';
+    line += word;
+    fresh = false;
+  }
+  return lines + line + '\n';
+}
 
 std::string line(const std::string& left, const std::string& right) {
-  if (left.size() + 4 > kColumn) return fmt::format("  {}\n{:{}}{}\n", left, "", kColumn, right);
-  return fmt::format("  {:<{}}{}\n", left, kColumn - 2, right);
+  const std::string start = "  " + left;
+  if (length(left) + 4 > kColumn)
+    return start + '\n' + wrap(std::string(kColumn, ' '), right, kColumn);
+  return wrap(fmt::format("{:<{}}", start, kColumn), right, kColumn);
+}
+
+// Paragraphs are filled; lines that start with spaces (examples) stay as they are.
+std::string fill(std::string_view text) {
+  std::string result, paragraph;
+  const auto flush = [&] {
+    if (!paragraph.empty()) result += wrap("", paragraph, 0);
+    paragraph.clear();
+  };
+  while (!text.empty()) {
+    const std::size_t end = text.find('\n');
+    const std::string_view one = text.substr(0, end);
+    text = end == std::string_view::npos ? std::string_view() : text.substr(end + 1);
+    if (one.empty() || one.starts_with(' ') || one.ends_with(':')) {
+      flush();
+      result += std::string(one) + '\n';
+    } else {
+      if (!paragraph.empty()) paragraph += ' ';
+      paragraph += one;
+    }
+  }
+  flush();
+  return result;
 }
 
 std::string describe(const Option& option) {
   std::string left = fmt::format("{}", fmt::join(option.names, ", "));
   if (!option.value.empty()) left += " " + option.value;
   std::string right = option.summary;
+  if (option.required) right += " (required)";
   if (!option.standard.empty()) right += fmt::format(" (default {})", option.standard);
   return line(left, right);
 }
@@ -41,31 +115,132 @@ std::string describe(const std::vector<Option>& options) {
   return text;
 }
 
+// The meaning of the words for values that a command's options have.
+std::string values_of(const Subcommand& command) {
+  std::string text;
+  for (const Value& value : kValues) {
+    const auto has = [&](const std::vector<Option>& options) {
+      return std::any_of(options.begin(), options.end(), [&](const Option& option) {
+        return option.group != kForeign && option.value == value.name;
+      });
+    };
+    if (has(command.options) || has(command.arguments)) {
+      text += line(std::string(value.name), std::string(value.meaning));
+    }
+  }
+  return text.empty() ? text : "\nValues:\n" + text;
+}
+
+std::string page(const CLI::App& program) {
+  const Table table = tabulate(program);
+  std::string text = table.summary + "\n\nusage: ingot COMMAND ...\n\nCommands:\n";
+  for (const Subcommand& entry : table.commands) text += line(entry.name, entry.summary);
+  return text + describe(table.options) + "\n" + fill(table.footer);
+}
+
+std::string page(const Subcommand& entry) {
+  std::string text = entry.summary + ".\n\n" + wrap("usage: ", usage(entry), 7) + "\n";
+  for (const Option& argument : entry.arguments) {
+    std::string summary = argument.summary;
+    if (!argument.standard.empty()) summary += fmt::format(" (default {})", argument.standard);
+    text += line(argument.names.front() + (argument.many ? "..." : ""), summary);
+  }
+  return text + describe(entry.options) + values_of(entry) + "\n" + fill(entry.footer);
+}
+
+// The options of other programs, and ours.
+std::string foreign_page() {
+  std::string text =
+      "Options of other programs, and what ingot has for each. Those of mergekit-yaml\n"
+      "are accepted as they are.\n";
+  std::string_view program, commands = "-";
+  for (const Foreign& row : foreign_options()) {
+    if (program != row.program || commands != row.commands) {
+      program = row.program;
+      commands = row.commands;
+      const std::string where =
+          commands.empty() ? std::string("any command")
+                           : fmt::format("ingot {}", fmt::join(split(commands, ' '), ", "));
+      text += fmt::format("\n{} ({}):\n", program, where);
+    }
+    const std::string left = fmt::format("{}", fmt::join(split(row.names, ','), ", "));
+    const std::string right = row.answer == Answer::noted
+                                  ? fmt::format("accepted, no effect: {}", row.ours)
+                              : row.answer == Answer::taken ? fmt::format("accepted: {}", row.ours)
+                                                            : std::string(row.ours);
+    text += wrap("  ", left, 2) + wrap("      ", right, 6);
+  }
+  return text;
+}
+
+class HelpCommand final : public Command {
+ public:
+  explicit HelpCommand(CLI::App& program)
+      : Command(program, "help", "Show the help of a command, or of 'options' of other programs"),
+        program_(program) {
+    app()
+        .add_option("TOPIC", words_,
+                    "A command, as 'merge' or 'adapter merge'; or 'options': the options of "
+                    "mergekit, PEFT and others, and what ingot has for each")
+        ->type_name("TOPIC");
+    app().footer(
+        "Examples:\n"
+        "  ingot help merge\n"
+        "  ingot help adapter merge\n"
+        "  ingot help options\n"
+        "  ingot methods                 the merge methods, a line for each\n"
+        "  ingot explain ties            one of them: formula, parameters, paper");
+  }
+
+  int run() override {
+    print(words_.empty() ? page(program_) : topic());
+    return 0;
+  }
+
+ private:
+  [[nodiscard]] std::string topic() const {
+    if (words_.front() == "options" && words_.size() == 1) return foreign_page();
+    std::vector<std::string> known{"options"};
+    for (const CLI::App* each : program_.get_subcommands([](const CLI::App*) { return true; })) {
+      if (each->get_name() == words_.front()) return page(tabulate_command(*each));
+      if (!each->get_group().empty()) known.push_back(each->get_name());
+    }
+    const std::string near = nearest(words_.front(), known);
+    fail(Code::usage,
+         fmt::format("'{}' is no topic of help; {}", words_.front(),
+                     near.empty() ? "'ingot help' lists the commands"
+                                  : fmt::format("did you mean 'ingot help {}'?", near)));
+  }
+
+  CLI::App& program_;
+  std::vector<std::string> words_;
+};
+
 }  // namespace
 
+std::string overview() {
+  return "ingot merges language-model checkpoints and adapters.\n"
+         "\n"
+         "  ingot plan recipe.yml out                 what merge would do; all problems\n"
+         "  ingot merge recipe.yml out                merge models by a recipe of mergekit\n"
+         "  ingot bake base adapter -o out            put adapters into a model's weights\n"
+         "  ingot adapter merge a:0.7 b:0.3 -o out    merge adapters into one adapter\n"
+         "  ingot extract base tuned --rank 64 -o out make an adapter of a fine-tune\n"
+         "  ingot verify out                          check a result and its inputs\n"
+         "\n"
+         "ingot help lists all commands, ingot help merge explains one, ingot methods\n"
+         "lists the merge methods.\n";
+}
+
 std::string Help::make_help(const CLI::App* app, std::string, CLI::AppFormatMode) const {
-  std::string text;
-  if (app->get_parent() == nullptr) {
-    const Table table = tabulate(*app);
-    text = table.summary + "\n\nusage: ingot COMMAND ...\n\nCommands:\n";
-    for (const Subcommand& entry : table.commands) text += line(entry.name, entry.summary);
-    return text + describe(table.options) + "\n" + table.footer + "\n";
-  }
-  const Subcommand entry = tabulate_command(*app);
-  std::string words = entry.name;
-  for (const CLI::App* p = app->get_parent(); p->get_parent() != nullptr; p = p->get_parent()) {
-    words = p->get_name() + " " + words;
-  }
-  text = fmt::format("{}.\n\nusage: ingot {} [options]", entry.summary, words);
-  for (const Option& argument : entry.arguments) {
-    const std::string& name = argument.names.front();
-    text += argument.required ? fmt::format(" {}", name) : fmt::format(" [{}]", name);
-  }
-  text += "\n\n";
-  for (const Option& argument : entry.arguments) {
-    text += line(argument.names.front(), argument.summary);
-  }
-  return text + describe(entry.options) + "\n" + entry.footer + "\n";
+  if (app->get_parent() == nullptr) return page(*app);
+  const CLI::App* command = app;  // `adapter merge` has the page of `adapter`
+  while (command->get_parent()->get_parent() != nullptr) command = command->get_parent();
+  return page(tabulate_command(*command));
+}
+
+std::unique_ptr<Command> make_help(CLI::App& program) {
+  return std::make_unique<HelpCommand>(program);
 }
 
 }  // namespace ingot::tool

@@ -14,4 +14,7 @@ class Help final : public CLI::FormatterBase {
                         CLI::AppFormatMode mode) const override;
 };
 
+// What the program says where no command is given.
+[[nodiscard]] std::string overview();
+
 }  // namespace ingot::tool

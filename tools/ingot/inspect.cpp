@@ -200,35 +200,41 @@ class InspectCommand final : public Command {
                 "Show what a model or adapters hold, or statistics of one tensor") {
     app()
         .add_option("PATH", paths_,
-                    "A model, its folder, file or name in the Hub cache; or folders of adapters to "
-                    "compare")
+                    "A model or an adapter: its folder, file or name in the Hub cache; several "
+                    "adapters are compared")
         ->required()
         ->type_name("PATH");
     app()
-        .add_option("--tensor", tensor_, "Read this tensor and show min, max, mean and deviation")
-        ->type_name("NAME");
+        .add_option("--tensor", tensor_,
+                    "Read this tensor and show min, max, mean and deviation (default: none)")
+        ->type_name("TENSOR");
+    app().add_flag("--names", names_, "Print the names of the tensors, one a line");
     app().add_flag("--json", json_, "Print JSON");
     app().footer(
         "Examples:\n"
         "  ingot inspect ./model\n"
         "  ingot inspect ./model --tensor model.layers.0.mlp.up_proj.weight\n"
         "  ingot inspect ./model --json | jq .parameters\n"
-        "  ingot inspect ./style ./facts    norms, effective ranks, cosines, sign conflicts");
+        "  ingot inspect ./style ./facts    norms, ranks, cosines, sign conflicts");
   }
 
   int run() override {
     const std::unique_ptr<Disk> disk = system_disk();
-    const bool adapters = disk->kind(paths_.front() + "/adapter_config.json") == Disk::Kind::file;
-    if (adapters && tensor_.empty()) return compare(*disk);
+    // Where each lies: adapters of the Hub cache are known by their files, too.
+    for (const std::string& path : paths_) folders_.push_back(locate(*disk, path));
+    const bool adapters = is_adapter(*disk, folders_.front());
+    if (adapters && tensor_.empty() && !names_) return compare(*disk);
     if (paths_.size() > 1) {
       fail(Code::usage, fmt::format("'{}': several paths are compared where all are adapters; "
                                     "ingot diff compares two models",
                                     paths_[1]));
     }
-    const Checkpoint model = adapters
-                                 ? open_adapter(*disk, paths_.front(), paths_.front()).checkpoint
-                                 : open_model(*disk, paths_.front());
-    if (!tensor_.empty()) {
+    const Checkpoint model = open_any(*disk, paths_.front());
+    if (names_) {
+      std::string text;
+      for (const Entry& entry : model.entries()) text += printable(entry.info.name) + '\n';
+      print(text);
+    } else if (!tensor_.empty()) {
       measure(model, find(model, tensor_));
     } else if (json_) {
       print_json(describe(model, summarize(*disk, model)));
@@ -246,7 +252,9 @@ class InspectCommand final : public Command {
                                     show_count(paths_.size()), kMostAdapters));
     }
     std::vector<Adapter> adapters;
-    for (const std::string& path : paths_) adapters.push_back(open_adapter(disk, path, path));
+    for (std::size_t i = 0; i < paths_.size(); ++i) {
+      adapters.push_back(open_adapter(disk, folders_[i], paths_[i]));
+    }
     const Spectra spectra = tool::measure(adapters);
     if (json_) {
       print_json(tool::describe(spectra));
@@ -300,9 +308,9 @@ class InspectCommand final : public Command {
     print(text);
   }
 
-  std::vector<std::string> paths_;
+  std::vector<std::string> paths_, folders_;
   std::string tensor_;
-  bool json_ = false;
+  bool json_ = false, names_ = false;
 };
 
 }  // namespace

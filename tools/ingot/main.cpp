@@ -20,10 +20,10 @@
 #include <unistd.h>
 
 #include "command.hpp"
+#include "complaint.hpp"
 #include "console.hpp"
 #include "help.hpp"
 #include "ingot/error.hpp"
-#include "ingot/recipe.hpp"
 #include "ingot/store.hpp"
 #include "ingot/version.hpp"
 #include "json.hpp"
@@ -128,57 +128,39 @@ void take_all_processors() {
   (void)::sched_setaffinity(0, sizeof processors, &processors);
 }
 
-// What the parser found wrong, and for an unknown option the nearest that exists.
-int complain(const CLI::ParseError& error, CLI::App& program) {
-  const CLI::App* command = &program;
-  if (const auto chosen = program.get_subcommands(); !chosen.empty()) command = chosen.front();
-  std::string text = error.what();
-  if (const auto rest = command->remaining(true); !rest.empty()) {
-    std::vector<std::string> known;
-    for (const CLI::Option* option : command->get_options()) {
-      for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
-    }
-    if (command == &program) {
-      for (const CLI::App* each : program.get_subcommands([](const CLI::App*) { return true; })) {
-        if (!each->get_group().empty()) known.push_back(each->get_name());
-      }
-    }
-    const std::string word = rest.front().substr(0, rest.front().find('='));
-    const std::string near = nearest(word, known);
-    text = fmt::format("unknown {} '{}'", word.starts_with("-") ? "option" : "argument", word);
-    if (!near.empty()) text += fmt::format("; did you mean {}?", near);
-  }
-  const Console console;
-  console.error(text);
-  const std::string name = command == &program ? "" : command->get_name() + " ";
-  console.note(fmt::format("ingot {}--help shows what is accepted", name));
-  return kUsage;
-}
-
 int run(int count, char** words) {
   take_errors();
   take_all_processors();
   open_files();
   CLI::App program("ingot merges language-model checkpoints.", "ingot");
-  program.set_version_flag("--version", fmt::format("ingot {}", version()), "Print the version");
+  program.set_version_flag("-V,--version", fmt::format("ingot {}", version()), "Print the version");
   program.set_help_flag("-h,--help", "Print this help");
   program.require_subcommand(1);
   program.formatter(std::make_shared<Help>());  // shared by CLI11 with every subcommand
   program.footer(
-      "Exit codes: 0 done, 1 differs or falls short, 2 usage, 3 bad input, 4 file system, 5 "
-      "device,\n"
-      "6 internal.\n"
+      "Exit codes: 0 done; 1 differs or falls short; 2 command line or recipe; 3 input; 4 the "
+      "system "
+      "(disk, memory, permission); 5 compute device; 6 a fault of ingot; 129, 130 and 143 stopped "
+      "by "
+      "a signal.\n"
       "\n"
       "Examples:\n"
-      "  ingot plan recipe.yml            what a merge would do, and every problem in its way\n"
+      "  ingot plan recipe.yml            what a merge would do, and every problem\n"
       "  ingot merge recipe.yml out       do it\n"
-      "  ingot verify out                 check the result against its receipt and its inputs\n"
+      "  ingot verify out                 check the result, its receipt and its inputs\n"
       "\n"
-      "ingot COMMAND --help tells more about a command.");
+      "'ingot help COMMAND' tells more about a command, 'ingot help options' about options of "
+      "other "
+      "programs.");
   std::vector<std::unique_ptr<Command>> commands;
-  for (const auto make : {make_merge, make_bake, make_adapter, make_extract, make_plan, make_verify,
-                          make_inspect, make_diff, make_bench, make_completion, make_manual}) {
+  for (const auto make :
+       {make_merge, make_bake, make_adapter, make_extract, make_plan, make_verify, make_inspect,
+        make_diff, make_bench, make_help, make_completion, make_manual}) {
     commands.push_back(make(program));
+  }
+  if (count <= 1) {
+    Console().plain(overview());
+    return kUsage;
   }
   try {
     program.parse(count, words);

@@ -42,7 +42,9 @@ std::string describe(const Option& option) {
   }
   if (!option.value.empty() && option.value != option.names.front())
     names += fmt::format(" \\fI{}\\fR", plain(option.value));
+  if (option.many) names += " ...";
   std::string summary = plain(option.summary);
+  if (option.required && option.names.front().starts_with("-")) summary += " (required)";
   if (!option.standard.empty()) summary += fmt::format(" (default: {})", plain(option.standard));
   return fmt::format(".TP\n{}\n{}.\n", names, summary);
 }
@@ -58,12 +60,7 @@ std::string page(const Table& table) {
       "language-model checkpoints\n.SH SYNOPSIS\n",
       version());
   for (const Subcommand& entry : table.commands) {
-    text += fmt::format(".B ingot {}\n[\\fIoptions\\fR]", entry.name);
-    for (const Option& argument : entry.arguments) {
-      const std::string name = fmt::format("\\fI{}\\fR", argument.names.front());
-      text += argument.required ? " " + name : " [" + name + "]";
-    }
-    text += "\n.br\n";
+    text += plain(usage(entry)) + "\n.br\n";
   }
   text += fmt::format(
       ".SH DESCRIPTION\n{}\n"

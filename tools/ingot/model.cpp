@@ -3,6 +3,8 @@
 #include <set>
 
 #include <fmt/format.h>
+
+#include "ingot/adapter.hpp"
 #include "ingot/plan.hpp"
 #include "json.hpp"
 
@@ -27,7 +29,7 @@ void components(std::string_view name, Body body) {
 
 }  // namespace
 
-Checkpoint open_model(Disk& disk, const std::string& name) {
+std::string locate(Disk& disk, const std::string& name) {
   ModelRef ref;
   ref.text = ref.path = name;
   const std::size_t at = name.rfind('@');
@@ -35,7 +37,21 @@ Checkpoint open_model(Disk& disk, const std::string& name) {
     ref.path = name.substr(0, at);
     ref.revision = name.substr(at + 1);
   }
-  return Checkpoint::open(disk, resolve(disk, ref, ""), name);
+  return resolve(disk, ref, "");
+}
+
+bool is_adapter(Disk& disk, const std::string& folder) {
+  return disk.kind(folder + "/adapter_config.json") == Disk::Kind::file;
+}
+
+Checkpoint open_model(Disk& disk, const std::string& name) {
+  return Checkpoint::open(disk, locate(disk, name), name);
+}
+
+Checkpoint open_any(Disk& disk, const std::string& name) {
+  const std::string folder = locate(disk, name);
+  return is_adapter(disk, folder) ? open_adapter(disk, folder, name).checkpoint
+                                  : Checkpoint::open(disk, folder, name);
 }
 
 std::string pattern(std::string_view name) {

@@ -12,6 +12,12 @@ namespace ingot::tool {
 
 // A folder, a file, or a Hub name (with @revision) in the local cache. Throws Error{missing}.
 [[nodiscard]] Checkpoint open_model(Disk& disk, const std::string& name);
+// Likewise, of an adapter as well.
+[[nodiscard]] Checkpoint open_any(Disk& disk, const std::string& name);
+// The folder or file of such a name.
+[[nodiscard]] std::string locate(Disk& disk, const std::string& name);
+// Whether a folder holds an adapter.
+[[nodiscard]] bool is_adapter(Disk& disk, const std::string& folder);
 
 // The name with every component that is a number as "*": "model.layers.*.mlp.up_proj.weight".
 [[nodiscard]] std::string pattern(std::string_view name);

@@ -1,7 +1,6 @@
 #include "request.hpp"
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <climits>
 #include <cmath>
@@ -11,40 +10,12 @@
 
 #include <fmt/format.h>
 
+#include "foreign.hpp"
 #include "json.hpp"
 #include "size.hpp"
 
 namespace ingot::tool {
 namespace {
-
-// Options of mergekit-yaml that mean nothing here: accepted, so that a command line carries over,
-// and answered with the reason.
-struct Moot {
-  const char* names;
-  bool value;
-  const char* why;
-};
-
-constexpr std::array kMoot{
-    Moot{"--transformers-cache", true,
-         "nothing is downloaded; a model is a folder or lies in the Hugging Face cache "
-         "(HF_HUB_CACHE, HF_HOME)"},
-    Moot{"--lora-merge-cache", true, "no adapter is merged to disk beforehand"},
-    Moot{"--lora-merge-dtype", true, "no adapter is merged to disk beforehand"},
-    Moot{"--low-cpu-memory,!--no-low-cpu-memory", false,
-         "host memory is bounded by --memory on every device"},
-    Moot{"--clone-tensors,!--no-clone-tensors", false, "tensors are streamed, never shared"},
-    Moot{"--trust-remote-code,!--no-trust-remote-code", false,
-         "no code of a model is ever run; its files are copied as they are"},
-    Moot{"--lazy-unpickle,!--no-lazy-unpickle", false,
-         ".bin files are always read piece by piece, and nothing in them is executed"},
-    Moot{"--read-to-gpu,!--no-read-to-gpu", false, "the run decides what a device holds"},
-    Moot{"--multi-gpu,!--no-multi-gpu", false, "name the devices, as in --device cuda:0,1"},
-    Moot{"--async-write,!--no-async-write", false,
-         "writing always overlaps reading and arithmetic"},
-    Moot{"--write-threads", true, "writing always overlaps reading and arithmetic"},
-    Moot{"-v,--verbose", false, "there is one level of messages; --json gives every detail"},
-};
 
 // A folder's name leaves room for what its working folder, ".NAME.partial", has more.
 constexpr std::size_t kLongestName = NAME_MAX - std::string_view("..partial").size();
@@ -103,7 +74,7 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
                     "Adapters in the order in which they act, each with an optional :WEIGHT")
         ->required()
         ->type_name("ADAPTER[:WEIGHT]");
-    command.add_option("-o,--out", out_, "The folder to write")->required()->type_name("DIR");
+    add_out(command, nullptr);
   } else if (form == Form::fuse) {
     add_fusion(command);
   } else if (form == Form::extract) {
@@ -112,13 +83,13 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
     command.add_option("RECIPE", recipe_, "The recipe, a YAML file as mergekit reads it")
         ->required()
         ->type_name("FILE");
-    command
-        .add_option("OUT", out_, writes ? "The folder to write" : "The folder a merge would write")
-        ->required(writes)
-        ->type_name("DIR");
+    auto* argument = command.add_option(
+        "OUT", named_, writes ? "The folder to write" : "The folder that a merge would write");
+    argument->required(writes)->type_name("DIR");
+    add_out(command, argument);
   }
 
-  command.add_option("--memory", memory_, "Ceiling on resident memory, as the system counts it")
+  command.add_option("--memory", memory_, "Most resident memory, as the system counts it")
       ->type_name("SIZE")
       ->capture_default_str();
   command.add_option("-j,--threads", options_.threads, "Threads for arithmetic, 0 for all")
@@ -132,24 +103,33 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
   auto* shard = command.add_option("--shard-size", shard_size_, "Largest size of one weight file")
                     ->type_name("SIZE")
                     ->capture_default_str();
-  command.add_option("--dtype", planning_.dtype, "Write this type instead of the recipe's")
+  command
+      .add_option("--dtype", planning_.dtype,
+                  form == Form::merge || form == Form::plan
+                      ? "Type of the output (default: the recipe's, else the models')"
+                  : form == Form::bake ? "Type of the output (default: that of the base)"
+                                       : "Type of the output (default: float32)")
       ->type_name("float32|float16|bfloat16");
   command.add_option("--device", device_, "Where to compute")
       ->type_name("cpu|cuda|auto")
       ->capture_default_str();
-  command.add_option("--device-memory", device_memory_, "Ceiling on memory of a CUDA device")
+  command.add_option("--device-memory", device_memory_, "Most memory to take on a CUDA device")
       ->type_name("SIZE")
       ->capture_default_str();
   if (may_decompose()) {
     command
         .add_option("--cuda-libraries", libraries_,
-                    "Folder of cuBLAS and cuSOLVER for decompositions on CUDA")
+                    "Folder of cuBLAS and cuSOLVER, for decompositions on CUDA (default: where "
+                    "the system finds libraries)")
         ->type_name("DIR");
   } else {
     command.add_flag("--fast-product", planning_.fast_product,
-                     "Adapters by BLAS or cuBLAS: other last digits on other machines");
+                     "Multiply adapters by BLAS or cuBLAS: faster, but the last digits may "
+                     "differ from machine to machine");
     command
-        .add_option("--cuda-libraries", libraries_, "Folder of cuBLAS for --fast-product on CUDA")
+        .add_option("--cuda-libraries", libraries_,
+                    "Folder of cuBLAS, for --fast-product on CUDA (default: where the "
+                    "system finds libraries)")
         ->type_name("DIR");
   }
   command.add_option("--storage", storage_, "How files are read and written")
@@ -162,24 +142,26 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
                    "Replace OUT if ingot wrote all of it, once the new one is done");
   if (writes) {
     command.add_flag("--resume", options_.resume,
-                     "Continue an interrupted merge into OUT; a finished one is verified");
+                     "Continue an interrupted run into OUT; a finished one is verified");
     command.add_flag("--no-sync", no_sync_,
-                     "Do not wait for stable storage (not safe in a power cut)");
+                     "Do not wait until the disk has stored the files: a power cut may then "
+                     "lose them");
     command
-        .add_flag("--no-hash", no_hash_, "Leave hashes out: for measurements, cannot be verified")
+        .add_flag("--no-hash", no_hash_,
+                  "Leave hashes out of the receipt: 'verify' then refuses OUT")
         ->group("For measurements");
   }
-  command.add_flag("--quiet,!--no-quiet", quiet_, "Show warnings and errors only");
+  command.add_flag("-q,--quiet,!--no-quiet", quiet_, "Show warnings and errors only");
   command.add_flag("--json", json_, "Print the report as JSON on standard output");
 
-  const char* waivers = "Waivers (each one stands in the receipt)";
+  const char* waivers = "Waivers (the receipt lists each)";
   command
       .add_flag("--allow-unknown-keys", planning_.allow_unknown_keys,
-                "Unknown keys in the recipe are warnings")
+                "Warn about unknown keys in the recipe, in place of an error")
       ->group(waivers);
   command
       .add_flag("--allow-unchanged", planning_.allow_unchanged,
-                "An output equal to one of its inputs is no failure")
+                "Accept an output that is equal to one of its inputs")
       ->group(waivers);
   command
       .add_flag("--allow-nonfinite", planning_.allow_nonfinite,
@@ -191,7 +173,9 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
       ->group(waivers);
   command
       .add_flag("--unsafe-truncate-embeddings,!--no-unsafe-truncate-embeddings",
-                planning_.truncate_embeddings, "Cut vocabularies that differ to the shortest")
+                planning_.truncate_embeddings,
+                "Where vocabularies differ in size, cut all to the "
+                "smallest")
       ->group(waivers);
 
   command
@@ -217,16 +201,21 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
       ->group(kHidden);
   command.add_flag("--cuda,!--no-cuda", cuda_, "As --device cuda")->group(kHidden);
   command.add_flag("--gpu-rich,!--no-gpu-rich", gpu_rich_, "As --device cuda")->group(kHidden);
-  for (const Moot& moot : kMoot) {
+  for (const Foreign& row : foreign_options()) {
+    if (row.answer != Answer::noted) continue;
+    const std::string names = row.names;
+    // Flags of mergekit have a `--no-` form each, but for those with a short form.
+    const bool both = !row.value && names.find(',') == std::string::npos;
     CLI::Option* option =
-        moot.value ? command.add_option(moot.names) : command.add_flag(moot.names);
-    option->description(fmt::format("No effect: {}", moot.why))->group(kHidden);
-    if (moot.value) option->type_name("VALUE");
+        row.value ? command.add_option(names)
+                  : command.add_flag(both ? names + ",!--no-" + names.substr(2) : names);
+    option->description(fmt::format("No effect: {}", row.ours))->group(kHidden);
+    if (row.value) option->type_name("VALUE");
   }
 }
 
 void Request::settle(const Console& console) {
-  if (form_ != Form::plan || command_.count("OUT") > 0) check_out(out_);
+  settle_out();
   if (!safe_) {
     fail(Code::usage,
          "--no-safe-serialization asks for pickle files, which ingot reads but never writes; leave "
@@ -236,11 +225,12 @@ void Request::settle(const Console& console) {
   if (device_ != "cpu" && device_ != "auto" && !device_.starts_with("cuda")) {
     fail(Code::usage, fmt::format("--device {}: expected cpu, cuda, cuda:N or auto", device_));
   }
-  for (const Moot& moot : kMoot) {
-    const std::string_view names = moot.names;
+  for (const Foreign& row : foreign_options()) {
+    if (row.answer != Answer::noted) continue;
+    const std::string_view names = row.names;
     const std::string name(names.substr(0, names.find(',')));
     if (command_.count(name) > 0) {
-      console.note(fmt::format("{} has no effect: {}", name, moot.why));
+      console.note(fmt::format("{} has no effect: {}", name, row.ours));
     }
   }
 
@@ -262,6 +252,75 @@ void Request::settle(const Console& console) {
                                               : Storage::automatic;
   const char* isa = std::getenv("INGOT_ISA");
   options_.isa = isa == nullptr ? "" : isa;
+}
+
+void Request::add_out(CLI::App& command, CLI::Option* argument) {
+  auto* option = command.add_option(
+      "-o,--out", out_,
+      argument != nullptr
+          ? "The folder to write, in place of the argument OUT"
+          : "The folder to write (required, unless the last argument is a new folder: then that)");
+  option->type_name("DIR");
+  // Each makes the other needless.
+  if (argument != nullptr)
+    option->each([argument](const std::string&) { argument->required(false); });
+}
+
+bool Request::takes_adapters() const { return form_ == Form::bake || form_ == Form::fuse; }
+
+void Request::settle_out() {
+  const bool option = command_.count("--out") > 0;
+  bool argument = !takes_adapters() && command_.count("OUT") > 0;
+  if (!option && takes_adapters()) argument = take_last();
+  if (!recipe_.empty() && !adapters_.empty()) {
+    fail(Code::usage, fmt::format("--recipe {} and the adapter '{}' exclude each other; the recipe "
+                                  "names its adapters",
+                                  recipe_, adapters_.front()));
+  }
+  if (option && argument && named_ != out_) {
+    fail(Code::usage,
+         fmt::format("OUT is given twice, as '{}' and as '{}'; give one of them", named_, out_));
+  }
+  if (argument) out_ = named_;
+  if (option || argument) {
+    check_out(out_);
+  } else if (form_ != Form::plan) {
+    fail(Code::usage, "OUT is missing; name the folder to write, as in '-o out'");
+  }
+}
+
+bool Request::take_last() {
+  if (adapters_.empty()) return false;
+  const std::string& word = adapters_.back();
+  const std::unique_ptr<Disk> disk = system_disk();
+  const auto refuse = [&](std::string_view why) {
+    fail(Code::usage, fmt::format("OUT is missing: the last argument '{}' {}, so it is read as an "
+                                  "adapter; name the folder to write with -o",
+                                  shorten(word, 200), why));
+  };
+  if (word.find_first_of(":@") != std::string::npos) refuse("has a weight or a revision");
+  const Disk::Kind kind = disk->kind(word);
+  const bool empty = kind == Disk::Kind::folder && disk->list(word).empty();
+  if (exists(*disk, word) && !empty) refuse("exists");
+  if (kind != Disk::Kind::absent && !empty) refuse("exists");
+  bool cached = true;
+  try {
+    ModelRef ref;
+    ref.text = ref.path = word;
+    (void)resolve(*disk, ref, planning_.root);
+  } catch (const Error& error) {
+    cached = error.code() != Code::missing;
+  }
+  if (cached && !empty) refuse("is in the Hub cache");
+  if (adapters_.size() == 1 && recipe_.empty()) {
+    fail(Code::usage,
+         fmt::format("no adapters: the only one, '{}', does not exist; name adapters, and "
+                     "the folder to write with -o",
+                     shorten(word, 200)));
+  }
+  named_ = word;
+  adapters_.pop_back();
+  return true;
 }
 
 bool Request::may_decompose() const { return form_ == Form::fuse || form_ == Form::extract; }
@@ -288,34 +347,36 @@ std::unique_ptr<Backend> Request::backend(const Console& console, bool decompose
 }
 
 void Request::add_fusion(CLI::App& command) {
-  auto* adapters =
-      command
-          .add_option("ADAPTER", adapters_,
-                      "Folders of PEFT, each with an optional :WEIGHT (1 where there is none)")
-          ->type_name("ADAPTER[:WEIGHT]");
-  command.add_option("-o,--out", out_, "The folder to write")->required()->type_name("DIR");
+  command
+      .add_option("ADAPTER", adapters_,
+                  "Folders of PEFT adapters, each with an optional :WEIGHT (default 1)")
+      ->type_name("ADAPTER[:WEIGHT]");
+  add_out(command, nullptr);
   auto* file = command
                    .add_option("--recipe", recipe_,
                                "A recipe of adapters (docs/adapters.md) in place of the arguments")
-                   ->type_name("FILE")
-                   ->excludes(adapters);
+                   ->type_name("FILE");
   const auto alone = [file](CLI::Option* option) { return option->excludes(file); };
-  alone(command.add_option("--type", type_, "How to combine: docs/adapters.md has the formulas"))
+  alone(command.add_option("--type", type_, "How to combine: 'ingot methods' lists the types"))
       ->type_name("TYPE")
       ->capture_default_str();
-  alone(
-      command.add_option("--density", density_, "Share of elements that ties, dare and prune keep"))
+  alone(command.add_option("--density", density_,
+                           "Share of elements that the types ties, dare and prune keep (required "
+                           "by them, no default)"))
       ->type_name("SHARE");
-  alone(command.add_option("--majority-sign", majority_sign_, "How ties elects a sign"))
+  alone(command.add_option("--majority-sign", majority_sign_,
+                           "How the types with ties elect a sign (default: total)"))
       ->type_name("total|frequency");
   add_ranks(command);
-  alone(command.add_option("--whole-tensors", whole_tensors_,
-                           "What to do with tensors that several adapters bring in full"))
+  alone(command.add_option(
+            "--whole-tensors", whole_tensors_,
+            "What to do with tensors that several adapters bring in full (default: refuse)"))
       ->type_name("refuse|average");
   alone(command.add_flag("--keep-scaling", keep_scaling_,
                          "Keep the adapters' common alpha / r in place of folding it into A"));
   alone(command.add_option("--compat", compat_,
-                           "As PEFT does or did it: svd-scaling-twice (peft-0.20), ia3-plain-sum"))
+                           "Do as PEFT does or did: svd-scaling-twice (peft-0.20), ia3-plain-sum "
+                           "(default: neither)"))
       ->type_name("NAME")
       ->delimiter(',');
 }
@@ -327,23 +388,34 @@ void Request::add_extraction(CLI::App& command) {
   command.add_option("TUNED", tuned_, "The model to take the difference from")
       ->required()
       ->type_name("MODEL");
-  command.add_option("-o,--out", out_, "The folder to write")->required()->type_name("DIR");
+  auto* argument = command.add_option("OUT", named_, "The folder to write");
+  argument->required()->type_name("DIR");
+  add_out(command, argument);
   add_ranks(command);
   command
       .add_option("--bytes", bytes_,
-                  "Choose ranks so that all factors fit, the most energy for the bytes")
+                  "Choose ranks so that the result fits, the most energy for the bytes (default: "
+                  "by --rank)")
       ->type_name("SIZE");
   command
-      .add_option(
-          "--whole-tensors", whole_tensors_,
-          "Embeddings, heads, norms and biases that changed: save them in full, or skip them")
+      .add_option("--whole-tensors", whole_tensors_,
+                  "Embeddings, heads, norms and biases that changed: save them in full, or skip "
+                  "them (default: save)")
       ->type_name("save|skip");
 }
 
 void Request::add_ranks(CLI::App& command) {
-  command.add_option("--rank", rank_, "Rank of the result's modules, or auto with --energy")
+  command
+      .add_option(
+          "--rank", rank_,
+          form_ == Form::fuse
+              ? "Rank of each module of the result, or auto with --energy (default: the largest "
+                "rank of the adapters)"
+              : "Rank of each module of the adapter, or auto with --energy (default: by --bytes)")
       ->type_name("N|auto");
-  command.add_option("--energy", energy_, "With --rank auto: share of the squared norm to keep")
+  command
+      .add_option("--energy", energy_,
+                  "With --rank auto: share of the squared norm to keep (required by auto)")
       ->type_name("SHARE");
 }
 

@@ -44,6 +44,14 @@ class Request {
   [[nodiscard]] bool json() const noexcept { return json_; }
 
  private:
+  // `argument` is OUT as an argument; null where the adapters take all arguments.
+  void add_out(CLI::App& command, CLI::Option* argument);
+  // OUT from the option, the argument, or the last of the adapters. Throws Error{usage}.
+  void settle_out();
+  // Without -o the last of the adapters is OUT, where it can be nothing else: it does not exist, or
+  // is an empty folder. Throws Error{usage} where it is an adapter.
+  [[nodiscard]] bool take_last();
+  [[nodiscard]] bool takes_adapters() const;
   void add_fusion(CLI::App& command);
   void add_extraction(CLI::App& command);
   void add_ranks(CLI::App& command);
@@ -62,6 +70,7 @@ class Request {
 
   Form form_;
   std::string recipe_, out_;
+  std::string named_;  // OUT as an argument
   std::string base_, tuned_;
   // Of the recipes that fuse and extract write: empty where not given.
   std::string type_ = "cat", density_, majority_sign_, rank_, energy_, bytes_, whole_tensors_;

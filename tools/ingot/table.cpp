@@ -3,15 +3,10 @@
 #include <algorithm>
 #include <sstream>
 
+#include <fmt/format.h>
+
 namespace ingot::tool {
 namespace {
-
-std::vector<std::string> split(const std::string& text, char between) {
-  std::vector<std::string> parts;
-  std::istringstream stream(text);
-  for (std::string part; std::getline(stream, part, between);) parts.push_back(part);
-  return parts;
-}
 
 Option describe(const CLI::Option& option) {
   Option result;
@@ -32,33 +27,56 @@ Option describe(const CLI::Option& option) {
     if (const std::size_t check = result.value.find(':'); check != std::string::npos) {
       result.value.resize(check);  // what a validator appends
     }
-    if (result.value.find('|') != std::string::npos) result.choices = split(result.value, '|');
+    if (result.value.find('|') != std::string::npos)
+      result.choices = tool::split(result.value, '|');
   }
   result.standard = option.get_default_str();
   result.summary = option.get_description();
   result.group = option.get_group().empty() ? kForeign : option.get_group();
   result.required = option.get_required();
+  result.many = option.get_positional() && option.get_items_expected_max() > 1;
   return result;
 }
 
 }  // namespace
 
+std::vector<std::string> split(std::string_view text, char between) {
+  std::vector<std::string> parts;
+  std::istringstream stream{std::string(text)};
+  for (std::string part; std::getline(stream, part, between);) parts.push_back(part);
+  return parts;
+}
+
 Subcommand tabulate_command(const CLI::App& command) {
   Subcommand entry{command.get_name(), command.get_description(), command.get_footer(), {}, {}};
-  // A command whose work is done by commands of its own: the word that chooses, and its options.
+  // A command whose work is done by a command of its own: that one's table.
   const auto inner = command.get_subcommands([](const CLI::App*) { return true; });
   if (inner.size() == 1) {
     Subcommand own = tabulate_command(*inner.front());
-    entry.arguments.push_back({{own.name}, "", {own.name}, "", own.summary, "Options", true});
-    entry.arguments.insert(entry.arguments.end(), own.arguments.begin(), own.arguments.end());
-    entry.options = own.options;
-    entry.footer = own.footer;
-    return entry;
+    own.name = entry.name + " " + own.name;
+    return own;
   }
   for (const CLI::Option* option : command.get_options()) {
     (option->get_positional() ? entry.arguments : entry.options).push_back(describe(*option));
   }
   return entry;
+}
+
+std::string usage(const Subcommand& command) {
+  std::string text = fmt::format("ingot {} [options]", command.name);
+  bool out = false;
+  for (const Option& argument : command.arguments) {
+    const std::string& name = argument.names.front();
+    const std::string dots = argument.many ? "..." : "";
+    text +=
+        argument.required ? fmt::format(" {}{}", name, dots) : fmt::format(" [{}{}]", name, dots);
+    out = out || name == "OUT";
+  }
+  const bool option =
+      std::any_of(command.options.begin(), command.options.end(), [](const Option& each) {
+        return std::find(each.names.begin(), each.names.end(), "--out") != each.names.end();
+      });
+  return option && !out ? text + " -o OUT" : text;
 }
 
 Table tabulate(const CLI::App& program) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -19,10 +20,11 @@ struct Option {
   std::string summary;
   std::string group;  // "Options" unless set; kForeign for mergekit's names
   bool required = false;
+  bool many = false;  // an argument that may be given several times
 };
 
 struct Subcommand {
-  std::string name, summary, footer;
+  std::string name, summary, footer;  // name: "merge", "adapter merge"
   std::vector<Option> arguments, options;
 };
 
@@ -31,6 +33,13 @@ struct Table {
   std::vector<Option> options;
   std::vector<Subcommand> commands;
 };
+
+// The parts of a text between separators.
+[[nodiscard]] std::vector<std::string> split(std::string_view text, char between);
+
+// "ingot merge [options] RECIPE OUT": arguments that may be left out in brackets, "..." behind
+// those that may be repeated.
+[[nodiscard]] std::string usage(const Subcommand& command);
 
 [[nodiscard]] Table tabulate(const CLI::App& program);
 [[nodiscard]] Subcommand tabulate_command(const CLI::App& command);

@@ -29,7 +29,7 @@ class VerifyCommand final : public Command {
         ->type_name("N")
         ->check(no_thread_count)
         ->capture_default_str();
-    app().add_flag("--quiet", quiet_, "Print nothing but shortfalls");
+    app().add_flag("-q,--quiet", quiet_, "Print nothing but shortfalls");
     app().add_flag("--json", json_, "Print the result as JSON on standard output");
     app().footer(
         "The folder is planned again from its recipe, every file is compared with what belongs "
