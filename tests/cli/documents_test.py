@@ -2,7 +2,9 @@
 
 import importlib.machinery
 import importlib.util
+import json
 import re
+import subprocess
 import unittest
 
 from program import PROGRAM, SOURCE, Case
@@ -68,6 +70,170 @@ class Links(unittest.TestCase):
                         self.assertIn(anchor, self.anchors(file))
                 count += 1
         self.assertGreater(count, 30)
+
+    def test_the_index_has_every_document(self):
+        index = (SOURCE / "docs" / "README.md").read_text()
+        for document in DOCS:
+            if document.parent.name == "docs" and document.name != "README.md":
+                self.assertIn(f"]({document.name})", index)
+        self.assertTrue("](docs/README.md)" in (SOURCE / "README.md").read_text())
+
+
+def rows(text):
+    """Cells of the tables of a document, without heads and rules."""
+    lines = [line for line in prose(text).splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\\\)\|", line)[1:-1]] for line in lines]
+    return [row for i, row in enumerate(cells)
+            if not set(row[0]) <= set("-:") and not (i + 1 < len(cells) and set(cells[i + 1][0]) == set("-"))]
+
+
+def code(text):
+    return re.findall(r"`([^`]+)`", text)
+
+
+class Options(Case):
+    """Options and commands that documents name exist."""
+
+    def options(self):
+        """By command, all options that the manual has, those of mergekit included."""
+        page = re.sub(r"\\f[BIR]", "", self.run_ok("manual").stdout.replace("\\-", "-"))
+        found, command = {}, ""
+        for line in page.splitlines():
+            if line.startswith(".SH INGOT "):
+                command = line.removeprefix(".SH INGOT ").lower()
+            if command:
+                found.setdefault(command, set()).update(re.findall(r"(?<![\w-])--?[a-z][\w-]*", line))
+        return found
+
+    def test_of_ingot_in_commands_of_all_documents(self):
+        known = self.options()
+        everywhere = set().union(*known.values()) | {"--version", "--help"}
+        count = 0
+        for document in DOCS:
+            for line in document.read_text().splitlines():
+                for words in re.findall(r"(?:^|`|\$ |run: )(?:build/|build-cuda/|ingot/build/)?ingot ([a-z][^`#|]*)", line):
+                    command = words.split()[0]
+                    for option in re.findall(r"(?<![\w-])--?[a-z][\w-]*", words):
+                        self.assertIn(option.replace("--no-", "--"),
+                                      {o.replace("--no-", "--") for o in known.get(command, everywhere) | everywhere},
+                                      f"{document.name}: {line}")
+                        count += 1
+        self.assertGreater(count, 20)
+
+    def test_that_take_the_place_of_others(self):
+        everywhere = set().union(*self.options().values())
+        for name, second in (("from-mergekit.md", 1), ("from-peft.md", 1)):
+            count = 0
+            for row in rows((SOURCE / "docs" / name).read_text()):
+                for option in (o for text in code(row[second]) for o in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)):
+                    self.assertIn(option, everywhere, f"{name}: {row}")
+                    count += 1
+            self.assertGreater(count, 8)
+
+    def test_of_mergekit_that_are_accepted_are(self):
+        merge = self.options()["merge"]
+        count = 0
+        for row in rows((SOURCE / "docs" / "from-mergekit.md").read_text()):
+            if len(row) == 3 and row[2].startswith("accepted"):
+                for option in code(row[0]):
+                    self.assertIn(option.replace("--no-", "--"), {o.replace("--no-", "--") for o in merge}, row)
+                    count += 1
+        self.assertGreater(count, 15)
+
+
+class Environment(unittest.TestCase):
+    def test_every_variable_is_documented_and_no_other(self):
+        found = set()
+        for folder in ("host", "kernels", "tools/ingot"):
+            for file in (SOURCE / folder).rglob("*.[ch]*"):
+                text = file.read_text()
+                calls = re.findall(r"getenv\((?:\"(\w+)\"|(\w+))\)", text)
+                found |= {name for name, _ in calls if name}
+                for wrapper in {w for _, w in calls if w}:  # a function that takes the name
+                    function = re.search(rf"(\w+)\(const char\* {wrapper}\) \{{", text)
+                    self.assertIsNotNone(function, f"{file}: getenv({wrapper})")
+                    found |= set(re.findall(rf"\b{function.group(1)}\(\"(\w+)\"\)", text))
+        named = {name for row in rows((SOURCE / "docs" / "environment.md").read_text()) for name in code(row[0])}
+        self.assertEqual(found, named)
+        self.assertGreater(len(found), 4)
+
+
+class Reference(unittest.TestCase):
+    def keys(self, schema, path=""):
+        """Every key of an object as the page writes it: a.b, a[].b."""
+        for part in schema.get("oneOf", []) + schema.get("anyOf", []):
+            yield from self.keys(part, path)
+        for name, inner in schema.get("properties", {}).items():
+            yield f"{path}{name}"
+            yield from self.keys(inner, f"{path}{name}.")
+        if "items" in schema:
+            yield from self.keys(schema["items"], f"{path.removesuffix('.')}[].")
+
+    def test_of_json_has_every_key_and_no_other(self):
+        schema = json.loads((SOURCE / "docs" / "json.schema.json").read_text())
+        parts = re.split(r"^## ", (SOURCE / "docs" / "json.md").read_text(), flags=re.M)[1:]
+        self.assertEqual(len(parts), len(schema["$defs"]))
+        for part, (name, inner) in zip(parts, schema["$defs"].items()):
+            named = [key for row in rows(part) for key in code(row[0])]
+            self.assertEqual(sorted(named), sorted(self.keys(inner)), f"docs/json.md, part {name}")
+            self.assertTrue(all(row[2] for row in rows(part)))
+
+
+def messages():
+    """The texts that the program can print: adjacent literals of the sources joined."""
+    for folder in ("host", "kernels", "tools/ingot"):
+        for file in (SOURCE / folder).rglob("*.cpp"):
+            text = re.sub(r"^\s*//.*$", "", file.read_text(), flags=re.M)
+            for found in re.finditer(r'"(?:[^"\\\n]|\\.)*"(?:\s*"(?:[^"\\\n]|\\.)*")*', text):
+                yield "".join(re.findall(r'"((?:[^"\\\n]|\\.)*)"', found.group()))
+
+
+class Messages(unittest.TestCase):
+    def test_that_are_explained_are_those_of_the_program(self):
+        known = list(messages())
+        count = 0
+        for row in rows((SOURCE / "docs" / "troubleshooting.md").read_text()):
+            self.assertEqual(len(row), 3, row)
+            for message in code(row[0]):
+                pieces = [re.escape(piece.strip()) for piece in message.split("…")]
+                pattern = re.compile(r".*\{[^}]*\}.*".join(pieces) if len(pieces) > 1 else pieces[0])
+                self.assertTrue(any(pattern.search(text) for text in known), f"no message is: {message}")
+                count += 1
+        self.assertGreater(count, 30)
+
+
+class Packages(unittest.TestCase):
+    """The lists of packages are those of tools/setup."""
+
+    def setUp(self):
+        setup = (SOURCE / "tools" / "setup").read_text()
+        found = re.search(r"packages\+=\(g\+\+(.*?)\)", setup, re.S)
+        self.packages = {"g++", *found.group(1).split()}
+
+    def installs(self):
+        docker = (SOURCE / "Dockerfile").read_text().replace("\\\n", " ")
+        return [set(line.split("--no-install-recommends")[1].split("&&")[0].split())
+                for line in docker.splitlines() if "apt-get" in line]
+
+    def test_of_the_dockerfile(self):
+        build, run = self.installs()
+        self.assertEqual(build, self.packages)
+        self.assertFalse([package for package in run if package.endswith("-dev")])
+
+    def test_of_the_image_are_the_libraries_of_the_program(self):
+        if subprocess.run(["dpkg", "--version"], capture_output=True).returncode != 0:
+            self.skipTest("no dpkg")
+        _, run = self.installs()
+        linked = subprocess.run(["ldd", PROGRAM], capture_output=True, text=True, check=True).stdout
+        for library in re.findall(r"lib(yaml|fmt|xxhash|uring|pcre2|openblas)", linked):
+            self.assertTrue([package for package in run if library in package], library)
+
+    def test_of_the_page(self):
+        page = (SOURCE / "docs" / "install.md").read_text()
+        listed = re.search(r"<!-- packages: debian -->\n```\n(.*?)\n```", page, re.S).group(1)
+        self.assertEqual(set(listed.split()), self.packages)
+        fedora = re.search(r"dnf install (.*)", page).group(1).split()
+        self.assertEqual(len(fedora), len(self.packages))
 
 
 if __name__ == "__main__":

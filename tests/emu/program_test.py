@@ -44,11 +44,13 @@ with tempfile.TemporaryDirectory() as folder:
             (["--device", "cuda:1,0", "--device-memory", "64MiB"], "3"),
             (["--device", "auto", "--memory", "128MiB", "--threads", "3"], "5"))
     for turn, recipe in enumerate(sorted(pathlib.Path(examples, "recipes").glob("*.yml"))):
-        expected = folder / recipe.stem / "cpu"
-        expected.parent.mkdir()
+        # The card has the folder's name as its title: the same name everywhere.
+        expected = folder / recipe.stem / "cpu" / "model"
+        expected.parent.mkdir(parents=True)
         merge(plain, recipe, expected)
         for words, seed in [ways[turn % len(ways)]] if one_way else ways:
-            found = expected.with_name(f"cuda-{seed}")
+            found = folder / recipe.stem / f"cuda-{seed}" / "model"
+            found.parent.mkdir()
             said = merge(emulated, recipe, found, *words, seed=seed)
             if "cuda:0 Emulated device" not in said:
                 sys.exit(f"{recipe.stem}: the device is not in the report: {said}")
@@ -78,13 +80,18 @@ with tempfile.TemporaryDirectory() as folder:
 
     # Types on factors have no base: the bytes of the CPU.
     pair = [f"{examples}/adapters/c-lora:0.5", f"{examples}/adapters/prose-lora:0.5"]
+
+    def place(name, kind):
+        (folder / name).mkdir(exist_ok=True)
+        return folder / name / kind
+
     for kind in ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"):
         more = [] if kind == "linear" else ["--density", "0.5"]
         for name, program, device in (("cpu", plain, []), ("cuda", emulated, ["--device", "cuda"])):
-            run(program, "adapter", "merge", *pair, "--type", kind, *more, "-o", folder / f"{kind}-{name}", "--no-sync",
+            run(program, "adapter", "merge", *pair, "--type", kind, *more, "-o", place(name, kind), "--no-sync",
                 *device)
-        for name in files(folder / f"{kind}-cpu"):
-            if not filecmp.cmp(folder / f"{kind}-cpu" / name, folder / f"{kind}-cuda" / name, shallow=False):
+        for name in files(place("cpu", kind)):
+            if not filecmp.cmp(place("cpu", kind) / name, place("cuda", kind) / name, shallow=False):
                 sys.exit(f"adapter merge --type {kind}: {name} differs")
     print("adapter merge: the same bytes", flush=True)
 
