@@ -365,8 +365,10 @@ const Located* Effect::find(Piece piece) const noexcept {
 std::shared_ptr<const Derived> change(const Located& base, std::vector<Effect> effects,
                                       std::optional<Dtype> output) {
   // The forward pass turns the input by one OFT adapter after the other, so the weight meets the
-  // last one first.
-  const auto turns = [](const Effect& effect) { return effect.family == Family::oft; };
+  // last one first. An embedding's rows are what it gives, and they are turned in the order given.
+  const auto turns = [](const Effect& effect) {
+    return effect.family == Family::oft && effect.layout != Layout::embedding;
+  };
   for (auto i = effects.begin(); i != effects.end();) {
     i = std::find_if(i, effects.end(), turns);
     const auto end = std::find_if_not(i, effects.end(), turns);

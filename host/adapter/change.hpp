@@ -96,7 +96,8 @@ struct Effect {
 
 // A base tensor under its adapters: W1 = effects[0](W), W2 = effects[1](W1), ...; in f32 with one
 // rounding per effect or fewer (docs/numbers.md, "Adapters"). Consecutive OFT effects act in the
-// reverse order, as the forward pass of a model with several does.
+// reverse order, as the forward pass of a model with several does; on embeddings in the order
+// given, for the same reason.
 //
 // `base` is the operand's own tensor: the engine hands over its elements, and what needs whole rows
 // or columns of it reads more of them from its file. It must not be rearranged (Operand::rows).

@@ -98,6 +98,7 @@ const std::vector<Type>& types() {
                               "velora_config",
                               "monteclora_config",
                               "use_bdlora",
+                              "lora_B_layout",
                               "use_qalora",
                               "qalora_group_size",
                               "alora_invocation_tokens",
@@ -410,6 +411,16 @@ class Reader {
           fmt::format("KaSA (kasa_config) also replaces the base weight by its truncated "
                       "decomposition, which ingot does not compute; {}",
                       kBake));
+    }
+    const std::string layout = text("lora_B_layout");
+    if (layout == "grouped_by_expert") {
+      refuse(
+          "lora_B_layout 'grouped_by_expert' orders the columns of lora_B expert by expert, which "
+          "PEFT itself does not read; save the adapter again in the order of PEFT, 'rank_major' "
+          "(column k of expert e of E is column k * E + e)");
+    }
+    if (!layout.empty() && layout != "rank_major") {
+      wrong("lora_B_layout", "'rank_major' or 'grouped_by_expert'", *present("lora_B_layout"));
     }
     if (flag("use_qalora", false)) {
       warnings_.push_back(fmt::format(

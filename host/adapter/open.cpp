@@ -26,23 +26,46 @@ constexpr std::size_t kTensors = 2'000'000;
 constexpr std::size_t kShown = 5;       // names in a message
 constexpr std::size_t kParameters = 6;  // of one module, whose orders are tried
 
+bool ends(std::string_view path, std::string_view name);
+
 // Embeddings and heads as models call them: what PEFT saves along where the vocabulary grew.
 bool vocabulary_name(std::string_view path) {
-  const std::size_t dot = path.rfind('.');
-  const std::string_view last = dot == path.npos ? path : path.substr(dot + 1);
-  for (const char* word :
-       {"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "shared",
-        "tok_embeddings", "embeddings", "output", "decoder", "embedding"}) {
-    if (last == word) return true;
-  }
-  return false;
+  constexpr std::string_view kNames[] = {"embed_tokens",
+                                         "lm_head",
+                                         "wte",
+                                         "word_embeddings",
+                                         "embed_in",
+                                         "embed_out",
+                                         "shared",
+                                         "tok_embeddings",
+                                         "embeddings",
+                                         "output",
+                                         "decoder",
+                                         "embedding",
+                                         "proj_out",
+                                         "vocab_projector",
+                                         "lm_loss",
+                                         "generator_lm_head",
+                                         "tokens_embed",
+                                         "word_embedding",
+                                         "output_projection",
+                                         "token_embedding",
+                                         "pred_layer.proj",
+                                         "lm_head.out_proj",
+                                         "output_layer",
+                                         "transformer.w",
+                                         "rwkv.head"};
+  return std::any_of(std::begin(kNames), std::end(kNames),
+                     [&](std::string_view name) { return ends(path, name); });
 }
 
-// True if `name` is the path or stands in it between dots.
+// True if a module on the way to `path` has a name that ends in `name`: how PEFT looks for modules
+// to save, without regard to where words begin.
 bool within(std::string_view path, std::string_view name) {
-  for (std::size_t at = path.find(name); at != path.npos; at = path.find(name, at + 1)) {
+  for (std::size_t at = path.find(name); at != std::string_view::npos;
+       at = path.find(name, at + 1)) {
     const std::size_t end = at + name.size();
-    if ((at == 0 || path[at - 1] == '.') && (end == path.size() || path[end] == '.')) return true;
+    if (end == path.size() || path[end] == '.') return true;
   }
   return false;
 }
@@ -242,7 +265,9 @@ class Account {
       } else if (key.parameter == "bias" && config_.bias != "none") {
         check_bias(key, i);
         add_saved(name, i, Saved::Why::bias);
-      } else if (key.parameter == "weight" && vocabulary_name(key.path) && shape(i).rank() == 2) {
+      } else if (vocabulary_name(key.path) &&
+                 (key.parameter == "weight" ? shape(i).rank() == 2
+                                            : key.parameter == "bias" && of_vocabulary(key, i))) {
         add_saved(name, i, Saved::Why::embedding);
       } else if (key.parameter == "bias") {
         bad(Code::format, i,
@@ -273,6 +298,15 @@ class Account {
                                         of_config_, clip(name), out_.folder));
       }
     }
+  }
+
+  // PEFT saves embedding and head as they stand, so a bias comes with the matrix.
+  bool of_vocabulary(const Key& bias, std::uint32_t i) const {
+    return std::any_of(plain_.begin(), plain_.end(), [&](const auto& other) {
+      const Shape& matrix = shape(other.second);
+      return other.first.path == bias.path && other.first.parameter == "weight" &&
+             matrix.rank() == 2 && shape(i) == Shape{matrix[0]};
+    });
   }
 
   // PEFT adds the heads of a task by name; a model has one of them.
@@ -586,16 +620,23 @@ class Account {
   // far as it is known.
   std::vector<std::string> parameters_of(std::string_view path) {
     std::vector<std::string> names;
+    const auto add = [&](std::string name) {
+      if (std::find(names.begin(), names.end(), name) == names.end()) {
+        names.push_back(std::move(name));
+      }
+    };
     for (const std::string& target : config_.parameters) {
       const std::size_t dot = target.rfind('.');
+      if (dot != std::string::npos && ends(path, target.substr(0, dot))) {
+        add(target.substr(dot + 1));
+      }
+    }
+    // A module whose weight is named is a layer like a router: it holds no experts.
+    if (std::find(names.begin(), names.end(), "weight") != names.end()) return names;
+    for (const std::string& target : config_.parameters) {
       // Without its module's name a parameter may be of any that is not adapted as a module.
-      const bool owner = dot != std::string::npos ? ends(path, target.substr(0, dot))
-                         : targets_.empty()       ? ends(path, "experts")
-                                                  : !targets_.fits(path, effort_);
-      if (!owner) continue;
-      std::string own = target.substr(dot == std::string::npos ? 0 : dot + 1);
-      if (std::find(names.begin(), names.end(), own) == names.end())
-        names.push_back(std::move(own));
+      if (target.find('.') != std::string::npos) continue;
+      if (targets_.empty() ? ends(path, "experts") : !targets_.fits(path, effort_)) add(target);
     }
     std::stable_sort(names.begin(), names.end(), [&](const std::string& x, const std::string& y) {
       return adapter::place_of(x) < adapter::place_of(y);

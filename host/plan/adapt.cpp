@@ -15,8 +15,10 @@
 #include "adapter/pattern.hpp"
 #include "base/clip.hpp"
 #include "ingot/math/rule.hpp"
+#include "plan/aliases.hpp"
 #include "plan/folder.hpp"
 #include "plan/roles.hpp"
+#include "plan/ties.hpp"
 #include "token/vocab.hpp"
 
 namespace ingot::plan {
@@ -35,6 +37,7 @@ constexpr Fused kFused[] = {
     {"gate_proj", "gate_up_proj", false}, {"w1", "gate_up_proj", false},
     {"up_proj", "gate_up_proj", true},    {"w3", "gate_up_proj", true},
     {"down_proj", "down_proj", false},    {"w2", "down_proj", false},
+    {"up_proj", "up_proj", false},  // experts without gates
 };
 
 // Of "layers.3.mlp.experts.7.w1": "layers.3.mlp.experts", 7, "w1".
@@ -60,15 +63,6 @@ std::optional<Expert> expert_of(std::string_view path) {
 // Experts of these keep their parameters as (experts, in, out).
 bool transposed_experts(std::string_view architecture) {
   return architecture.starts_with("GptOss") || architecture.starts_with("Llama4");
-}
-
-// True for classes with a head over the vocabulary, which may be the embedding again.
-bool speaks(std::string_view architecture) {
-  for (const char* part : {"ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration",
-                           "ForPreTraining", "DoubleHeadsModel"}) {
-    if (architecture.find(part) != std::string_view::npos) return true;
-  }
-  return false;
 }
 
 // Orders "0.9.1" and "0.19.0" as versions.
@@ -102,6 +96,7 @@ class Overlay {
       }
     }
     settle_vocabulary();
+    grow_along();
     for (auto& [item, effects] : effects_) {
       view_.items[item].effects = std::make_shared<const std::vector<Effect>>(std::move(effects));
     }
@@ -111,6 +106,20 @@ class Overlay {
 
  private:
   using Index = std::size_t;  // into View::items, which grows but does not move until the end
+
+  // What an adapter does to one use of the vocabulary.
+  struct Waiting {
+    Effect effect;
+    bool mirrored = false;  // the adapter does the same to all uses
+    bool tokens = false;    // rows that all uses follow
+  };
+  // The tied vocabulary under one of its names. The first is the embedding.
+  struct Use {
+    std::string name;
+    std::optional<Index> item;  // where the checkpoint, or an adapter, has a tensor of this name
+    std::optional<Saved::Why> saved;
+    std::vector<Waiting> waiting;
+  };
 
   [[nodiscard]] const Entry& entry(std::uint32_t model, std::uint32_t index) const {
     return draft_.plan.models[model].checkpoint.entries()[index];
@@ -225,18 +234,7 @@ class Overlay {
   [[nodiscard]] std::optional<Index> locate(const std::string& name) const {
     const std::string own = rename(name, renames_);
     if (const auto found = find(own)) return found;
-    // Before and after transformers 5: Mixtral's experts, Phi's with their router, Kimi's forget
-    // gates.
-    for (const auto& [from, to] :
-         {std::pair<std::string_view, std::string_view>(".block_sparse_moe.", ".mlp."),
-          {".mlp.", ".block_sparse_moe."},
-          {".mlp.router.", ".block_sparse_moe.gate."},
-          {".block_sparse_moe.gate.", ".mlp.router."},
-          {".self_attn.forget_gate.", ".self_attn."}}) {
-      const std::size_t at = own.find(from);
-      if (at == std::string::npos) continue;
-      std::string other = own;
-      other.replace(at, from.size(), to);
+    for (const std::string& other : aliases(own)) {
       if (const auto found = find(other)) return found;
     }
     return std::nullopt;
@@ -268,6 +266,8 @@ class Overlay {
     shown_ = draft_.plan.models[opened.model].ref.text;
     weight_ = weight;
     match(*adapter_);
+    mirrored_ = mirrors();
+    touched_.clear();
     for (const Idle& idle : adapter_->idle) spare(model_, idle.entry, idle.reason);
     const std::optional<std::uint64_t> before = view_.rows;
     for (const Saved& saved : adapter_->saved) place(saved);
@@ -329,7 +329,10 @@ class Overlay {
     return out;
   }
 
-  void change(Index item, Effect made) { effects_[item].push_back(std::move(made)); }
+  void change(Index item, Effect made) {
+    touched_.insert(item);
+    effects_[item].push_back(std::move(made));
+  }
 
   // --- modules
 
@@ -347,7 +350,7 @@ class Overlay {
     if (const auto item = locate(module.path + ".in_proj_weight")) {
       return place_weight(module, *item);
     }
-    if (tied_ && is_head(name)) return place_head(module);
+    if (Use* const use = use_of(name)) return place_use(module, *use);
     if (place_expert(module)) return;
     ++missing_;
     if (missing_names_.size() < kShown) missing_names_.push_back(clip(module.path, 120));
@@ -361,23 +364,22 @@ class Overlay {
     add_to(item, std::move(made));
   }
 
-  // Vocabulary matrices wait until all adapters are known.
+  // The uses of a tied vocabulary wait until all adapters are known.
   void add_to(Index item, Effect made) {
-    const bool tying = adapter_->config.tying;
-    if (tied_ && embedding_ && item == *embedding_) {
-      on_embedding_.push_back({std::move(made), tying, false});
-    } else if (tied_ && head_ && item == *head_) {
-      on_head_.push_back({std::move(made), tying, false});
+    touched_.insert(item);
+    if (Use* const use = use_of(view_.items[item].info.name)) {
+      use->waiting.push_back({std::move(made), mirrored_, false});
     } else {
       change(item, std::move(made));
     }
   }
 
-  void place_head(const Adapted& module) {
+  void place_use(const Adapted& module, Use& use) {
     Effect made = effect(module);
     made.layout = module.embedding ? Layout::embedding : Layout::linear;
     if (made.family == ingot::Family::ia3) made.feedforward = false;
-    on_head_.push_back({std::move(made), adapter_->config.tying, false});
+    place_bias(module, made);
+    use.waiting.push_back({std::move(made), mirrored_, false});
   }
 
   // Biases that change along: lora_B's own, and IA3's scaling of outputs.
@@ -556,17 +558,23 @@ class Overlay {
   void place(const Saved& saved) {
     const TensorInfo& info = entry(model_, saved.entry).info;
     auto item = locate(saved.name);
-    if (!item && tied_ && is_head(saved.name)) {
-      if (adapter_->config.tying) {
-        return spare(model_, saved.entry, "the tied embedding again (ensure_weight_tying)");
-      }
-      head_saved_ = true;
-      item = add(saved, view_.items[*embedding_].type);
+    Use* const use = item ? use_of(view_.items[*item].info.name) : use_of(saved.name);
+    if (use != nullptr && use != uses_.data() && mirrored_ && saved.why != Saved::Why::bias) {
+      return spare(model_, saved.entry, "the tied embedding again (ensure_weight_tying)");
     }
+    if (!item && use != nullptr) {
+      item = add(saved, view_.items[*embedding_].type);
+      view_.items[*item].info.name = use->name;
+      use->item = item;
+    }
+    if (!item) item = stored_bias(saved.name);
     if (!item) item = add_saved(saved);
     Item& target = view_.items[*item];
     const std::string by = fmt::format("{} of adapter {}", clip(info.name, 160), shown_);
     const auto [owner, fresh] = owners_.emplace(target.info.name, shown_);
+    if (!fresh && owner->second == shown_) {
+      return spare(model_, saved.entry, fmt::format("another name of {}", target.info.name));
+    }
     if (!fresh) {
       fail(
           Code::usage,
@@ -574,25 +582,44 @@ class Overlay {
                       "out, or merge the models they make",
                       owner->second, shown_, target.info.name));
     }
-    const bool rows = is_vocabulary(target.info.name) && info.shape.rank() == 2 &&
-                      target.info.shape.rank() == 2 && info.shape[1] == target.info.shape[1];
-    if (info.shape != target.info.shape && !rows) {
+    const bool vocabulary = is_vocabulary(target.info.name);
+    const bool rows = vocabulary && info.shape.rank() == 2 && target.info.shape.rank() == 2 &&
+                      info.shape[1] == target.info.shape[1];
+    const bool bias = vocabulary && info.shape.rank() == 1 && target.info.shape.rank() == 1;
+    if (info.shape != target.info.shape && !rows && !bias) {
       fail(Code::shape,
            fmt::format("tensor {} has shape {}, and {} of {} has {}", by, info.shape.text(),
                        target.info.name, base_.ref.text, target.info.shape.text()));
     }
+    touched_.insert(*item);
     if (weight_ != 1) return blend(saved, *item);
-    if (tied_ && embedding_ && *item == *embedding_) embedding_saved_ = saved.why;
+    if (use != nullptr) use->saved = saved.why;
+    if (use != nullptr && use == uses_.data()) saved_everywhere_ = mirrored_;
     if (embedding_ && *item == *embedding_ && info.shape != target.info.shape) {
       view_.rows = target.info.shape[0];
     }
     if (added_.contains(*item)) return;
     spare(target.model, target.entry, fmt::format("replaced by tensor {}", by));
-    if (tied_ && embedding_ && *item == *embedding_) original_ = target;
+    if (use != nullptr && use == uses_.data()) original_ = target;
+    take(target, model_, saved.entry);
+  }
+
+  // A tensor's values in place of those that an item had.
+  void take(Item& target, std::uint32_t model, std::uint32_t index) const {
+    const TensorInfo& info = entry(model, index).info;
     target.info.shape = info.shape;
     target.info.dtype = info.dtype;
-    target.model = model_;
-    target.entry = saved.entry;
+    target.model = model;
+    target.entry = index;
+  }
+
+  // The head's bias under the name that checkpoints with tied vocabularies have for it.
+  [[nodiscard]] std::optional<Index> stored_bias(const std::string& name) const {
+    const std::string own = rename(name, renames_);
+    for (const auto& [copy, stored] : ties_.biases) {
+      if (copy == own) return find(stored);
+    }
+    return std::nullopt;
   }
 
   // A saved module at another weight than 1 lies between the base's and the adapter's.
@@ -662,7 +689,10 @@ class Overlay {
   }
 
   void place(const Tokens& tokens) {
-    const auto item = locate(tokens.path + ".weight");
+    const std::string name = tokens.path + ".weight";
+    auto item = locate(name);
+    Use* const use = item ? use_of(view_.items[*item].info.name) : use_of(name);
+    if (!item && use != nullptr) item = embedding_;
     if (!item) {
       fail(Code::missing, fmt::format("adapter {} has trained tokens of {}, which {} does not have",
                                       shown_, clip(tokens.path, 120), base_.ref.text));
@@ -676,8 +706,9 @@ class Overlay {
                        clip(info.name, 160), shown_, info.shape.text(), *most,
                        view_.items[*item].info.name, shape.text()));
     }
+    const std::string& owned = use != nullptr ? use->name : view_.items[*item].info.name;
     for (const std::uint64_t row : tokens.rows) {
-      const auto [owner, fresh] = token_owners_.emplace(std::pair(*item, row), shown_);
+      const auto [owner, fresh] = token_owners_.emplace(std::pair(owned, row), shown_);
       if (fresh || owner->second == shown_) continue;
       fail(Code::usage,
            fmt::format("adapters {} and {} both trained token {}: only one can be used",
@@ -689,8 +720,9 @@ class Overlay {
     made.weight = weight_;
     made.parts.push_back({Piece::block, located(tokens.entry)});
     made.rows = tokens.rows;
-    if (tied_ && embedding_ && *item == *embedding_) {
-      on_embedding_.push_back({std::move(made), false, true});
+    touched_.insert(*item);
+    if (use != nullptr) {
+      use->waiting.push_back({std::move(made), false, true});
     } else {
       change(*item, std::move(made));
     }
@@ -698,21 +730,44 @@ class Overlay {
 
   // --- vocabulary
 
-  [[nodiscard]] bool is_head(std::string_view name) const {
+  // The use that a name means, as adapters or the base spell it; null where nothing is tied.
+  [[nodiscard]] Use* use_of(const std::string& name) {
+    if (!tied_) return nullptr;
     const std::string own = rename(name, renames_);
-    if (head_) return own == view_.items[*head_].info.name;
-    if (!embedding_) return false;
-    return role(own, view_.items[*embedding_].info.shape, family_) == Role::head;
+    const auto called = [&](const std::string& word) {
+      return std::find_if(uses_.begin(), uses_.end(),
+                          [&](const Use& use) { return use.name == word; });
+    };
+    auto found = called(own);
+    for (const std::string& other : aliases(own)) {
+      if (found != uses_.end()) break;
+      found = called(other);
+    }
+    if (found == uses_.end() && role(own, Shape{2, 2}, family_) == Role::head) {
+      found = called(ties_.head);
+    }
+    return found == uses_.end() ? nullptr : &*found;
   }
 
+  // Matrices and biases with a row or an element for each token.
   [[nodiscard]] bool is_vocabulary(std::string_view name) const {
-    return (embedding_ && name == view_.items[*embedding_].info.name) ||
-           (head_ && name == view_.items[*head_].info.name) ||
-           role(name, Shape{2, 2}, family_) == Role::head;
+    if (embedding_ && name == view_.items[*embedding_].info.name) return true;
+    if (head_ && name == view_.items[*head_].info.name) return true;
+    if (std::any_of(uses_.begin(), uses_.end(), [&](const Use& u) { return u.name == name; }) ||
+        std::any_of(ties_.biases.begin(), ties_.biases.end(),
+                    [&](const auto& both) { return both.first == name || both.second == name; })) {
+      return true;
+    }
+    if (last_component(name) == "bias" && parent(name) == parent(ties_.head)) return true;
+    const Role played = role(name, Shape{2, 2}, family_);
+    return played == Role::head || played == Role::head_bias;
   }
 
   // The input embedding, the head, and whether they are one tensor.
   void find_vocabulary() {
+    ties_ = ties(
+        architecture_, [&](const std::string& name) { return find(name).has_value(); },
+        family_ != nullptr ? family_->head : std::string_view());
     for (Index i = 0; i < view_.items.size(); ++i) {
       const TensorInfo& info = view_.items[i].info;
       if (layered(info.name)) continue;
@@ -723,74 +778,129 @@ class Overlay {
       if (played == Role::embedding && (!embedding_ || best)) embedding_ = i;
       if (played == Role::head && info.shape.rank() == 2 && (!head_ || best)) head_ = i;
     }
+    if (const auto known = find(ties_.embedding)) embedding_ = known;
+    if (const auto known = find(ties_.head)) head_ = known;
     tied_ = embedding_ &&
             (speaks(architecture_) ? config_.tied().value_or(!head_)
                                    : architecture_.empty() && config_.tied().value_or(false));
+    if (!tied_) return;
+    uses_.push_back({view_.items[*embedding_].info.name, embedding_, {}, {}});
+    const std::string head = head_ ? view_.items[*head_].info.name : ties_.head;
+    uses_.push_back({head, head_, {}, {}});
+    for (const std::string& name : ties_.uses) uses_.push_back({name, find(name), {}, {}});
   }
 
-  struct Waiting {
-    Effect effect;
-    bool tying = false;   // the adapter mirrors one end on the other
-    bool tokens = false;  // rows that both ends follow
-  };
+  // True if the flag ensure_weight_tying did what it says when PEFT made the adapter: it looks for
+  // two names only, among saved modules and targets.
+  [[nodiscard]] bool mirrors() {
+    const AdapterConfig& config = adapter_->config;
+    if (!tied_ || !config.tying) return false;
+    const auto named = [](const std::string& name) {
+      const std::string_view last = last_component(name);
+      return last == "embed_tokens" || last == "lm_head";
+    };
+    if (std::any_of(config.modules_to_save.begin(), config.modules_to_save.end(), named) ||
+        std::any_of(config.targets.begin(), config.targets.end(), named)) {
+      return true;
+    }
+    adapter::Effort effort;
+    const adapter::Choice targets(config.targets, config.target_pattern,
+                                  fmt::format("target_modules of {}", shown_));
+    if (!config.target_pattern.empty() &&
+        (targets.fits("embed_tokens", effort) || targets.fits("lm_head", effort))) {
+      return true;
+    }
+    // PEFT takes the names of tied ends off its lists: what is in the file all the same mirrors.
+    const auto other = [&](const std::string& name) {
+      const Use* const use = use_of(name);
+      return use != nullptr && use != uses_.data();
+    };
+    const bool embedding =
+        std::any_of(adapter_->saved.begin(), adapter_->saved.end(), [&](const Saved& saved) {
+          return saved.why == Saved::Why::module && use_of(saved.name) == uses_.data();
+        });
+    return std::any_of(adapter_->saved.begin(), adapter_->saved.end(),
+                       [&](const Saved& saved) {
+                         return embedding && saved.why == Saved::Why::embedding &&
+                                other(saved.name);
+                       }) ||
+           std::any_of(
+               adapter_->modules.begin(), adapter_->modules.end(), [&](const Adapted& module) {
+                 return other(module.path + ".weight") && !targets.fits(module.path, effort);
+               });
+  }
 
-  // One tensor with two uses: it stays one where both change alike, and becomes two where not.
+  // One tensor with several uses: it stays one where all change alike, and becomes one for each use
+  // where not.
   void settle_vocabulary() {
     if (!tied_) return check_rows();
-    const auto shared = [](const Waiting& w) { return w.tying || w.tokens; };
-    const bool apart =
-        head_saved_ || embedding_saved_ == Saved::Why::module ||
-        !std::all_of(on_embedding_.begin(), on_embedding_.end(), shared) ||
-        !std::all_of(on_head_.begin(), on_head_.end(), [](const Waiting& w) { return w.tying; });
-    if (!apart ||
-        (on_embedding_.empty() && on_head_.empty() && !embedding_saved_ && !head_saved_)) {
-      for (Waiting& w : on_embedding_) change(*embedding_, std::move(w.effect));
-      for (const Waiting& w : on_head_) {
-        for (const Effect::Part& part : w.effect.parts) {
-          spare(part.tensor.place.model, part.tensor.place.entry,
-                "mirrors the factors of the tied embedding, whose change is added once");
-        }
+    Use& embedding = uses_.front();
+    const std::span<Use> others = std::span(uses_).subspan(1);
+    const bool touched = std::any_of(uses_.begin(), uses_.end(), [](const Use& use) {
+      return use.saved || !use.waiting.empty();
+    });
+    if (!touched) return;
+    const auto everywhere = [](const Waiting& w) { return w.mirrored || w.tokens; };
+    // Rows that an adapter brings because the vocabulary grew are those of the tied tensor.
+    const bool whole = saved_everywhere_ || embedding.saved == Saved::Why::embedding;
+    const bool alike =
+        (!embedding.saved || whole) &&
+        std::all_of(embedding.waiting.begin(), embedding.waiting.end(), everywhere) &&
+        std::all_of(others.begin(), others.end(), [&](const Use& use) {
+          return !use.saved && std::all_of(use.waiting.begin(), use.waiting.end(),
+                                           [](const Waiting& w) { return w.mirrored; });
+        });
+    for (Use& use : others) {
+      for (const Waiting& w : use.waiting) {
+        if (w.mirrored) spare_mirror(w.effect);
       }
-      return;
+      std::erase_if(use.waiting, [](const Waiting& w) { return w.mirrored; });
+      if (use.item && use.saved) continue;  // an adapter's own
+      if (!use.item && alike) continue;
+      const bool fresh = !use.item.has_value();
+      Item item = original_ && !whole ? *original_ : view_.items[*embedding_];
+      item.info.name = use.name;
+      if (fresh) {
+        use.item = append(std::move(item));
+      } else if (whole && embedding.saved) {
+        take(view_.items[*use.item], item.model, item.entry);
+      }
+      for (const Waiting& w : embedding.waiting) {
+        if (everywhere(w)) change(*use.item, w.effect);
+      }
     }
-    Index head = 0;
-    if (head_saved_) {
-      head = *find_head();
-    } else if (head_) {
-      head = *head_;
-    } else {
-      Item item = original_ ? *original_ : view_.items[*embedding_];
-      item.info.name = head_name();
-      head = append(std::move(item));
+    for (Use& use : uses_) {
+      for (Waiting& w : use.waiting) change(*use.item, std::move(w.effect));
     }
-    view_.head_added = !head_.has_value();
-    // A head that the adapter brings stands for itself.
-    for (const Waiting& w : on_embedding_) {
-      if (w.tokens && !head_saved_) change(head, w.effect);
-    }
-    for (Waiting& w : on_head_) change(head, std::move(w.effect));
-    for (Waiting& w : on_embedding_) change(*embedding_, std::move(w.effect));
+    embedding_now_ = uses_[1].item;
+    if (alike) return check_rows();
+    for (const auto& [copy, stored] : ties_.biases) repeat(stored, copy);
+    view_.untied = true;
     draft_.problems.warn(
         Code::usage,
         fmt::format(
             "{}: {} and {} were one tied tensor and change differently, so the output has both "
             "and its config.json says tie_word_embeddings: false",
-            view_.text, view_.items[*embedding_].info.name, view_.items[head].info.name));
-    embedding_now_ = head;
+            view_.text, embedding.name, uses_[1].name));
     check_rows();
   }
 
-  [[nodiscard]] std::optional<Index> find_head() const {
-    for (const Index index : added_) {
-      const TensorInfo& info = view_.items[index].info;
-      if (role(info.name, info.shape, family_) == Role::head) return index;
+  void spare_mirror(const Effect& effect) {
+    for (const Effect::Part& part : effect.parts) {
+      spare(part.tensor.place.model, part.tensor.place.entry,
+            "mirrors the factors of the tied embedding, whose change is added once");
     }
-    return head_;
   }
 
-  [[nodiscard]] std::string head_name() const {
-    return family_ != nullptr && !family_->head.empty() ? std::string(family_->head)
-                                                        : "lm_head.weight";
+  // A bias that is stored once and has another name besides, under that name too.
+  void repeat(const std::string& stored, const std::string& copy) {
+    const auto from = find(stored);
+    if (!from || find(copy)) return;
+    Item item = view_.items[*from];
+    item.info.name = copy;
+    const Index index = append(std::move(item));
+    const auto effects = effects_.find(*from);
+    if (effects != effects_.end()) effects_[index] = std::vector<Effect>(effects->second);
   }
 
   // A vocabulary that grew has to have grown at both ends.
@@ -808,6 +918,31 @@ class Overlay {
              "must grow together",
              view_.text, std::max(in.info.shape[0], out.info.shape[0]), in.info.name, out.info.name,
              std::min(in.info.shape[0], out.info.shape[0])));
+  }
+
+  // Biases of the vocabulary that no adapter brings follow its rows: new tokens have 0, as
+  // transformers gives them when it resizes a model.
+  void grow_along() {
+    if (!view_.rows || !embedding_) return;
+    const std::uint64_t before = *view_.rows, now = view_.items[*embedding_].info.shape[0];
+    for (Item& item : view_.items) {
+      const Shape& shape = item.info.shape;
+      const bool flat = shape.rank() == 1
+                            ? shape[0] == before
+                            : shape.rank() == 2 && shape[0] == 1 && shape[1] == before;
+      if (!flat || item.model != view_.model || layered(item.info.name)) continue;
+      const bool bias = is_vocabulary(item.info.name) || item.info.name == "final_logits_bias";
+      if (!bias || now == before) continue;
+      RowMap map;
+      map.rows = now;
+      map.width = 1;
+      for (std::uint64_t row = 0; row <= now; ++row) map.first.push_back(std::min(row, before));
+      for (std::uint64_t row = 0; row < std::min(before, now); ++row) {
+        map.picks.push_back({item.model, item.entry, row});
+      }
+      item.rows = std::make_shared<const RowMap>(std::move(map));
+      item.info.shape = shape.rank() == 1 ? Shape{now} : Shape{1, now};
+    }
   }
 
   // The tokenizer goes with the rows: the last adapter that brings one has it.
@@ -858,15 +993,14 @@ class Overlay {
     const adapter::Choice targets(config.targets, {}, {});
     const adapter::Choice excluded(config.excluded, config.excluded_pattern,
                                    fmt::format("exclude_modules of {}", shown_));
-    std::unordered_set<std::string> have;
-    for (const Adapted& module : adapter_->modules) have.insert(rename(module.path, renames_));
     adapter::Effort effort;
     std::size_t count = 0;
     std::string first;
-    for (const Item& item : view_.items) {
+    for (Index i = 0; i < view_.items.size(); ++i) {
+      const Item& item = view_.items[i];
       if (!item.info.name.ends_with(".weight") || item.info.shape.rank() < 2) continue;
       const std::string path = item.info.name.substr(0, item.info.name.size() - 7);
-      if (have.contains(path) || !targets.fits(path, effort) || excluded.fits(path, effort))
+      if (touched_.contains(i) || !targets.fits(path, effort) || excluded.fits(path, effort))
         continue;
       if (++count == 1) first = path;
     }
@@ -891,8 +1025,10 @@ class Overlay {
   std::uint32_t model_ = 0;
   std::string shown_;
   double weight_ = 1;
+  bool mirrored_ = false;  // what it does to one use of a tied vocabulary it does to all
   Renames renames_;
   std::unordered_set<std::string> taken_;  // parameters that have their factors
+  std::unordered_set<Index> touched_;      // items that it changes or replaces
   std::size_t missing_ = 0;
   std::vector<std::string> missing_names_;
 
@@ -901,14 +1037,14 @@ class Overlay {
   std::map<Index, std::vector<Effect>> effects_;
   std::set<Index> added_;
   std::unordered_map<std::string, std::string> owners_;  // of replaced tensors: the adapter
-  std::map<std::pair<Index, std::uint64_t>, std::string> token_owners_;
+  std::map<std::pair<std::string, std::uint64_t>, std::string> token_owners_;
 
+  Ties ties_;
   std::optional<Index> embedding_, head_, embedding_now_;
   bool tied_ = false;
-  std::optional<Item> original_;  // the embedding before an adapter replaced it
-  std::optional<Saved::Why> embedding_saved_;
-  bool head_saved_ = false;
-  std::vector<Waiting> on_embedding_, on_head_;
+  std::vector<Use> uses_;          // where it is tied
+  std::optional<Item> original_;   // the embedding before an adapter replaced it
+  bool saved_everywhere_ = false;  // the embedding that an adapter brings is that of all uses
 };
 
 }  // namespace
@@ -934,7 +1070,7 @@ View plain_view(const Plan& plan, std::uint32_t model, std::string text) {
   view.items.reserve(checkpoint.entries().size());
   for (std::uint32_t e = 0; e < checkpoint.entries().size(); ++e) {
     const TensorInfo& info = checkpoint.entries()[e].info;
-    view.items.push_back({info, model, e, info.dtype, nullptr});
+    view.items.push_back({info, model, e, info.dtype, nullptr, nullptr});
   }
   return view;
 }

@@ -76,7 +76,9 @@ std::string edited_config(Draft& draft, std::uint32_t model, const Written& writ
   if (written.rows != written.donor_rows) edits.vocabulary = written.rows;
   // A head of its own is read only by a model that is told so. Where the config is silent, the
   // architecture's default fits the donor. A model without head was tied before.
-  if (written.head && config.tied().value_or(!written.donor_head)) edits.tied = false;
+  const bool apart =
+      draft.views[model].untied || (written.head && config.tied().value_or(!written.donor_head));
+  if (apart) edits.tied = false;
   return config.edited(edits, draft.problems);
 }
 

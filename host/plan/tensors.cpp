@@ -101,8 +101,7 @@ class Writer {
       const Template& part = names_.templates[p];
       if (part.role == Role::head) {
         heads_.push_back(p);
-        written_.donor_head = written_.donor_head ||
-                              (holds_[draft_.donor][p] && !draft_.views[draft_.donor].head_added);
+        written_.donor_head = written_.donor_head || holds_[draft_.donor][p];
       }
       if (part.role != Role::embedding) continue;
       const bool best = names_.family != nullptr && part.before == names_.family->embedding;
@@ -354,7 +353,7 @@ class Writer {
     job.output.name = output;
     job.output.shape = shares.front().item->info.shape;
     for (const Share& share : shares) {
-      job.operands.push_back({share.item->model, share.item->entry, {}, {}});
+      job.operands.push_back({share.item->model, share.item->entry, share.item->rows, {}});
     }
     if (!same_shapes(what, shares, job)) return;
     if (!same_types(shares, job)) return;
@@ -543,7 +542,7 @@ class Writer {
       const Shape& shape = share.item->info.shape;
       if (draft_.recipe().base_model && share.model == draft_.donor) base = rows.size();
       const auto& own = tokenizers_->own[share.model];
-      if (share.item->effects) {
+      if (share.item->effects || share.item->rows) {
         problems_.error(
             Code::usage,
             fmt::format(

@@ -20,6 +20,8 @@ struct Item {
   Dtype type = Dtype::f32;  // that the base model has in its place
   // What adapters do to it, in order; null: nothing. Shared by the copies of a replicated layer.
   std::shared_ptr<const std::vector<Effect>> effects;
+  // Elements in another order or number than in `entry`; null: as stored.
+  std::shared_ptr<const RowMap> rows;
 };
 
 struct View {
@@ -28,7 +30,7 @@ struct View {
   std::string tokenizer;    // folder of the tokenizer that belongs to the rows
   std::vector<Item> items;  // sorted by name
   // Of an adapted model: what the base's config.json speaks of.
-  bool head_added = false;            // the base has no head of its own
+  bool untied = false;                // uses of a tied vocabulary became tensors of their own
   std::optional<std::uint64_t> rows;  // of the base's input embedding, where it was replaced
 };
 

@@ -408,6 +408,183 @@ TEST_F(AdaptTest, TiedSavedEmbeddingLeavesTheHeadAsItWas) {
   EXPECT_EQ(unused(p, "base:model.embed_tokens.weight"), "used");
 }
 
+TEST_F(AdaptTest, SavedEndsThatTheFlagTiesStayOneTensor) {
+  base(headless(), tied_config());
+  const Tensors ends =
+      kPair + saved("model.embed_tokens.weight", {10, 4}) + saved("lm_head.weight", {10, 4});
+  adapter("both",
+          lora_config(R"("ensure_weight_tying": true, "modules_to_save": ["embed_tokens"])"), ends);
+  adapter("one", lora_config(R"("ensure_weight_tying": true, "modules_to_save": ["embed_tokens"])"),
+          kPair + saved("model.embed_tokens.weight", {10, 4}));
+  for (const char* name : {"both", "one"}) {
+    const Plan p = plan(std::string("base+") + name);
+    ASSERT_TRUE(p.sound()) << problems(p);
+    EXPECT_EQ(origin(p, "model.embed_tokens.weight"),
+              std::string(name) + ":base_model.model.model.embed_tokens.weight");
+    EXPECT_EQ(find(p, "lm_head.weight"), nullptr);
+    EXPECT_EQ(config(p)["tie_word_embeddings"], true);
+  }
+  // The same tensors without the flag are two.
+  adapter("apart", lora_config(R"("modules_to_save": ["embed_tokens", "lm_head"])"), ends);
+  const Plan p = plan("base+apart");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "lm_head.weight"), "apart:base_model.model.lm_head.weight");
+  EXPECT_EQ(config(p)["tie_word_embeddings"], false);
+}
+
+TEST_F(AdaptTest, FlagThatPeftDidNotFollowIsNotBelieved) {
+  // PEFT looks for the names embed_tokens and lm_head only.
+  base({{"transformer.wte.weight", Dtype::f32, {10, 4}},
+        {"transformer.h.0.attn.c_attn.weight", Dtype::f32, {4, 12}}},
+       R"({"architectures": ["GPT2LMHeadModel"], "n_layer": 1})");
+  adapter("a", lora_config(R"("ensure_weight_tying": true, "target_modules": ["wte"])"),
+          saved("transformer.wte.lora_embedding_A", {2, 10}) +
+              saved("transformer.wte.lora_embedding_B", {4, 2}));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "transformer.wte.weight"), "base:transformer.wte.weight a embedding");
+  EXPECT_EQ(origin(p, "lm_head.weight"), "base:transformer.wte.weight");
+}
+
+struct Ends {
+  const char* architecture;
+  Tensors stored;
+  std::string embedding, head;
+  std::vector<std::string> others;  // names that the class reads beside them
+};
+
+TEST_F(AdaptTest, UntiedEndsHaveTheNamesThatTheirClassReads) {
+  const std::string words = "embeddings.word_embeddings.weight";
+  const std::vector<Ends> all = {
+      {"WhisperForConditionalGeneration",
+       {},
+       "model.decoder.embed_tokens.weight",
+       "proj_out.weight",
+       {}},
+      {"ModernBertForMaskedLM",
+       {{"decoder.bias", Dtype::f32, {10}}},
+       "model.embeddings.tok_embeddings.weight",
+       "decoder.weight",
+       {"decoder.bias"}},
+      {"BertForMaskedLM",
+       {{"cls.predictions.bias", Dtype::f32, {10}},
+        {"cls.predictions.transform.dense.weight", Dtype::f32, {4, 4}}},
+       "bert." + words,
+       "cls.predictions.decoder.weight",
+       {"cls.predictions.decoder.bias"}},
+      {"XLMRobertaForMaskedLM",
+       {{"lm_head.bias", Dtype::f32, {10}}, {"lm_head.dense.weight", Dtype::f32, {4, 4}}},
+       "roberta." + words,
+       "lm_head.decoder.weight",
+       {"lm_head.decoder.bias"}},
+      {"ElectraForMaskedLM",
+       {{"generator_predictions.dense.weight", Dtype::f32, {4, 4}}},
+       "electra." + words,
+       "generator_lm_head.weight",
+       {}},
+      {"MBartForConditionalGeneration",
+       {{"final_logits_bias", Dtype::f32, {1, 10}}},
+       "model.shared.weight",
+       "lm_head.weight",
+       {"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"}},
+      {"T5ForConditionalGeneration",
+       {},
+       "shared.weight",
+       "lm_head.weight",
+       {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}},
+  };
+  for (const Ends& ends : all) {
+    SCOPED_TRACE(ends.architecture);
+    Tensors stored = ends.stored;
+    stored.push_back({ends.embedding, Dtype::f32, {10, 4}});
+    base(stored, std::string(R"({"architectures": [")") + ends.architecture + "\"]}");
+    const std::string module = ends.embedding.substr(0, ends.embedding.size() - 7);
+    adapter(
+        "a", lora_config(),
+        saved(module + ".lora_embedding_A", {2, 10}) + saved(module + ".lora_embedding_B", {4, 2}));
+    Plan p = plan("base+a");
+    ASSERT_TRUE(p.sound()) << problems(p);
+    EXPECT_EQ(origin(p, ends.embedding), "base:" + ends.embedding + " a embedding");
+    EXPECT_EQ(origin(p, ends.head), "base:" + ends.embedding);
+    for (const std::string& name : ends.others) EXPECT_NE(find(p, name), nullptr) << name;
+    EXPECT_EQ(p.jobs.size(), stored.size() + 1 + ends.others.size() -
+                                 static_cast<std::size_t>(std::count_if(
+                                     stored.begin(), stored.end(), [&](const TensorInfo& t) {
+                                       return std::find(ends.others.begin(), ends.others.end(),
+                                                        t.name) != ends.others.end();
+                                     })));
+    EXPECT_EQ(config(p)["tie_word_embeddings"], false);
+    // A LoRA on the head finds it although no file has it.
+    adapter("h", lora_config(), lora_pair(ends.head.substr(0, ends.head.size() - 7), 2, 4, 10));
+    p = plan("base+h");
+    ASSERT_TRUE(p.sound()) << problems(p);
+    EXPECT_EQ(origin(p, ends.head), "base:" + ends.embedding + " h linear");
+  }
+}
+
+TEST_F(AdaptTest, EverythingWithAVocabularyGrowsWithIt) {
+  base({{"final_logits_bias", Dtype::bf16, {1, 10}}, {"model.shared.weight", Dtype::bf16, {10, 4}}},
+       R"({"architectures": ["BartForConditionalGeneration"], "vocab_size": 10})");
+  adapter("a", lora_config(),
+          saved("model.shared.weight", {12, 4}) + saved("lm_head.weight", {12, 4}));
+  const Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  const Job* bias = find(p, "final_logits_bias");
+  ASSERT_NE(bias, nullptr);
+  EXPECT_EQ(bias->output.shape, (Shape{1, 12}));
+  ASSERT_NE(bias->operands[0].rows, nullptr);
+  EXPECT_EQ(bias->operands[0].rows->picks.size(), 10U);
+  EXPECT_EQ(find(p, "model.encoder.embed_tokens.weight")->output.shape, (Shape{12, 4}));
+  EXPECT_EQ(config(p)["vocab_size"], 12);
+}
+
+TEST_F(AdaptTest, NamesInMemoryMeetNamesOnDisk) {
+  struct Names {
+    const char *architecture, *disk, *memory;
+  };
+  for (const auto& [architecture, disk, memory] : {
+           Names{"GPTNeoXForCausalLM", "embed_out", "lm_head"},
+           {"NemotronHForCausalLM", "backbone.layers.2.mixer.q_proj",
+            "model.layers.2.mixer.q_proj"},
+           {"ViTForImageClassification", "vit.encoder.layer.1.attention.attention.query",
+            "vit.layers.1.attention.q_proj"},
+           {"ViTForImageClassification", "vit.encoder.layer.1.attention.output.dense",
+            "vit.layers.1.attention.o_proj"},
+           {"ViTForImageClassification", "vit.encoder.layer.1.output.dense",
+            "vit.layers.1.mlp.fc2"},
+           {"SwinForImageClassification", "swin.encoder.layers.0.blocks.0.attention.self.key",
+            "swin.encoder.layers.0.blocks.0.attention.k_proj"},
+           {"MixtralForCausalLM", "model.layers.0.block_sparse_moe.gate",
+            "model.layers.0.mlp.gate"},
+           {"GraniteMoeForCausalLM", "model.layers.0.block_sparse_moe.router.layer",
+            "model.layers.0.block_sparse_moe.router"},
+       }) {
+    SCOPED_TRACE(memory);
+    const std::string name = std::string(disk) + ".weight";
+    base({{name, Dtype::f32, {6, 4}}, {"other.weight", Dtype::f32, {2, 2}}},
+         std::string(R"({"architectures": [")") + architecture + "\"]}");
+    adapter("a", lora_config(), lora_pair(memory));
+    const Plan p = plan("base+a");
+    ASSERT_TRUE(p.sound()) << problems(p);
+    EXPECT_EQ(origin(p, name), "base:" + name + " a linear");
+    EXPECT_EQ(p.jobs.size(), 2U);
+  }
+}
+
+TEST_F(AdaptTest, TwoRotationsOfAnEmbeddingActInTheOrderGiven) {
+  base({{"embed_tokens.weight", Dtype::f32, {10, 4}}, {"lin.weight", Dtype::f32, {4, 4}}}, "");
+  const std::string oft =
+      R"({"peft_type": "OFT", "oft_block_size": 4, "r": 0, "target_modules": ["embed_tokens", "lin"]})";
+  for (const char* name : {"a", "b"}) {
+    adapter(name, oft,
+            saved("embed_tokens.oft_embedding_R", {1, 6}) + saved("lin.oft_R.weight", {1, 6}));
+  }
+  const Plan p = plan("base+a+b");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(effects(p, "embed_tokens.weight").at(0).at("adapter"), "a");
+  EXPECT_EQ(effects(p, "lin.weight").at(0).at("adapter"), "b");
+}
+
 TEST_F(AdaptTest, TrainedTokensReplaceRowsOnBothTiedEnds) {
   base(headless(), tied_config());
   adapter("a", lora_config(R"("trainable_token_indices": [7, 2])"),
@@ -537,6 +714,28 @@ TEST_F(AdaptTest, FusedExpertsAreTakenInEitherLayout) {
   EXPECT_EQ(origin(p, kExperts + ".gate_up_proj"),
             "base:" + kExperts + ".gate_up_proj a transposed");
   EXPECT_EQ(origin(p, kExperts + ".down_proj"), "base:" + kExperts + ".down_proj a transposed");
+}
+
+TEST_F(AdaptTest, ExpertsWithoutGatesAndRenamedOnesAreFound) {
+  const std::string mixer = "layers.1.mixer.experts";
+  base({{"backbone." + mixer + ".0.up_proj.weight", Dtype::f32, {6, 4}},
+        {"backbone." + mixer + ".1.up_proj.weight", Dtype::f32, {6, 4}}},
+       moe("NemotronHForCausalLM"));
+  adapter("a", lora_config(R"("target_parameters": ["mixer.experts.up_proj"])"),
+          lora_pair("model." + mixer, 4, 4, 6));
+  Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(effects(p, "backbone." + mixer + ".1.up_proj.weight").at(0).at("experts"), 2);
+  const std::string sparse = "model.layers.0.block_sparse_moe.";
+  base({{sparse + "input_linear.weight", Dtype::f32, {2, 6, 4}},
+        {sparse + "output_linear.weight", Dtype::f32, {2, 4, 3}}},
+       moe("GraniteMoeForCausalLM"));
+  adapter(
+      "b", experts_config(),
+      lora_pair(sparse + "experts.base_layer", 4, 4, 6) + lora_pair(sparse + "experts", 4, 3, 4));
+  p = plan("base+b");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(effects(p, sparse + "output_linear.weight").at(0).at("experts"), 2);
 }
 
 TEST_F(AdaptTest, SquareExpertsFollowTheReleaseThatTrainedThem) {

@@ -242,16 +242,21 @@ TEST(Adapter, MarkedFormOfASavedModuleCounts) {
   EXPECT_EQ(a.idle.size(), 2U);
 }
 
-TEST(Adapter, SavedModulesMatchBetweenDots) {
+TEST(Adapter, SavedModulesAreThoseWhoseNameEndsAsPeftMatchesThem) {
   const Adapter a =
       read_adapter_of(lora_config(R"("modules_to_save": ["head"])"),
                       test::Tensors{{"base_model.model.head.dense.weight", Dtype::f32, {3, 4}},
                                     {"base_model.model.head.dense.bias", Dtype::f32, {3}}});
   EXPECT_EQ(a.saved.size(), 2U);
+  const Adapter norms = read_adapter_of(
+      lora_config(R"("modules_to_save": ["norm"])"),
+      test::Tensors{{"base_model.model.layers.0.input_layernorm.weight", Dtype::f32, {4}},
+                    {"base_model.model.norm.weight", Dtype::f32, {4}}});
+  EXPECT_EQ(norms.saved.size(), 2U);
   expect_refused(lora_config(R"("modules_to_save": ["head"])"),
                  (test::Tensors{{"base_model.model.head.weight", Dtype::f32, {3, 4}},
-                                {"base_model.model.overhead.weight", Dtype::f32, {3, 4}}}),
-                 "overhead.weight");
+                                {"base_model.model.headless.weight", Dtype::f32, {3, 4}}}),
+                 "headless.weight");
   expect_refused(lora_config(R"("modules_to_save": ["head"])"), lora_pair("q"),
                  "modules_to_save names 'head'");
 }
@@ -287,6 +292,18 @@ TEST(Adapter, ResizedEmbeddingsAreTakenWhole) {
   EXPECT_EQ(a.saved[0].name, "lm_head.weight");
   EXPECT_EQ(a.saved[0].why, Saved::Why::embedding);
   EXPECT_EQ(a.saved[1].name, "model.embed_tokens.weight");
+  // PEFT saves the layer as it stands, so a head's bias comes along, whatever the head is called.
+  for (const char* head : {"proj_out", "cls.predictions.decoder", "lm_head", "vocab_projector"}) {
+    const std::string name = std::string("base_model.model.") + head;
+    const Adapter whole = read_adapter_of(
+        lora_config(), lora_pair("q") + test::Tensors{{name + ".weight", Dtype::f32, {9, 4}},
+                                                      {name + ".bias", Dtype::f32, {9}}});
+    ASSERT_EQ(whole.saved.size(), 2U) << head;
+    EXPECT_EQ(whole.saved[0].why, Saved::Why::embedding);
+    EXPECT_EQ(whole.saved[1].why, Saved::Why::embedding);
+    expect_refused(lora_config(), lora_pair("q") + test::Tensors{{name + ".bias", Dtype::f32, {9}}},
+                   "bias: none");
+  }
 }
 
 TEST(Adapter, TrainedTokensComeWithTheirRows) {
@@ -344,6 +361,19 @@ TEST(Adapter, ExpertParametersAreToldApartByTheirRanks) {
   EXPECT_EQ(bare.modules[0].parameters.front(), "down_proj");
   EXPECT_EQ(bare.modules[1].parameters.front(), "gate_up_proj");
   EXPECT_TRUE(bare.modules[2].parameters.empty());
+  // A router's weight beside experts named alone: their ranks and alphas are not its own.
+  const Adapter routed =
+      read_adapter_of(lora_config(R"("target_modules": ["q_proj"],
+                     "target_parameters": ["down_proj", "gate.weight", "gate_up_proj"],
+                     "rank_pattern": {"down_proj": 1}, "alpha_pattern": {"down_proj": 32})"),
+                      lora_pair("layers.0.mlp.gate") + pair("", 3) + pair(".base_layer", 6));
+  ASSERT_EQ(routed.modules.size(), 3U);
+  EXPECT_EQ(routed.modules[0].parameters.front(), "down_proj");
+  EXPECT_EQ(routed.modules[0].scaling, 32.0);
+  EXPECT_EQ(routed.modules[2].path, "layers.0.mlp.gate");
+  EXPECT_EQ(routed.modules[2].parameters, (std::vector<std::string>{"weight"}));
+  EXPECT_EQ(routed.modules[2].experts, 1U);
+  EXPECT_EQ(routed.modules[2].scaling, 2.0);
   expect_refused(lora_config(R"("target_parameters": ["experts.down_proj"])"),
                  pair("", 6) + pair(".base_layer", 6), "2 adapted parameters");
   expect_refused(lora_config(), pair(".base_layer", 2), "target_parameters");
@@ -406,6 +436,15 @@ TEST(Adapter, VariantsAndInitialisationsThatNoFileHoldsAreRefused) {
   }
   const Adapter a = read_adapter_of(lora_config(R"("init_lora_weights": "olora")"), lora_pair("q"));
   EXPECT_EQ(a.config.residual, AdapterConfig::Residual::olora);
+}
+
+TEST(Adapter, OrderOfExpertColumnsIsPeftsOwnOrRefused) {
+  const auto config = [](const char* layout) {
+    return lora_config(fmt::format(R"("lora_B_layout": "{}")", layout));
+  };
+  EXPECT_EQ(read_adapter_of(config("rank_major"), lora_pair("q")).modules.size(), 1U);
+  expect_refused(config("grouped_by_expert"), lora_pair("q"), "rank_major");
+  expect_refused(config("other"), lora_pair("q"), "lora_B_layout");
 }
 
 TEST(Adapter, UnknownFieldsThatAreOnAreRefusedUnlessWaived) {
