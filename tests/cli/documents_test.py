@@ -5,7 +5,9 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 import unittest
+import xml.dom.minidom
 
 from program import PROGRAM, SOURCE, Case
 
@@ -77,6 +79,28 @@ class Links(unittest.TestCase):
             if document.parent.name == "docs" and document.name != "README.md":
                 self.assertIn(f"]({document.name})", index)
         self.assertTrue("](docs/README.md)" in (SOURCE / "README.md").read_text())
+
+
+class Pictures(unittest.TestCase):
+    def test_are_what_their_script_draws(self):
+        script = SOURCE / "tools" / "pictures"
+        done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        shown = "".join(document.read_text() for document in DOCS)
+        names = sorted(path.name for path in (SOURCE / "docs" / "pictures").iterdir())
+        self.assertEqual(names, sorted(f"{draw().name}.svg" for draw in load(script).PICTURES))
+        for name in names:
+            self.assertIn(f"pictures/{name})", shown)
+            text = (SOURCE / "docs" / "pictures" / name).read_text()
+            self.assertIn("prefers-color-scheme: dark", text)
+            xml.dom.minidom.parseString(text)
+
+    def test_with_texts_that_overlap_or_leave_are_not_drawn(self):
+        pictures = load(SOURCE / "tools" / "pictures")
+        picture = pictures.Picture("p", 200, 100, "t", "a")
+        picture.text(10, 50, "word")
+        self.assertRaises(SystemExit, picture.text, 20, 52, "other")
+        self.assertRaises(SystemExit, picture.text, 150, 20, "a long sentence")
 
 
 def rows(text):
