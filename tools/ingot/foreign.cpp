@@ -41,7 +41,7 @@ constexpr std::array kForeign{
     Foreign{"--base-model", "mergekit", "extract", kAdvised, true, "the base is the first argument: ingot extract BASE TUNED -o OUT"},
     Foreign{"--model", "mergekit", "extract", kAdvised, true, "the tuned model is the second argument: ingot extract BASE TUNED -o OUT"},
     Foreign{"--max-rank,-r,--r", "mergekit", "extract", kAdvised, true, "use --rank N"},
-    Foreign{"--distribute-scale,--no-distribute-scale", "mergekit", "extract", kAdvised, false, "leave it out: the singular values are always shared by both factors"},
+    Foreign{"--distribute-scale,--no-distribute-scale", "mergekit", "extract", kAdvised, false, "leave it out: the singular values are always in B"},
     Foreign{"--embed-lora,--no-embed-lora,--save-module", "mergekit", "extract", kAdvised, true, "use --whole-tensors save or --whole-tensors skip"},
     Foreign{"--sv-epsilon", "mergekit", "extract", kAdvised, true, "use --rank auto with --energy SHARE"},
     Foreign{"--skip-undecomposable", "mergekit", "extract", kAdvised, false, "use --whole-tensors skip"},
