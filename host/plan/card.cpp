@@ -31,15 +31,23 @@ class Front {
   std::string text_;
 };
 
-// True for a model of the Hub's cache, whose name others can find on the Hub.
-bool on_hub(const Model& model) {
-  std::string name = "/models--";
-  for (const char c : model.ref.path) name += c == '/' ? std::string("--") : std::string(1, c);
-  return (model.folder + "/").find(name + "/") != std::string::npos;
+// The name on the Hub of a model that lies in the Hub's cache
+// (`…/models--owner--name/snapshots/…`), by whichever path the recipe names it; empty for other
+// folders.
+std::string hub_name(const Model& model) {
+  constexpr std::string_view kMark = "/models--";
+  const std::size_t mark = model.folder.rfind(kMark);
+  if (mark == std::string::npos) return "";
+  const std::size_t begin = mark + kMark.size();
+  std::string name = model.folder.substr(begin, model.folder.find('/', begin) - begin);
+  if (const std::size_t dashes = name.find("--"); dashes != std::string::npos) {
+    name.replace(dashes, 2, "/");
+  }
+  return printable(name) == name ? name : "";
 }
 
 // True for what has the form of a name on the Hub: `owner/name`, or one word as of old.
-bool hub_name(std::string_view text) {
+bool like_hub_name(std::string_view text) {
   const auto allowed = [](char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' ||
            c == '-' || c == '_' || c == '/';
@@ -115,6 +123,13 @@ std::string differences(const Descent& descent) {
     for (const Descent::Claim& claim : descent.licences) {
       text += fmt::format("| {} | {} |\n", cell(claim.model), cell(claim.value));
     }
+  }
+  if (!descent.unlicensed.empty()) {
+    std::string list;
+    for (const std::string& model : descent.unlicensed) {
+      list += fmt::format("{}{}", list.empty() ? "" : ", ", cell(model));
+    }
+    text += fmt::format("\nNo licence is given by the card of {}.\n", list);
   }
   for (const std::string& note : descent.notes) text += fmt::format("\n{}.\n", cell(note));
   return text;
@@ -343,8 +358,9 @@ std::string model_card(Disk& disk, const Plan& plan, const math::Method& method,
   const Source* const bake = baked(plan);
   std::vector<std::string> bases;
   for (const Model& model : plan.models) {
-    if (on_hub(model) && std::find(bases.begin(), bases.end(), model.ref.path) == bases.end()) {
-      bases.push_back(model.ref.path);
+    const std::string name = hub_name(model);
+    if (!name.empty() && std::find(bases.begin(), bases.end(), name) == bases.end()) {
+      bases.push_back(name);
     }
   }
   Front front;
@@ -367,10 +383,12 @@ std::string adapter_card(Disk& disk, const Plan& plan, const std::string& kind,
   const auto opened = std::find_if(plan.models.begin(), plan.models.end(),
                                    [&](const Model& model) { return model.ref.path == base; });
   // A base that was a folder on somebody's machine is no link.
-  const bool known = opened != plan.models.end() ? on_hub(*opened) : hub_name(base);
+  const std::string known = opened != plan.models.end() ? hub_name(*opened)
+                            : like_hub_name(base)       ? base
+                                                        : "";
   Front front;
-  if (known) {
-    front.list("base_model", {base});
+  if (!known.empty()) {
+    front.list("base_model", {known});
     front.set("base_model_relation", "adapter");
   }
   add_descent(front, descent);

@@ -90,7 +90,10 @@ std::vector<Card> read_cards(Disk& disk, const Plan& plan, Problems& problems) {
         folder = slash == std::string::npos ? "." : folder.substr(0, slash);
       }
       const auto path = seek_member(disk, folder, "README.md");
-      if (!path) continue;
+      if (!path) {
+        cards.push_back({shown, model.adapter, {}});
+        continue;
+      }
       const std::string name = shown + "/README.md";
       cards.push_back(
           {shown, model.adapter, read_metadata(read_text(disk, *path, kLongestCard), name)});
@@ -99,6 +102,7 @@ std::vector<Card> read_cards(Disk& disk, const Plan& plan, Problems& problems) {
                     fmt::format("the card of {} cannot be read, so that licence, language and tags "
                                 "of the output are without it: {}",
                                 shown, shorten(error.what(), 500)));
+      cards.push_back({shown, model.adapter, {}});
     }
   }
   return cards;
@@ -127,12 +131,18 @@ void settle_licence(const std::vector<Card>& cards, Descent& descent, Problems& 
   const Card* first = nullptr;
   const Card* other = nullptr;
   for (const Card& card : cards) {
-    if (card.said.licences.empty()) continue;
+    if (card.said.licences.empty()) {
+      descent.unlicensed.push_back(card.model);
+      continue;
+    }
     if (first == nullptr) first = &card;
     if (licence_of(card.said) != licence_of(first->said) && other == nullptr) other = &card;
     descent.licences.push_back({card.model, licence_of(card.said)});
   }
-  if (first == nullptr) return;
+  if (first == nullptr) {
+    descent.unlicensed.clear();
+    return;
+  }
   if (other != nullptr) {
     problems.warn(
         Code::usage,

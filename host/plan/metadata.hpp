@@ -32,6 +32,7 @@ struct Descent {
   };
   std::string licence, licence_name, licence_link;  // empty: nobody says, or they differ
   std::vector<Claim> licences;                      // where they differ: whose is what
+  std::vector<std::string> unlicensed;              // give none, while others do
   std::vector<std::string> languages;               // of all inputs, in their order
   std::string pipeline_tag, library_name;           // the first model's where they differ
   std::vector<std::string> tags;                    // that all inputs with tags have

@@ -76,6 +76,14 @@ TEST_F(CardTest, DifferentLicencesAndTasksAreSaidAndWarnedOf) {
   EXPECT_NE(text.find("b has fill-mask"), std::string::npos);
 }
 
+TEST_F(CardTest, AModelWithoutLicenceIsNamedWhereOthersHaveOne) {
+  say("license: mit\n", "language: en\n");
+  EXPECT_NE(card(plan(linear_)).find("\nNo licence is given by the card of b.\n"),
+            std::string::npos);
+  say("", "");
+  EXPECT_EQ(card(plan(linear_)).find("licence"), std::string::npos);
+}
+
 TEST_F(CardTest, HostileHeadersBecomeWordsOrNothing) {
   const std::string clean = head(card(plan(linear_)));
   for (const char* header :
@@ -102,6 +110,11 @@ TEST_F(CardTest, NamesOfTheHubAreBasesAndFoldersAreNot) {
       plan("merge_method: linear\nparameters: {weight: 1}\nmodels:\n- model: a\n- model: org/c\n"));
   EXPECT_TRUE(text.starts_with("---\nbase_model:\n- org/c\nbase_model_relation: merge\n"));
   EXPECT_EQ(card(plan(linear_)).find("base_model"), std::string::npos);
+  const std::string path = "hub/models--org--c/snapshots/0123456";
+  EXPECT_TRUE(
+      card(plan("merge_method: linear\nparameters: {weight: 1}\nmodels:\n- model: a\n- model: " +
+                path + "\n"))
+          .starts_with("---\nbase_model:\n- org/c\n"));
 }
 
 TEST_F(CardTest, SaysWhatWasDoneAndHowToDoItAgain) {
