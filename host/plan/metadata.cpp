@@ -98,6 +98,7 @@ std::vector<Card> read_cards(Disk& disk, const Plan& plan, Problems& problems) {
       cards.push_back(
           {shown, model.adapter, read_metadata(read_text(disk, *path, kLongestCard), name)});
     } catch (const Error& error) {
+      if (error.code() == Code::io || error.code() == Code::memory) throw;  // not the card
       problems.warn(Code::format,
                     fmt::format("the card of {} cannot be read, so that licence, language and tags "
                                 "of the output are without it: {}",

@@ -40,7 +40,8 @@ struct Descent {
 };
 
 // Reads the card of every model and adapter of the plan. What differs, and a header that cannot be
-// read, is a warning: no card can stop a merge.
+// read as YAML, is a warning: nothing in a card can stop a merge. Throws Error{io} where the disk
+// fails.
 [[nodiscard]] Descent descend(Disk& disk, const Plan& plan, Problems& problems);
 
 }  // namespace ingot::plan
