@@ -107,11 +107,11 @@ void write_companions(Disk& disk, Draft& draft, const Rules& rules, const Writte
 }
 
 // Stops where what follows would only repeat what is already known to be wrong.
-void run(Disk& disk, Draft& draft, Rules& rules) {
+void run(Disk& disk, Draft& draft, Rules& rules, bool whole) {
   const std::optional<Dtype> wanted =
       wanted_dtype(draft.recipe(), draft.plan.options, draft.problems);
   check_tokenizer_setting(draft);
-  if (!open_models(disk, draft) || !rules.usable()) return;
+  if (!open_models(disk, draft) || !rules.usable() || !whole) return;
   const std::vector<Part> parts = make_parts(draft, rules);
   const Written written = write_tensors(disk, draft, rules, wanted, parts);
   Plan& plan = draft.plan;
@@ -139,6 +139,14 @@ Plan build_from(Disk& disk, Recipe recipe, PlanOptions options) {
   result.recipe = std::move(recipe);
   result.options = std::move(options);
   plan::Problems problems;
+  for (const Remark& remark : result.recipe.remarks) {
+    if (remark.fatal) {
+      problems.error(Code::usage, remark.text);
+    } else {
+      problems.warn(Code::usage, remark.text);
+    }
+  }
+  const bool whole = !problems.fatal();  // what is missing would be missed again
   if (result.options.fast_product &&
       (result.recipe.kind != Recipe::Kind::models || result.recipe.method != "passthrough")) {
     problems.error(
@@ -148,19 +156,19 @@ Plan build_from(Disk& disk, Recipe recipe, PlanOptions options) {
                     result.recipe.file));
   }
   if (result.recipe.kind != Recipe::Kind::models) {
-    try {
-      (result.recipe.kind == Recipe::Kind::adapters ? plan::fuse : plan::extract)(disk, result,
-                                                                                  problems);
-    } catch (const Error& e) {
-      problems.error(e.code(), e.what());
-    }
+    if (whole) try {
+        (result.recipe.kind == Recipe::Kind::adapters ? plan::fuse : plan::extract)(disk, result,
+                                                                                    problems);
+      } catch (const Error& e) {
+        problems.error(e.code(), e.what());
+      }
     result.problems = problems.finish();
     return result;
   }
   plan::Rules rules(result.recipe, result.options, problems);
   plan::Draft draft{result, problems, {}, {}, {}, {}, 0, {}, {}, {}};
   try {
-    plan::run(disk, draft, rules);
+    plan::run(disk, draft, rules, whole);
   } catch (const Error& e) {
     problems.error(e.code(), e.what());
   }

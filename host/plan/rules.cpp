@@ -36,6 +36,11 @@ constexpr const char* kPeerParameters[] = {"weight",
                                            "r",
                                            "alpha"};
 
+// Keys of the recipe itself that are met among parameters.
+constexpr const char* kTopKeys[] = {"dtype",      "out_dtype", "merge_method",
+                                    "base_model", "tokenizer", "tokenizer_source",
+                                    "models",     "slices",    "chat_template"};
+
 template <class List>
 bool listed(const List& list, std::string_view word) {
   return std::any_of(std::begin(list), std::end(list),
@@ -60,6 +65,7 @@ Rules::Rules(const Recipe& recipe, const PlanOptions& options, Problems& problem
     : recipe_(recipe), options_(options), problems_(problems) {
   index_ = math::find(recipe.method.c_str());
   if (index_ >= 0 && method().base == math::Base::zero) index_ = -1;  // an adapter's
+  if (recipe.method.empty()) return;                                  // remarked by the parser
   if (index_ < 0) {
     std::vector<std::string> known;
     for (int i = 0; i < math::kMethodCount; ++i) {
@@ -119,6 +125,11 @@ void Rules::check(const Parameters& parameters, const std::string& where, bool o
       problems_.warn(Code::usage,
                      fmt::format("{}: parameter '{}' of {} is not read by {}, which reads {}",
                                  place, name, where, recipe_.method, fmt::join(own, ", ")));
+    } else if (listed(kTopKeys, name)) {
+      problems_.warn(Code::usage,
+                     fmt::format("{}: '{}' among the parameters of {} is not read, in mergekit "
+                                 "neither; it belongs at the top level",
+                                 place, name, where));
     } else if (options_.allow_unknown_keys) {
       waived_.push_back(fmt::format("{} (line {})", name, setting.mark.line));
       problems_.warn(Code::usage,
@@ -127,8 +138,15 @@ void Rules::check(const Parameters& parameters, const std::string& where, bool o
     } else {
       std::vector<std::string> all = own;
       all.insert(all.end(), std::begin(kPeerParameters), std::end(kPeerParameters));
-      problems_.error(Code::usage, fmt::format("{}: unknown parameter '{}' of {}{}", place, name,
-                                               where, hint(name, all)));
+      if (nearest(name, all).empty()) {
+        problems_.warn(Code::usage,
+                       fmt::format("{}: no method reads the parameter '{}' of {}; {} "
+                                   "reads {}",
+                                   place, name, where, recipe_.method, fmt::join(own, ", ")));
+      } else {
+        problems_.error(Code::usage, fmt::format("{}: unknown parameter '{}' of {}{}", place, name,
+                                                 where, hint(name, all)));
+      }
     }
   }
 }
@@ -251,6 +269,15 @@ bool draws(const Plan& plan) {
              return operand.derived && operand.derived->draws();
            });
   });
+}
+
+math::Rule Rules::pass(std::uint64_t elements) {
+  math::Rule rule;
+  rule.method = math::find("passthrough");
+  rule.sources = 1;
+  rule.elements = elements;
+  rule.locals[0][0] = 1;  // its scale
+  return rule;
 }
 
 }  // namespace ingot::plan

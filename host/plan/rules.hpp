@@ -50,6 +50,9 @@ class Rules {
                                                   std::span<const Seat> sources, bool base,
                                                   double t, std::uint64_t elements);
 
+  // The rule that passes one tensor through.
+  [[nodiscard]] static math::Rule pass(std::uint64_t elements);
+
  private:
   void check(const Parameters& parameters, const std::string& where, bool of_model);
   [[nodiscard]] std::optional<double> value(const math::Parameter& parameter,

@@ -20,7 +20,7 @@ class Maker {
 
   std::vector<Part> run() {
     if (!recipe_.models.empty()) {
-      add_whole(kAllModules, recipe_.models, nullptr, "models");
+      add_whole(kAllModules, recipe_.models, recipe_.base_model, nullptr, nullptr, "models");
     } else if (!recipe_.slices.empty()) {
       if (draft_.names.modules.size() > 1) {
         problems_.error(
@@ -53,14 +53,17 @@ class Maker {
         const std::string near = nearest(module.name, known);
         problems_.error(
             Code::usage,
-            fmt::format("{}: {} has no module '{}'; it has {}", draft_.place(module.mark),
-                        draft_.shown(draft_.donor), module.name, fmt::join(known, ", ")));
+            fmt::format("{}: {} has no module '{}'{}; it has {}", draft_.place(module.mark),
+                        draft_.shown(draft_.donor), module.name,
+                        near.empty() ? "" : fmt::format("; did you mean '{}'?", near),
+                        fmt::join(known, ", ")));
         continue;
       }
       const auto number = static_cast<std::uint32_t>(it - known.begin());
       const std::string where = fmt::format("modules.{}.", module.name);
       if (!module.models.empty()) {
-        add_whole(number, module.models, &module.parameters, where + "models");
+        add_whole(number, module.models, recipe_.base_model, nullptr, &module.parameters,
+                  where + "models");
       } else {
         add_slices(number, module.slices, &module.parameters, where);
       }
@@ -76,22 +79,23 @@ class Maker {
   }
 
   void add_whole(std::uint32_t module, const std::vector<Source>& sources,
+                 const std::optional<ModelRef>& base_model, const Parameters* of_slice,
                  const Parameters* of_module, std::string where) {
     Section section;
     section.where = std::move(where);
     for (const Source& source : sources) {
       section.inputs.push_back({index(source.model), 0, &source.parameters});
     }
-    if (recipe_.base_model) {
-      const std::uint32_t base = index(*recipe_.base_model);
+    if (base_model) {
+      const std::uint32_t base = index(*base_model);
       find_base(section, base);
       if (!section.base) {  // whatever the method: mergekit's rule for whole models
         section.inputs.push_back({base, 0, nullptr});
         section.base = section.inputs.size() - 1;
       }
     }
-    if (!check(section) || !check_depths(section, module)) return;
-    bind(section, nullptr, of_module);
+    if (!check(section, module != kAllModules) || !check_depths(section, module)) return;
+    bind(section, of_slice, of_module);
     parts_.push_back({module, {}});
     parts_.back().sections.push_back(std::move(section));
   }
@@ -106,8 +110,8 @@ class Maker {
         if (depth(first, number) == depth(input.model, number)) continue;
         problems_.error(
             Code::shape,
-            fmt::format("{}: {}: {} has {} layers ({}), {} has {}; whole models must be equally "
-                        "deep, slices need not",
+            fmt::format("{}: {}: {} has {} layers ({}), {} has {}; models that are merged whole "
+                        "must have the same number of layers; 'slices' takes some of them",
                         recipe_.file, section.where, draft_.shown(first), depth(first, number),
                         stack.prefix, draft_.shown(input.model), depth(input.model, number)));
         return false;
@@ -132,6 +136,14 @@ class Maker {
   void add_slices(std::uint32_t module, const std::vector<Slice>& slices,
                   const Parameters* of_module, const std::string& where) {
     const std::int32_t stack = main_stack(module);
+    if (stack == kNoStack && slices.size() == 1 && without_layers(slices.front())) {
+      // mergekit's way to name all of a module that has no layers.
+      const Slice& slice = slices.front();
+      add_whole(module, slice.sources, slice.base_model ? slice.base_model : recipe_.base_model,
+                &slice.parameters, of_module,
+                fmt::format("{}slices[0] (line {})", where, slice.mark.line));
+      return;
+    }
     if (stack == kNoStack) {
       problems_.error(Code::format,
                       fmt::format("{}: {} has no layers to slice",
@@ -150,8 +162,9 @@ class Maker {
       bool sound = true;
       for (const Source& source : slice.sources) sound = add_range(section, source) && sound;
       const auto& base = slice.base_model ? slice.base_model : recipe_.base_model;
-      sound = sound && (!base || add_base(section, index(*base))) && check(section);
+      sound = sound && (!base || add_base(section, index(*base))) && check(section, true);
       if (!sound) continue;
+      if (section.count == 0 && !keep_empty(section, i, slices.size())) continue;
       bind(section, &slice.parameters, of_module);
       offset += section.count;
       if (offset > kLayers) {
@@ -162,7 +175,39 @@ class Maker {
       }
       part.sections.push_back(std::move(section));
     }
+    if (offset == 0 && !problems_.fatal()) {
+      problems_.error(Code::usage,
+                      fmt::format("{}: no slice holds a layer, so the output would have none; "
+                                  "layer_range [0, {}] holds all that {} has",
+                                  draft_.place(slices.front().mark), depth(draft_.donor, stack),
+                                  draft_.shown(draft_.donor)));
+      return;
+    }
     parts_.push_back(std::move(part));
+  }
+
+  static bool without_layers(const Slice& slice) {
+    return std::all_of(slice.sources.begin(), slice.sources.end(), [](const Source& source) {
+      return source.layer_range && *source.layer_range == std::pair<std::int64_t, std::int64_t>();
+    });
+  }
+
+  // A slice without layers, which mergekit takes: the first still gives what stands before the
+  // layers, the last what stands behind them; between others it gives nothing.
+  bool keep_empty(const Section& section, std::size_t number, std::size_t count) {
+    const bool first = number == 0;
+    const bool last = number + 1 == count;
+    const auto& shown = draft_.shown(section.inputs.front().model);
+    problems_.warn(
+        Code::usage,
+        fmt::format("{}: {} holds no layer: {}", recipe_.file, section.where,
+                    first || last ? fmt::format("only the tensors {} the layers come from {}",
+                                                first && last ? "before and after"
+                                                : first       ? "before"
+                                                              : "after",
+                                                shown)
+                                  : "it is left out"));
+    return first || last;
   }
 
   bool add_range(Section& section, const Source& source) {
@@ -170,20 +215,21 @@ class Maker {
     const std::uint64_t layers = depth(model, section.stack);
     const auto [begin, end] = source.layer_range.value_or(
         std::pair<std::int64_t, std::int64_t>{0, static_cast<std::int64_t>(layers)});
-    if (begin < 0 || end <= begin || static_cast<std::uint64_t>(end) > layers) {
-      problems_.error(Code::usage, fmt::format("{}: layer_range [{}, {}] of {}: it takes a "
-                                               "beginning from 0 and an end after it, at most {}, "
-                                               "the number of the model's layers",
-                                               draft_.place(source.mark), begin, end,
-                                               draft_.shown(model), layers));
+    // The parser has seen to 0 <= begin <= end.
+    if (begin != end && static_cast<std::uint64_t>(end) > layers) {
+      problems_.error(
+          Code::usage,
+          fmt::format("{}: layer_range [{}, {}] goes beyond the last layer of {}, which has {} "
+                      "layers; [0, {}] are all of them",
+                      draft_.place(source.mark), begin, end, draft_.shown(model), layers, layers));
       return false;
     }
     const std::uint64_t count = static_cast<std::uint64_t>(end - begin);
     if (!section.inputs.empty() && count != section.count) {
       problems_.error(
           Code::usage,
-          fmt::format("{}: {} gives {} layers to {}, and {} gives {}; sources of one slice give "
-                      "equally many",
+          fmt::format("{}: {} gives {} layers to {}, and {} gives {}; all sources of a slice must "
+                      "give the same number of layers",
                       draft_.place(source.mark), draft_.shown(model), count, section.where,
                       draft_.shown(section.inputs.front().model), section.count));
       return false;
@@ -219,8 +265,9 @@ class Maker {
     }
   }
 
-  // The method's demands: base, number of models, none twice.
-  bool check(Section& section) {
+  // The method's demands: base, number of models, none twice. `part` tells that the output has
+  // more than this section.
+  bool check(Section& section, bool part) {
     const math::Method& method = rules_.method();
     const std::string where = fmt::format("{}: {}", recipe_.file, section.where);
     std::set<std::pair<std::uint32_t, std::uint64_t>> seen;
@@ -231,6 +278,16 @@ class Maker {
                                   section.whole ? "" : " with the same layers"));
       return false;
     }
+    const bool apart = method.base == math::Base::origin;
+    if (part && !apart && section.inputs.size() == 1 && method.least > 1) {
+      problems_.warn(Code::usage, fmt::format("{}: {} is the only model, and {} takes {}: its "
+                                              "tensors are passed through unchanged",
+                                              where, draft_.shown(section.inputs.front().model),
+                                              method.name, method.least));
+      section.alone = true;
+      section.base.reset();
+      return true;
+    }
     if (method.base != math::Base::ignored && !section.base) {
       problems_.error(Code::usage,
                       fmt::format("{}: {} needs {}", where, method.name,
@@ -239,8 +296,12 @@ class Maker {
                                                      : "a base_model"));
       return false;
     }
-    const bool apart = method.base == math::Base::origin;
     const std::size_t count = section.inputs.size() - (apart ? 1 : 0);
+    if (apart && count == 0) {
+      problems_.warn(
+          Code::usage,
+          fmt::format("{}: the base is the only model: its tensors are taken as they are", where));
+    }
     const auto least = static_cast<std::size_t>(method.least);
     const auto most = static_cast<std::size_t>(method.most);
     if (count < least || count > most) {

@@ -26,6 +26,7 @@ struct Section {
   std::vector<Input> inputs;        // in file order
   std::optional<std::size_t> base;  // index into inputs, where the method knows a base
   bool whole = true;                // all layers of all stacks; else `count` layers of `stack`
+  bool alone = false;  // its one input is passed through: the method would need another
   std::int32_t stack = kNoStack;
   std::uint64_t count = 0;
   std::uint64_t offset = 0;  // number of its first output layer

@@ -633,10 +633,16 @@ class Writer {
 
   // True if the formula returns its one input as it is.
   [[nodiscard]] bool passes(const Job& job) const {
-    return rules_.method().formula == math::Formula::scale && job.work.rule.locals[0][0] == 1.0;
+    const math::Rule& rule = job.work.rule;
+    return math::method(rule.method).formula == math::Formula::scale && rule.locals[0][0] == 1.0;
   }
 
   bool find_rule(const Section& section, const std::vector<Share>& shares, double t, Job& job) {
+    if (section.alone) {
+      job.work.rule = Rules::pass(job.output.count());
+      if (!shares[0].item->effects) copy_if_unchanged(job);
+      return true;
+    }
     std::vector<Seat> seats;
     for (const Share& share : shares) {
       if (section.base && *section.base == share.input) continue;
@@ -657,7 +663,9 @@ class Writer {
     const Operand& only = job.operands[0];
     if (stored(only.model, only.entry).dtype != job.output.dtype) return;
     if (passes(job)) {
-      job.reason = fmt::format("{} without scale", rules_.method().name);
+      job.reason = rules_.method().formula == math::Formula::scale
+                       ? fmt::format("{} without scale", rules_.method().name)
+                       : "its slice or module has one model";
     } else if (job.work.rule.base) {
       job.reason = "only the base has it";
     } else {

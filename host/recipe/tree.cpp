@@ -15,9 +15,12 @@
 
 namespace ingot {
 
+std::string place(const std::string& file, Mark mark) {
+  return mark.line > 0 ? fmt::format("{}:{}: ", file, mark.line) : file + ": ";
+}
+
 void fault(const std::string& file, Mark mark, const std::string& message) {
-  fail(Code::usage, mark.line > 0 ? fmt::format("{}:{}: {}", file, mark.line, message)
-                                  : fmt::format("{}: {}", file, message));
+  fail(Code::usage, place(file, mark) + message);
 }
 
 namespace {
@@ -79,18 +82,37 @@ std::string advice(std::string_view text, const YAML::Exception& e) {
   return indent.find('\t') == std::string_view::npos ? "" : "; indent with spaces, not tabs";
 }
 
+// Whether two nodes say the same. Takes as long as the smaller has nodes, aliases written out.
+bool equal(const Node& a, const Node& b) {
+  if (&a == &b) return true;
+  if (a.kind != b.kind || a.plain != b.plain || a.text != b.text ||
+      a.items.size() != b.items.size() || a.pairs.size() != b.pairs.size()) {
+    return false;
+  }
+  for (std::size_t i = 0; i < a.items.size(); ++i) {
+    if (!equal(*a.items[i], *b.items[i])) return false;
+  }
+  for (std::size_t i = 0; i < a.pairs.size(); ++i) {
+    if (a.pairs[i].key != b.pairs[i].key || !equal(*a.pairs[i].value, *b.pairs[i].value)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 // Builds the nodes while yaml-cpp reads, so that every bound holds before its parser goes deeper.
 class Builder : public YAML::EventHandler {
  public:
-  Builder(std::deque<Node>& nodes, const std::string& file) : nodes_(nodes), file_(file) {}
+  Builder(std::deque<Node>& nodes, const std::string& file, std::vector<Remark>& remarks)
+      : nodes_(nodes), file_(file), remarks_(remarks) {}
 
   [[nodiscard]] const Node* root() const noexcept { return root_; }
 
   void OnDocumentStart(const YAML::Mark& mark) override {
     if (started_) {
       fault(file_, mark_of(mark),
-            "a second YAML document starts here; a recipe is one document, so give each its own "
-            "file");
+            "a second YAML document starts here; files of several are for mergekit-multi, and a "
+            "recipe is one document: give each its own file, and run them one after the other");
     }
     started_ = true;
   }
@@ -102,15 +124,11 @@ class Builder : public YAML::EventHandler {
 
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                 const std::string& value) override {
-    Node& node = leaf(Node::Kind::scalar, mark, anchor, value);
-    if (tag.empty() || tag == "?") {
-      node.plain = true;
-    } else if (tag != "!" && tag != kStandard + "str") {
-      const bool typed =
-          tag == kStandard + "int" || tag == kStandard + "float" || tag == kStandard + "bool";
-      if (!typed) refuse_tag(tag, node.mark);
-      node.plain = true;
-    }
+    const bool text = tag == "!" || tag == kStandard + "str";
+    const bool typed = tag.empty() || tag == "?" || tag == kStandard + "int" ||
+                       tag == kStandard + "float" || tag == kStandard + "bool";
+    if (!text && !typed) refuse_tag(tag, mark_of(mark));
+    leaf(Node::Kind::scalar, mark, anchor, value, !text);
   }
 
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
@@ -151,8 +169,8 @@ class Builder : public YAML::EventHandler {
     std::uint64_t before = 0;   // nodes counted when it was opened
     const Node* key = nullptr;  // read, its value not yet
     Mark key_mark;
-    std::unordered_map<std::string, int> lines;        // of the keys so far
-    std::vector<std::pair<const Node*, Mark>> merged;  // values of `<<`
+    std::unordered_map<std::string, std::size_t> known;  // keys so far: index into its pairs
+    std::vector<std::pair<const Node*, Mark>> merged;    // values of `<<`
   };
   struct Anchor {
     const Node* node = nullptr;
@@ -161,9 +179,15 @@ class Builder : public YAML::EventHandler {
 
   static inline const std::string kStandard = "tag:yaml.org,2002:";
 
-  void refuse_tag(const std::string& tag, Mark mark) const {
-    fault(file_, mark,
-          fmt::format("the tag '{}' has no meaning in a recipe; remove it", clip(tag)));
+  void refuse_tag(const std::string& tag, Mark mark) {
+    remark(true, mark,
+           fmt::format("the tag '{}' has no meaning in a recipe; remove it", clip(tag)));
+  }
+
+  void remark(bool fatal, Mark mark, const std::string& message) {
+    constexpr std::size_t kMost = 500;
+    if (remarks_.size() < kMost)
+      remarks_.push_back({fatal, mark, ingot::place(file_, mark) + message});
   }
 
   void count(std::uint64_t nodes, Mark mark) {
@@ -176,8 +200,8 @@ class Builder : public YAML::EventHandler {
     }
   }
 
-  Node& leaf(Node::Kind kind, const YAML::Mark& mark, YAML::anchor_t anchor,
-             const std::string& text = {}) {
+  void leaf(Node::Kind kind, const YAML::Mark& mark, YAML::anchor_t anchor,
+            const std::string& text = {}, bool plain = false) {
     count(1, mark_of(mark));
     // The system's names end at the first one: a path would mean another file than it says.
     if (text.find('\0') != text.npos) {
@@ -189,9 +213,9 @@ class Builder : public YAML::EventHandler {
     node.kind = kind;
     node.mark = mark_of(mark);
     node.text = text;
+    node.plain = plain;
     if (anchor != YAML::NullAnchor) anchors_[anchor] = {&node, 1};
     place(&node, node.mark);
-    return node;
   }
 
   void open(Node::Kind kind, const YAML::Mark& mark, YAML::anchor_t anchor) {
@@ -241,13 +265,23 @@ class Builder : public YAML::EventHandler {
         frame.merged.emplace_back(node, frame.key_mark);
         return;
       }
-      const auto [earlier, fresh] = frame.lines.try_emplace(key.text, frame.key_mark.line);
+      const auto [earlier, fresh] = frame.known.try_emplace(key.text, frame.node->pairs.size());
       if (!fresh) {
-        fault(file_, frame.key_mark,
-              fmt::format("the key '{}' is already given in line {}", key.text, earlier->second));
+        repeated(frame.node->pairs[earlier->second], *node, frame.key_mark);
+        return;
       }
       frame.node->pairs.push_back({key.text, frame.key_mark, node});
     }
+  }
+
+  // A key that its map has already, with another value or the same.
+  void repeated(const Node::Pair& first, const Node& second, Mark mark) {
+    const bool same = equal(*first.value, second);
+    remark(!same, mark,
+           fmt::format("the key '{}' is already given in line {}, {}", clip(first.key),
+                       first.mark.line,
+                       same ? "with the same value: it counts once"
+                            : "with another value; remove one of them"));
   }
 
   // YAML 1.1 merge keys: the map, or maps, under `<<` supply what the map itself does not say; of
@@ -260,7 +294,7 @@ class Builder : public YAML::EventHandler {
         if (map->kind != Node::Kind::map)
           fault(file_, mark, "'<<' takes a mapping or a list of them");
         for (const Node::Pair& pair : map->pairs) {
-          if (frame.lines.try_emplace(pair.key, pair.mark.line).second) {
+          if (frame.known.try_emplace(pair.key, frame.node->pairs.size()).second) {
             frame.node->pairs.push_back(pair);
           }
         }
@@ -270,6 +304,7 @@ class Builder : public YAML::EventHandler {
 
   std::deque<Node>& nodes_;
   const std::string& file_;
+  std::vector<Remark>& remarks_;
   std::vector<Frame> frames_;
   std::map<YAML::anchor_t, Anchor> anchors_;
   std::uint64_t count_ = 0;
@@ -279,9 +314,9 @@ class Builder : public YAML::EventHandler {
 
 }  // namespace
 
-Tree::Tree(std::string_view text, const std::string& file) {
+Tree::Tree(std::string_view text, const std::string& file, std::vector<Remark>& remarks) {
   check_text(text, file);
-  Builder builder(nodes_, file);
+  Builder builder(nodes_, file, remarks);
   try {
     std::istringstream stream{std::string(text)};
     YAML::Parser parser(stream);

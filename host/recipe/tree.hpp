@@ -38,9 +38,10 @@ struct Node {
 class Tree {
  public:
   // Throws Error{usage} with file and line for anything that is not one well-formed document within
-  // the bounds above: bytes that are not UTF-8, control characters, duplicate or non-scalar keys,
-  // unknown or recursive aliases, custom tags, several documents, too much depth or too many nodes.
-  Tree(std::string_view text, const std::string& file);
+  // the bounds above: bytes that are not UTF-8, control characters, non-scalar keys, unknown or
+  // recursive aliases, several documents, too much depth or too many nodes. Keys given twice (the
+  // first counts) and custom tags are remarked, and reading goes on.
+  Tree(std::string_view text, const std::string& file, std::vector<Remark>& remarks);
 
   [[nodiscard]] const Node& root() const noexcept { return *root_; }
 
@@ -48,6 +49,9 @@ class Tree {
   std::deque<Node> nodes_;  // stable addresses
   const Node* root_ = nullptr;
 };
+
+// "file:line: ", or "file: " for what has no line.
+[[nodiscard]] std::string place(const std::string& file, Mark mark);
 
 // Throws Error{usage} with "file:line: message".
 [[noreturn]] void fault(const std::string& file, Mark mark, const std::string& message);

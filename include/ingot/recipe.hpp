@@ -113,6 +113,13 @@ struct Adaptation {
   Mark rank_mark, energy_mark, majority_sign_mark, whole_tensors_mark, compat_mark;
 };
 
+// Something to say about a recipe's text: an error, or how what is unusual in it was understood.
+struct Remark {
+  bool fatal = true;
+  Mark mark;
+  std::string text;  // "file:line: sentence"
+};
+
 struct Recipe {
   // Models into a model; adapters into an adapter (`adapter_method`); what a model has over its
   // base into an adapter (`extract`).
@@ -134,17 +141,24 @@ struct Recipe {
   Mark chat_template_mark;
   Adaptation adaptation;            // for the other kinds than models
   std::vector<std::string> waived;  // unknown keys let through, as "key (line n)"
+  // By line. A recipe with a fatal one lacks what that one is about; build() makes no plan of it.
+  std::vector<Remark> remarks;
 };
 
 struct ParseOptions {
   bool allow_unknown_keys = false;
+  // Errors of single keys are left in Recipe::remarks, so that all of them can be told, and not
+  // thrown.
+  bool collect = false;
 };
 
-// Parses one YAML document. Throws Error{usage} with file, line, and the nearest valid name for an
-// unknown key, a wrong type, a duplicate key, an alias bomb or several documents. The language
-// alone is checked here: names of methods, parameters and dtypes, ranges, and what is not supported
-// yet
-// (`union`, `tokens`) are the plan's to judge.
+// Parses one YAML document. Throws Error{usage} with file, line and what to do for text that is not
+// YAML, an alias bomb or several documents, and, unless they are collected, for the first unknown
+// key that looks like a slip (with the nearest valid name), wrong type, or key given twice with two
+// values. What mergekit reads without a word (keys it does not know, keys without a value, a key
+// given twice with one value) is a remark that is not fatal. The language alone is checked here:
+// names of methods, parameters and dtypes, ranges, and what is not supported yet (`union`,
+// `tokens`) are the plan's to judge.
 [[nodiscard]] Recipe parse(std::string_view text, const std::string& file,
                            const ParseOptions& options);
 

@@ -132,12 +132,30 @@ models:
         self.assertIn("someone/not-here", done.stderr)
         self.assertIn("download", done.stderr)
 
-    def test_unknown_keys_are_errors_unless_waived(self):
-        recipe = self.write("r.yml", TIES + "densty: 1\n")
+    def test_misspelled_keys_are_errors_unless_waived(self):
+        recipe = self.write("r.yml", TIES + "paramters: {}\n")
         done = self.run_fails(USAGE, "merge", recipe, self.folder / "out", "--root", EXAMPLES)
-        self.assertIn("densty", done.stderr)
-        self.merge(TIES + "densty: 1\n", "out", "--allow-unknown-keys")
-        self.assertIn("densty", (self.folder / "out" / "ingot.json").read_text())
+        self.assertIn("paramters", done.stderr)
+        self.merge(TIES + "paramters: {}\n", "out", "--allow-unknown-keys")
+        self.assertIn("paramters", (self.folder / "out" / "ingot.json").read_text())
+
+    def test_what_mergekit_passes_over_is_said_and_stands_in_the_receipt(self):
+        self.merge(TIES, "plain")
+        done = self.merge(TIES + "density: 0.1\nparameters:\ndtype: bfloat16\n", "out")
+        self.assertEqual(done.stderr.count("warning:"), 3, done.stderr)
+        weights = [(self.folder / out / "model.safetensors").read_bytes() for out in ("plain", "out")]
+        self.assertEqual(*weights)
+        receipt = json.loads((self.folder / "out" / "ingot.json").read_text())
+        self.assertTrue(any("recipe.yml:9: unknown key 'density'" in w for w in receipt["warnings"]), receipt)
+        self.run_ok("verify", self.folder / "out", "--root", EXAMPLES)
+
+    def test_all_errors_of_a_recipe_are_told_at_once(self):
+        text = TIES.replace("models/c", "models/cc").replace("ties", "tise") + "paramters: {}\n"
+        recipe = self.write("r.yml", text.replace("bfloat16", "bfloat61"))
+        for command in (("plan",), ("merge",)):
+            done = self.run_fails(USAGE, *command, recipe, self.folder / "out", "--root", EXAMPLES)
+            for what in ("r.yml:9: unknown key 'paramters'", "did you mean 'ties'?", "bfloat61", "models/cc"):
+                self.assertIn(what, done.stderr)
 
 
 class Unchanged(Case):

@@ -139,12 +139,12 @@ TEST(HostileRecipe, MessagesStayShortAndUtf8) {
     EXPECT_EQ(e.what(), fmt::format("r.yml:4: parameter 't' takes a number, not 'a{}…'",
                                     llamas.substr(0, 56)));
   }
-  EXPECT_EQ(refusal(fmt::format("{}a{}: 1\n", kHead, llamas.substr(0, 200))),
-            fmt::format(
-                "r.yml:4: unknown key 'a{}…' at the top level; known there: merge_method, models, "
-                "slices, modules, base_model, parameters, dtype, out_dtype, tokenizer_source, "
-                "tokenizer, chat_template, name (a method's parameters go under 'parameters')",
-                llamas.substr(0, 56)));
+  EXPECT_EQ(refusal(fmt::format("{}a{}: 1\n", kHead, llamas.substr(0, 200))), "accepted");
+  const Recipe unread = parse(fmt::format("{}a{}: 1\n", kHead, llamas.substr(0, 200)), "r.yml", {});
+  ASSERT_EQ(unread.remarks.size(), 1U);
+  const std::string start =
+      fmt::format("r.yml:4: unknown key 'a{}…' at the top", llamas.substr(0, 56));
+  EXPECT_EQ(unread.remarks[0].text.substr(0, start.size()), start);
 }
 
 TEST(HostileRecipe, ManyDistinctKeysStayQuick) {
@@ -188,8 +188,8 @@ TEST(HostileRecipe, OneDocumentOnly) {
   EXPECT_EQ(refusal(kHead + std::string("...\n")), "accepted");
   EXPECT_EQ(
       refusal(kHead + std::string("---\n") + kHead),
-      "r.yml:4: a second YAML document starts here; a recipe is one document, so give each its "
-      "own file");
+      "r.yml:4: a second YAML document starts here; files of several are for mergekit-multi, and a "
+      "recipe is one document: give each its own file, and run them one after the other");
   EXPECT_NE(refusal(kHead + std::string("---\n")).find("second YAML document"), std::string::npos);
   EXPECT_EQ(refusal(""), "r.yml: the recipe is empty");
   EXPECT_EQ(refusal("# nothing\n"), "r.yml: the recipe is empty");
@@ -201,11 +201,11 @@ TEST(HostileRecipe, KeysAreWordsAndTagsAreNone) {
   EXPECT_EQ(refusal("? {a: 1}\n: 2\n"), "r.yml:1: a key must be a word");
   EXPECT_EQ(refusal("~: 2\n"), "r.yml:1: a key must be a word");
   EXPECT_EQ(
-      refusal("a: !!python/object/apply:os.system [ls]\n"),
-      "r.yml:1: the tag 'tag:yaml.org,2002:python/object/apply:os.system' has no meaning in a "
+      refusal(std::string(kHead) + "dtype: !!python/object/apply:os.system [ls]\n"),
+      "r.yml:4: the tag 'tag:yaml.org,2002:python/object/apply:os.system' has no meaning in a "
       "recipe; remove it");
-  EXPECT_NE(refusal("a: !x 1\n"), "accepted");
-  EXPECT_NE(refusal("a: !!binary aGk=\n"), "accepted");
+  EXPECT_NE(refusal(std::string(kHead) + "dtype: !x 1\n"), "accepted");
+  EXPECT_NE(refusal(std::string(kHead) + "dtype: !!binary aGk=\n"), "accepted");
 }
 
 // Every prefix, every single-byte edit and many random splices of a real recipe.

@@ -284,10 +284,113 @@ TEST_F(PlanTest, SourcesOfOneModelAreToldApartByPosition) {
 TEST_F(PlanTest, RangesStayInsideTheModelAndAreEquallyLong) {
   EXPECT_SAYS(
       plan("merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [1, 3]}]\n"),
-      "layer_range [1, 3] of a: it takes a beginning from 0 and an end after it, at most 2");
+      "layer_range [1, 3] goes beyond the last layer of a, which has 2 layers; [0, 2] are all");
   EXPECT_SAYS(plan("merge_method: linear\nparameters: {weight: 1}\nslices:\n- sources: [{model: a, "
                    "layer_range: [0, 2]}, {model: b, layer_range: [0, 1]}]\n"),
               "b gives 1 layers to slices[0] (line 4), and a gives 2");
+}
+
+// --- habits that mergekit allows ----------------------------------------------------------------
+
+TEST_F(PlanTest, SlicesWithoutLayersGiveWhatStandsAroundTheLayers) {
+  const Plan p = plan(
+      "merge_method: passthrough\nslices:\n"
+      "- sources: [{model: c, layer_range: [0, 0]}]\n"
+      "- sources: [{model: a, layer_range: [0, 2]}]\n"
+      "- sources: [{model: c, layer_range: [1, 1]}]\n"
+      "- sources: [{model: b, layer_range: [9, 9]}]\n");
+  ASSERT_SOUND(p);
+  EXPECT_EQ(p.jobs.size(), 2 * 2 + 3U);
+  EXPECT_EQ(inputs(p, "model.embed_tokens.weight"), "c:model.embed_tokens.weight");
+  EXPECT_EQ(inputs(p, "model.layers.1.mlp.up_proj.weight"), "a:model.layers.1.mlp.up_proj.weight");
+  EXPECT_EQ(inputs(p, "lm_head.weight"), "b:lm_head.weight");
+  EXPECT_SAYS(p,
+              "slices[0] (line 3) holds no layer: only the tensors before the layers come from c");
+  EXPECT_SAYS(p, "slices[2] (line 5) holds no layer: it is left out");
+  EXPECT_SAYS(p,
+              "slices[3] (line 6) holds no layer: only the tensors after the layers come from b");
+  EXPECT_SAYS(
+      plan("merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [1, 1]}]\n"),
+      "error: recipe.yml:3: no slice holds a layer");
+}
+
+TEST_F(PlanTest, OneModelWhereTheMethodTakesTwoIsPassedThrough) {
+  const Plan p = plan(
+      "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nslices:\n"
+      "- sources: [{model: b, layer_range: [0, 1]}]\n"
+      "- sources: [{model: a, layer_range: [1, 2]}, {model: c, layer_range: [1, 2]}]\n");
+  ASSERT_SOUND(p);
+  EXPECT_SAYS(p, "slices[0] (line 5): b is the only model, and slerp takes 2");
+  const Job* alone = find(p, "model.layers.0.mlp.up_proj.weight");
+  ASSERT_NE(alone, nullptr);
+  EXPECT_EQ(alone->action, Action::copy);
+  EXPECT_EQ(alone->reason, "its slice or module has one model");
+  EXPECT_EQ(find(p, "model.layers.1.mlp.up_proj.weight")->action, Action::merge);
+  PlanOptions narrow;
+  narrow.dtype = "bfloat16";
+  const Plan q = plan(
+      "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nslices:\n"
+      "- sources: [{model: b, layer_range: [0, 1]}]\n"
+      "- sources: [{model: a, layer_range: [1, 2]}, {model: c, layer_range: [1, 2]}]\n",
+      narrow);
+  ASSERT_SOUND(q);
+  const math::Rule& rule = find(q, "model.layers.0.mlp.up_proj.weight")->work.rule;
+  EXPECT_EQ(rule.method, math::find("passthrough"));
+  EXPECT_EQ(rule.locals[0][0], 1.0);
+  // A whole recipe of one model lacks another.
+  EXPECT_SAYS(
+      plan("merge_method: slerp\nparameters: {t: 0.5}\nbase_model: a\nmodels: [{model: a}]\n"),
+      "slerp takes exactly 2 models, not 1");
+}
+
+TEST_F(PlanTest, TheBaseAloneIsTakenAsItIs) {
+  for (const char* method : {"ties", "task_arithmetic", "dare_ties", "dare_linear"}) {
+    const Plan p =
+        plan(fmt::format("merge_method: {}\nbase_model: a\nmodels: [{{model: a}}]\n", method));
+    ASSERT_SOUND(p);
+    EXPECT_SAYS(p, "models: the base is the only model: its tensors are taken as they are");
+    for (const Job& job : p.jobs) EXPECT_EQ(job.action, Action::copy) << job.output.name;
+  }
+}
+
+TEST_F(PlanTest, ParametersThatNoMethodReadsAreSaid) {
+  const Plan p = plan(
+      "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1, dtype: float16}}]\n"
+      "parameters: {label: hello, base_model: b}\n");
+  ASSERT_SOUND(p);
+  EXPECT_SAYS(p,
+              "warning: recipe.yml:2: 'dtype' among the parameters of a is not read, in mergekit "
+              "neither; it belongs at the top level");
+  EXPECT_SAYS(p, "warning: recipe.yml:3: 'base_model' among the parameters of the recipe");
+  EXPECT_SAYS(p,
+              "warning: recipe.yml:3: no method reads the parameter 'label' of the recipe; linear "
+              "reads normalize, weight");
+  EXPECT_EQ(p.models.size(), 1U);
+}
+
+TEST_F(PlanTest, EveryErrorOfARecipeIsToldAtOnce) {
+  const auto disk = system_disk();
+  PlanOptions options;
+  options.root = folder_.path();
+  const Plan p = build(*disk,
+                       parse("merge_method: tise\n"
+                             "models:\n"
+                             "- model: nowhere\n"
+                             "- model: a\n"
+                             "  parameters: {weight: ~}\n"
+                             "- model: there-neither\n"
+                             "dtype: bfloat61\n"
+                             "paramters: {}\n",
+                             "recipe.yml", {.collect = true}),
+                       options);
+  EXPECT_SAYS(p, "error: recipe.yml:5: 'weight' has no value");
+  EXPECT_SAYS(p, "error: recipe.yml:8: unknown key 'paramters'");
+  EXPECT_SAYS(p, "there is no merge_method 'tise'; did you mean 'ties'?");
+  EXPECT_SAYS(p, "dtype 'bfloat61'");
+  EXPECT_SAYS(p, "the model 'nowhere'");
+  EXPECT_SAYS(p, "the model 'there-neither'");
+  EXPECT_FALSE(p.sound());
+  EXPECT_TRUE(p.jobs.empty());
 }
 
 TEST_F(PlanTest, OutputsHaveABoundedNumberOfLayers) {

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <limits>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "ingot/error.hpp"
@@ -466,25 +467,25 @@ TEST(Refusal, UnknownKeyNamesFileLineAndNearestName) {
   EXPECT_EQ(
       refusal("merge_method: linear\nmodels:\n  - model: a\n    Parameters: {weight: 1}\n"),
       "r.yml:4: unknown key 'Parameters' in an entry of 'models'; did you mean 'parameters'?");
-  EXPECT_EQ(refusal("merge_method: linear\nmodels:\n  - model: a\n    layer_range: [0, 1]\n"),
-            "r.yml:4: unknown key 'layer_range' in an entry of 'models'; it belongs in an entry of "
-            "'sources'");
-  EXPECT_EQ(
-      refusal("merge_method: linear\nmodels:\n  - model: a\n    weight: 1\n"),
-      "r.yml:4: unknown key 'weight' in an entry of 'models'; known there: model, parameters (a "
-      "method's parameters go under 'parameters')");
   EXPECT_EQ(
       refusal("merge_method: linear\nmodels: [{model: a}]\nparameters:\n  t:\n    - fliter: x\n"
               "      value: 1\n"),
       "r.yml:5: unknown key 'fliter' in a condition; did you mean 'filter'?");
 }
 
-TEST(Refusal, KeyWithoutEffectSaysSo) {
-  EXPECT_EQ(
-      refusal("merge_method: linear\nslices:\n  - sources: [{model: a, layer_range: [0, 1]}]\n"
-              "    residual_weight: 1\n"),
-      "r.yml:4: 'residual_weight' changes nothing, in mergekit neither; remove it (or "
-      "--allow-unknown-keys)");
+TEST(Refusal, KeysOfAdaptersAndExtractionsAreAllKnown) {
+  EXPECT_EQ(refusal("adapter_method: cat\nadapters: [{adapter: a}]\nauthor: me\n"),
+            "r.yml:3: unknown key 'author' at the top level of a recipe of adapters; known there: "
+            "adapter_method, adapters, parameters, rank, energy, ranks, majority_sign, "
+            "whole_tensors, keep_scaling, compat, dtype, name (a method's parameters go under "
+            "'parameters')");
+}
+
+TEST(Refusal, KeysThatSayWhichWeightsAreMeantAreNotPassedOver) {
+  EXPECT_EQ(refusal("merge_method: linear\nmodels:\n  - model: a\n    revision: v1\n"),
+            "r.yml:4: unknown key 'revision' in an entry of 'models'; it belongs in a model "
+            "reference");
+  EXPECT_NE(refusal("merge_method: linear\nmodels:\n  - model: a\n    lora: b\n"), "accepted");
 }
 
 TEST(Refusal, WaivedKeysAreRecorded) {
@@ -495,14 +496,16 @@ TEST(Refusal, WaivedKeysAreRecorded) {
 
 TEST(Refusal, DuplicateKeysAreFoundAtEveryLevel) {
   EXPECT_EQ(refusal("merge_method: linear\nmodels: [{model: a}]\nmerge_method: ties\n"),
-            "r.yml:3: the key 'merge_method' is already given in line 1");
+            "r.yml:3: the key 'merge_method' is already given in line 1, with another value; "
+            "remove one of them");
   EXPECT_EQ(
       refusal("merge_method: linear\nmodels: [{model: a}]\nparameters:\n  t: 1\n  \"t\": 2\n"),
-      "r.yml:5: the key 't' is already given in line 4");
+      "r.yml:5: the key 't' is already given in line 4, with another value; remove one of them");
 }
 
 TEST(Refusal, ExactlyOneOfModelsSlicesModules) {
-  EXPECT_EQ(refusal("merge_method: linear\nmodels: [{model: a}]\nslices: []\n"),
+  EXPECT_EQ(refusal("merge_method: linear\nmodels: [{model: a}]\nslices: [{sources: [{model: "
+                    "a, layer_range: [0, 1]}]}]\n"),
             "r.yml:3: 'slices' cannot stand beside 'models' of line 2; give exactly one of models, "
             "slices, modules");
   EXPECT_EQ(refusal("merge_method: linear\n"),
@@ -523,15 +526,16 @@ TEST(Refusal, WrongTypesNameKeyAndLine) {
             "'modules', not a list");
   EXPECT_EQ(refusal(head + "models: a\n"), "r.yml:2: 'models' takes a list, not a single value");
   EXPECT_EQ(refusal(head + "models:\n  - a\n"),
-            "r.yml:3: an entry of 'models' is a mapping, not a single value");
+            "r.yml:3: an entry of 'models' is a mapping, as in '- model: ...', not a single value");
   EXPECT_EQ(refusal(head + "models:\n"),
-            "r.yml:2: 'models' has no value; give it one or remove the key");
-  EXPECT_EQ(refusal(head + "models: []\n"), "r.yml:2: 'models' is an empty list");
+            "r.yml:2: 'models' is empty, so there is nothing to merge; give exactly one of models, "
+            "slices, modules");
+  EXPECT_EQ(refusal(head + "models: []\n"), refusal(head + "models:\n"));
   EXPECT_EQ(refusal(head + "models: [{parameters: {}}]\n"),
             "r.yml:2: an entry of 'models' needs 'model'");
   EXPECT_EQ(refusal(head + "models: [{model: [a]}]\n"), "r.yml:2: 'model' takes text, not a list");
   EXPECT_EQ(refusal(head + "models: [{model: ''}]\n"), "r.yml:2: 'model' is empty");
-  EXPECT_EQ(refusal(head + "modules: {}\n"), "r.yml:2: 'modules' is empty");
+  EXPECT_EQ(refusal(head + "modules: {}\n").substr(0, 27), "r.yml:2: 'modules' is empty");
   EXPECT_EQ(refusal(head + "models: [{model: {lora: x}}]\n"),
             "r.yml:2: a model reference needs 'model'");
   EXPECT_EQ(refusal(head + "models: [{model: {model: {revision: x}}}]\n"),
@@ -544,7 +548,6 @@ TEST(Refusal, ParameterSettingsMustHaveAValue) {
   const std::string head = "merge_method: linear\nmodels: [{model: a}]\nparameters:\n  ";
   EXPECT_EQ(refusal(head + "t:\n"), "r.yml:4: 't' has no value; give it one or remove the key");
   EXPECT_EQ(refusal(head + "t: ~\n"), "r.yml:4: 't' has no value; give it one or remove the key");
-  EXPECT_EQ(refusal(head + "t: []\n"), "r.yml:4: 't' is an empty list");
   EXPECT_EQ(refusal(head + "t: [1, [2]]\n"),
             "r.yml:4: 't' takes a list of single values; this is a list");
   EXPECT_EQ(refusal(head + "t: [1, ~]\n"),
@@ -554,8 +557,6 @@ TEST(Refusal, ParameterSettingsMustHaveAValue) {
   EXPECT_EQ(refusal(head + "t: [1, {value: 2}]\n"),
             "r.yml:4: 't' takes a list of single values; this is a mapping");
   EXPECT_EQ(refusal(head + "t: {filter: x}\n"), "r.yml:4: a condition of 't' needs 'value'");
-  EXPECT_EQ(refusal(head + "t: {filter: ~, value: 1}\n"),
-            "r.yml:4: 'filter' has no value; give it one or remove the key");
 }
 
 TEST(Refusal, LayerRangesMustBeSound) {
@@ -573,7 +574,10 @@ TEST(Refusal, LayerRangesMustBeSound) {
   EXPECT_EQ(range("8"),
             "r.yml:3: 'layer_range' takes a pair of whole numbers, as in [0, 16], not a single "
             "value");
-  EXPECT_EQ(range("[4, 4]"), "r.yml:3: 'layer_range' [4, 4] holds no layer; the end is exclusive");
+  EXPECT_EQ(range("[4, 4]"), "accepted");
+  EXPECT_EQ(range("[4, 2]"),
+            "r.yml:3: 'layer_range' [4, 2] ends before it begins; [2, 4] are the layers from 2 to "
+            "before 4");
   EXPECT_EQ(refusal("merge_method: linear\nslices:\n  - sources: [{model: a}]\n"),
             "r.yml:3: an entry of 'sources' needs 'layer_range'");
 }
@@ -586,6 +590,130 @@ TEST(Refusal, PaddingMustBeAPositiveWholeNumber) {
               "accepted")
         << text;
   }
+}
+
+// -- habits: what mergekit reads without a word is read with one --------------------------------
+
+// The remarks of a recipe that is read, without "r.yml:".
+std::vector<std::string> remarks(const std::string& text) {
+  std::vector<std::string> all;
+  for (const Remark& remark : read(text).remarks) {
+    EXPECT_FALSE(remark.fatal) << remark.text;
+    all.push_back(remark.text.substr(6));
+  }
+  return all;
+}
+using Remarks = std::vector<std::string>;
+
+TEST(Habit, OrdinaryRecipesAreReadWithoutRemark) {
+  for (const char* text : {kSlerp, kTies, kPassthrough, kDareTies, kLinear}) {
+    EXPECT_EQ(remarks(text), Remarks{});
+  }
+}
+
+TEST(Habit, KeysWithoutValueAreAbsent) {
+  const std::string plain = "merge_method: linear\nmodels:\n  - model: a\n";
+  for (const char* key : {"parameters", "dtype", "out_dtype", "base_model", "tokenizer_source",
+                          "tokenizer", "chat_template", "slices", "modules"}) {
+    EXPECT_EQ(remarks(fmt::format("{}{}:\n", plain, key)),
+              Remarks{fmt::format("4: '{}' has no value: read as if the key were not there", key)});
+  }
+  const Recipe r = read(plain + "    parameters:\nslices: []\nchat_template: ''\nbase_model: ~\n");
+  EXPECT_EQ(r.remarks.size(), 4U);
+  EXPECT_TRUE(r.models[0].parameters.empty());
+  EXPECT_TRUE(r.slices.empty());
+  EXPECT_EQ(r.chat_template, "");
+  EXPECT_FALSE(r.base_model);
+  EXPECT_EQ(remarks(plain + "name:\n"), Remarks{});  // read by nothing
+  EXPECT_EQ(remarks(plain + "name: [a]\n"), Remarks{});
+}
+
+TEST(Habit, EmptySettingsAndFiltersAreAbsent) {
+  EXPECT_TRUE(with_parameters("  p: []\n").parameters.empty());
+  EXPECT_EQ(value("{filter: ~, value: 1}", "any"), 1.0);
+  EXPECT_EQ(value("[{filter: mlp, value: 2, note: x}, {filter: , value: 1}]", "any"), 1.0);
+}
+
+TEST(Habit, UnknownKeysAreUnreadAndSaid) {
+  EXPECT_EQ(remarks("merge_method: linear\ndensity: 0.5\nmodels:\n  - model: a\n    weight: 1\n"),
+            (Remarks{"2: unknown key 'density' at the top level is not read, in mergekit neither; "
+                     "known there: merge_method, models, slices, modules, base_model, parameters, "
+                     "dtype, out_dtype, tokenizer_source, tokenizer, chat_template, name (a "
+                     "method's parameters go under 'parameters')",
+                     "5: unknown key 'weight' in an entry of 'models' is not read, in mergekit "
+                     "neither; known there: model, parameters (a method's parameters go under "
+                     "'parameters')"}));
+  EXPECT_EQ(remarks("merge_method: linear\nmodels:\n  - model: a\n    layer_range: [0, 1]\n"),
+            Remarks{"4: unknown key 'layer_range' in an entry of 'models' is not read, in mergekit "
+                    "neither; it belongs in an entry of 'sources'"});
+  EXPECT_EQ(remarks("merge_method: linear\nslices:\n  - sources: [{model: a, layer_range: [0, "
+                    "1]}]\n    residual_weight: 1\n"),
+            Remarks{"4: 'residual_weight' changes nothing, in mergekit neither; remove it"});
+  EXPECT_EQ(
+      remarks("merge_method: linear\nauthor: {a: [1]}\nlicense: x\nmodels: [{model: a}]\n").size(),
+      2U);
+}
+
+TEST(Habit, KeyGivenTwiceWithOneValueCountsOnce) {
+  EXPECT_EQ(remarks("merge_method: linear\nmodels: [{model: a}]\nmerge_method: linear\n"),
+            Remarks{"3: the key 'merge_method' is already given in line 1, with the same value: it "
+                    "counts once"});
+  EXPECT_EQ(
+      read("merge_method: linear\nmodels: [{model: a}]\nmodels: [{model: a}]\n").models.size(), 1U);
+  for (const char* second :
+       {"{t: 2}", "{t: '1'}", "{t: [1]}", "{u: 1}", "{t: 1, u: 1}", "1", "~"}) {
+    EXPECT_NE(refusal(fmt::format("merge_method: linear\nmodels: [{{model: a}}]\nparameters: {{t: "
+                                  "1}}\nparameters: {}\n",
+                                  second)),
+              "accepted")
+        << second;
+  }
+}
+
+// -- all errors of a recipe ---------------------------------------------------------------------
+
+TEST(Collected, EveryErrorIsToldWithItsLine) {
+  const Recipe r = parse(
+      "merge_method: [linear]\n"
+      "models:\n"
+      "  - model: ''\n"
+      "  - model: b\n"
+      "    parameters: {weight: ~, density: [{value: 1}, 2], scale: 1}\n"
+      "  - c\n"
+      "paramters: {}\n"
+      "dtype: [x]\n"
+      "tokenizer: base\n"
+      "chat_template: {}\n"
+      "dtype: y\n",
+      "r.yml", {.collect = true});
+  std::vector<int> lines;
+  for (const Remark& remark : r.remarks) {
+    EXPECT_TRUE(remark.fatal) << remark.text;
+    EXPECT_EQ(remark.text.rfind(fmt::format("r.yml:{}: ", remark.mark.line), 0), 0U) << remark.text;
+    lines.push_back(remark.mark.line);
+  }
+  EXPECT_EQ(lines, (std::vector<int>{1, 3, 5, 5, 6, 7, 8, 9, 10, 11}));
+  ASSERT_EQ(r.models.size(), 1U);  // what is sound is there
+  EXPECT_EQ(r.models[0].model.text, "b");
+  EXPECT_EQ(r.models[0].parameters.size(), 1U);
+}
+
+TEST(Collected, ErrorsAreBounded) {
+  std::string text = "merge_method: linear\nmodels:\n";
+  for (int i = 0; i < 20'000; ++i) text += "  - 1\n";
+  text += "paramters: {}\n";
+  EXPECT_LE(parse(text, "r.yml", {.collect = true}).remarks.size(), 1000U);
+}
+
+TEST(Collected, FilesOfOtherProgramsAreNamed) {
+  EXPECT_EQ(refusal("base_model: a\ngate_mode: hidden\nexperts: [{source_model: a}]\n"),
+            "r.yml:3: 'experts': this file is for mergekit-moe, which builds a mixture of experts "
+            "out of dense models; ingot merges models and does not build one");
+  EXPECT_NE(refusal("genome: {models: [a]}\ntasks: [x]\n").find("mergekit-evolve"),
+            std::string::npos);
+  EXPECT_NE(
+      refusal("merge_method: linear\nmodels: [{model: a}]\n---\na: 1\n").find("mergekit-multi"),
+      std::string::npos);
 }
 
 // -- nearest ------------------------------------------------------------------------------------

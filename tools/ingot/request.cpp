@@ -518,7 +518,7 @@ Plan Request::plan(Disk& disk) const {
   const bool own = recipe_.empty();
   const std::string text = own ? synthesise(disk) : read_text(disk, recipe_);
   Recipe recipe = parse(text, own ? command_.get_name() : recipe_,
-                        {.allow_unknown_keys = planning_.allow_unknown_keys});
+                        {.allow_unknown_keys = planning_.allow_unknown_keys, .collect = true});
   return build(disk, std::move(recipe), planning_);
 }
 
