@@ -168,7 +168,11 @@ Metadata read_metadata(const std::string& text, const std::string& path) {
   Metadata result;
   const std::string_view header = header_of(text, path);
   if (header.find_first_not_of(" \t\r\n") == header.npos) return result;
-  const Tree tree(header, path);
+  std::vector<Remark> remarks;
+  const Tree tree(header, path, remarks);
+  for (const Remark& remark : remarks) {
+    if (remark.fatal) fail(Code::usage, remark.text);
+  }
   for (const Node::Pair& pair : tree.root().pairs) {
     const Node& value = *pair.value;
     if (pair.key == "license") result.licences = words_of(value);
