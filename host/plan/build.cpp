@@ -1,10 +1,12 @@
 // From a recipe and headers to the whole plan, step by step.
 #include <algorithm>
 #include <map>
+#include <set>
 #include <unordered_set>
 #include <utility>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "ingot/plan.hpp"
 #include "plan/card.hpp"
@@ -106,6 +108,105 @@ void write_companions(Disk& disk, Draft& draft, const Rules& rules, const Writte
             [](const Companion& a, const Companion& b) { return a.name < b.name; });
 }
 
+// float64 tensors are copied where all models agree on them, which only the data tell. Where they
+// are most of the output, the models are float64 models, and a merge of them would stop.
+void check_doubles(Draft& draft) {
+  std::uint64_t copied = 0, all = 0;
+  const Job* first = nullptr;
+  for (const Job& job : draft.plan.jobs) {
+    all += job.output.bytes();
+    if (job.action != Action::copy || job.output.dtype != Dtype::f64 || job.operands.size() < 2)
+      continue;
+    copied += job.output.bytes();
+    if (first == nullptr) first = &job;
+  }
+  if (first == nullptr) return;
+  if (2 * copied > all) {
+    draft.problems.error(
+        Code::dtype,
+        fmt::format("{}: the models are stored in float64, and ingot computes in float32; set "
+                    "dtype: float32 (or --dtype float32) to narrow them",
+                    draft.recipe().file));
+  } else {
+    draft.problems.warn(
+        Code::dtype, fmt::format("{} and other float64 tensors are copied: the merge stops if the "
+                                 "models differ in them, and dtype: float32 merges them",
+                                 first->output.name));
+  }
+}
+
+// Types that differ have float32 in common, which is twice as large.
+void note_widened(Draft& draft, std::optional<Dtype> wanted) {
+  if (wanted) return;
+  std::uint64_t count = 0;
+  const Job* first = nullptr;
+  const auto stored = [&](const Operand& operand) {
+    return draft.plan.models[operand.model].checkpoint.entries()[operand.entry].info.dtype;
+  };
+  for (const Job& job : draft.plan.jobs) {
+    const bool widened =
+        job.action == Action::merge && job.output.dtype == Dtype::f32 && job.operands.size() > 1 &&
+        std::all_of(job.operands.begin(), job.operands.end(), [&](const Operand& operand) {
+          return is_float(stored(operand)) && bits(stored(operand)) < 32;
+        });
+    if (!widened) continue;
+    ++count;
+    if (first == nullptr) first = &job;
+  }
+  if (first == nullptr) return;
+  std::set<std::string_view> types;
+  for (const Operand& operand : first->operands) types.insert(word(stored(operand)));
+  draft.problems.warn(
+      Code::dtype,
+      fmt::format("{}: the models are stored in {}, and no dtype is given: {} tensors become "
+                  "float32, twice the size; set dtype: {} for a smaller output",
+                  draft.recipe().file, fmt::join(types, " and "), count,
+                  word(stored(first->operands.front()))));
+}
+
+// Ids of special tokens that a cut vocabulary has no row for.
+void collect_ids(const nlohmann::json& json, std::uint64_t rows, const std::string& path,
+                 std::vector<std::string>& beyond) {
+  if (json.is_object()) {
+    for (const auto& [key, value] : json.items()) {
+      collect_ids(value, rows, path.empty() ? key : path + "." + key, beyond);
+    }
+    return;
+  }
+  if (!path.ends_with("_token_id") && !path.ends_with("_token_ids")) return;
+  const auto check = [&](const nlohmann::json& id) {
+    if (id.is_number_integer() && id.is_number_unsigned() && id.get<std::uint64_t>() >= rows) {
+      beyond.push_back(fmt::format("{} {}", path, id.get<std::uint64_t>()));
+    }
+  };
+  if (!json.is_array()) return check(json);
+  for (const nlohmann::json& id : json) check(id);
+}
+
+void note_lost_ids(Disk& disk, Draft& draft, std::optional<std::uint64_t> height) {
+  if (!draft.plan.waived.truncated || !height) return;
+  const std::uint64_t rows = *height;
+  for (const Companion& companion : draft.plan.companions) {
+    if (companion.name != "config.json" && companion.name != "generation_config.json") continue;
+    const std::string text =
+        companion.from.empty() ? companion.text : read_text(disk, companion.from);
+    std::vector<std::string> beyond;
+    try {
+      check_json(text, companion.name);
+      collect_ids(nlohmann::json::parse(text, nullptr, false), rows, "", beyond);
+    } catch (const Error&) {  // copied as it is, and read by nobody here
+      continue;
+    }
+    if (beyond.empty()) continue;
+    draft.problems.warn(
+        Code::shape, fmt::format("{}: {} {} beyond the {} rows that --unsafe-truncate-embeddings "
+                                 "leaves: the model cannot read such a token; "
+                                 "tokenizer_source: base keeps them",
+                                 companion.name, fmt::join(beyond, ", "),
+                                 beyond.size() == 1 ? "is" : "are", rows));
+  }
+}
+
 // Stops where what follows would only repeat what is already known to be wrong.
 void run(Disk& disk, Draft& draft, Rules& rules, bool whole) {
   const std::optional<Dtype> wanted =
@@ -119,6 +220,8 @@ void run(Disk& disk, Draft& draft, Rules& rules, bool whole) {
     draft.problems.error(Code::usage,
                          fmt::format("{}: the output would have no tensors", plan.recipe.file));
   }
+  check_doubles(draft);
+  note_widened(draft, wanted);
   if (draft.problems.fatal()) return;
   for (std::uint32_t v = 0; v < draft.views.size(); ++v) draft.rows.push_back(rows_of(draft, v));
   // As large as the plan itself, and done with.
@@ -127,6 +230,7 @@ void run(Disk& disk, Draft& draft, Rules& rules, bool whole) {
   plan.shards = lay_out(plan.jobs, plan.options.shard_bytes);
   for (const Shard& shard : plan.shards) plan.bytes_out += shard.header.size() + shard.data_bytes;
   write_companions(disk, draft, rules, written, wanted);
+  note_lost_ids(disk, draft, written.rows);
 }
 
 }  // namespace

@@ -45,6 +45,37 @@ class Opener {
     }
   }
 
+  // Opens a folder; where a file is missing in it, names the folder of a trainer in it that may be
+  // meant.
+  template <class Open>
+  auto with_advice(const std::string& folder, Open open) {
+    try {
+      return open();
+    } catch (const Error& e) {
+      const std::string inner = e.code() == Code::missing ? last_checkpoint(folder) : "";
+      if (inner.empty()) throw;
+      fail(e.code(),
+           fmt::format("{}; {} holds checkpoints of a training run: name one, as in {}/{}",
+                       e.message(), folder, folder, inner));
+    }
+  }
+
+  // "checkpoint-60", the last one in a folder, or empty.
+  std::string last_checkpoint(const std::string& folder) {
+    constexpr std::string_view kPrefix = "checkpoint-";
+    std::string last;
+    if (disk_.kind(folder) != Disk::Kind::folder) return last;
+    for (const std::string& name : disk_.list(folder)) {
+      if (!name.starts_with(kPrefix) || name.size() > 30 ||
+          name.find_first_not_of("0123456789", kPrefix.size()) != std::string::npos ||
+          disk_.kind(fmt::format("{}/{}", folder, name)) != Disk::Kind::folder) {
+        continue;
+      }
+      if (std::pair(name.size(), name) > std::pair(last.size(), last)) last = name;
+    }
+    return last;
+  }
+
   static std::string normal(const std::string& folder) {
     return std::filesystem::path(folder).lexically_normal().string();
   }
@@ -62,7 +93,8 @@ class Opener {
       ModelRef own = ref;
       own.adapters.clear();
       if (!ref.adapters.empty()) own.text = path_text(ref.path, ref.revision);
-      Checkpoint checkpoint = Checkpoint::open(disk_, folder, own.text);
+      Checkpoint checkpoint =
+          with_advice(folder, [&] { return Checkpoint::open(disk_, folder, own.text); });
       models.push_back({std::move(own), std::move(folder), std::move(checkpoint), false});
     } catch (...) {
       by_folder_.erase(it);
@@ -90,7 +122,8 @@ class Opener {
     try {
       AdapterOptions options;
       options.allow_unknown = draft_.plan.options.allow_unknown_keys;
-      Adapter opened = ingot::open_adapter(disk_, folder, ref.text, options);
+      Adapter opened = with_advice(
+          folder, [&] { return ingot::open_adapter(disk_, folder, ref.text, options); });
       for (const std::string& warning : opened.warnings) {
         draft_.problems.warn(Code::format, warning);
       }

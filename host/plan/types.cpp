@@ -11,15 +11,47 @@
 namespace ingot::plan {
 namespace {
 
-std::optional<Dtype> parse_dtype(std::string_view text, const std::string& where,
+// Other words for element types: NumPy's, PyTorch's and everybody's.
+struct Synonym {
+  std::string_view word, name;
+};
+constexpr Synonym kSynonyms[] = {{"bf16", "bfloat16"}, {"fp16", "float16"}, {"f16", "float16"},
+                                 {"half", "float16"},  {"fp32", "float32"}, {"f32", "float32"},
+                                 {"float", "float32"}, {"fp64", "float64"}, {"f64", "float64"},
+                                 {"double", "float64"}};
+
+// The name that a word in any case stands for, or the word itself.
+std::string canonical(std::string_view text) {
+  std::string low(text);
+  for (char& c : low) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  for (const Synonym& synonym : kSynonyms) {
+    if (low == synonym.word) return std::string(synonym.name);
+  }
+  return low;
+}
+
+std::optional<Dtype> parse_dtype(std::string_view written, const std::string& where,
                                  Problems& problems) {
   constexpr std::string_view kTorch = "torch.";
-  if (text.starts_with(kTorch)) text.remove_prefix(kTorch.size());
+  if (written.starts_with(kTorch)) written.remove_prefix(kTorch.size());
+  const std::string text = canonical(written);
+  if (text == "auto") {
+    problems.error(Code::usage, fmt::format("{} auto: leave it out, and the output has the type "
+                                            "that its inputs have in common",
+                                            where));
+    return std::nullopt;
+  }
   std::vector<std::string> known;
   for (int i = 0; i < kDtypes; ++i) {
     const Dtype dtype = static_cast<Dtype>(i);
     if (has_codec(dtype)) known.emplace_back(word(dtype));
     if (word(dtype) != text) continue;
+    if (has_codec(dtype) && bits(dtype) == 8) {
+      problems.warn(Code::dtype,
+                    fmt::format("{} {}: the weights are stored without scales, which transformers "
+                                "does not load; bfloat16 serves everywhere",
+                                where, text));
+    }
     if (has_codec(dtype)) return dtype;
     problems.error(
         Code::dtype,

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 
 #include <fmt/format.h>
 
@@ -84,6 +85,53 @@ std::string commit_of(Disk& disk, const std::string& repository, const std::stri
   return found;
 }
 
+// The folder that relative paths start from, in full.
+std::string start_of(const std::string& root) {
+  std::error_code error;
+  const std::filesystem::path here = std::filesystem::current_path(error);
+  if (error) return root.empty() ? "." : root;
+  std::string start = (here / root).lexically_normal().string();
+  if (start.size() > 1 && start.ends_with('/')) start.pop_back();
+  return start;
+}
+
+// The path with each component that is not there replaced by the nearest name beside it; empty if
+// one has none.
+std::string mended(Disk& disk, const std::string& root, const std::string& path) {
+  constexpr std::size_t kMostNames = 10'000;
+  std::string result;
+  std::string folder = path.starts_with('/') ? "/" : root.empty() ? "." : root;
+  for (std::size_t at = 0; at < path.size();) {
+    const std::size_t slash = std::min(path.find('/', at), path.size());
+    std::string part = path.substr(at, slash - at);
+    if (!part.empty() && disk.kind(under(folder, part)) == Disk::Kind::absent) {
+      if (disk.kind(folder) != Disk::Kind::folder) return "";
+      const std::vector<std::string> names = disk.list(folder);
+      part = names.size() > kMostNames ? "" : nearest(part, names);
+      if (part.empty()) return "";
+    }
+    if (!part.empty()) folder = under(folder, part);
+    result += part;
+    if (slash < path.size()) result += '/';
+    at = slash + 1;
+  }
+  return result == path ? "" : result;
+}
+
+// What may be meant by a path that is not there: a near name, or the home folder.
+std::string advice(Disk& disk, const std::string& root, const std::string& path) {
+  const std::string home = variable("HOME");
+  if (path.starts_with("~/") && !home.empty()) {
+    return fmt::format("; only shells know '~': write '{}'", under(home, path.substr(2)));
+  }
+  try {
+    const std::string near = mended(disk, root, path);
+    return near.empty() ? "" : fmt::format("; did you mean '{}'?", near);
+  } catch (const Error&) {  // a folder that cannot be read has no names to offer
+    return "";
+  }
+}
+
 }  // namespace
 
 std::string hub_cache() {
@@ -121,10 +169,22 @@ std::string resolve(Disk& disk, const ModelRef& given, const std::string& root) 
     }
     return local;
   }
-  if (!components(ref.path, 2)) {
+  // A Hub name has no folder of this machine in front and nothing like it beside it.
+  const std::string hint = advice(disk, root, ref.path);
+  const std::size_t front = ref.path.find('/');
+  const bool hub = components(ref.path, 2) &&
+                   (front == std::string::npos ||
+                    disk.kind(under(root, ref.path.substr(0, front))) == Disk::Kind::absent);
+  const auto absent = [&] {
     fail(Code::missing,
-         fmt::format("there is no folder or file {} for the model '{}'", local, ref.text));
-  }
+         fmt::format("there is no folder or file {} for the model '{}'{}{}", local, ref.text,
+                     ref.path.starts_with('/') || ref.path.starts_with('~')
+                         ? ""
+                         : fmt::format("; relative paths start in {} (--root names another folder)",
+                                       start_of(root)),
+                     hint));
+  };
+  if (!components(ref.path, 2)) absent();
   const std::string revision = ref.revision.empty() ? "main" : ref.revision;
   if (!components(revision, 8)) {
     fail(Code::usage,
@@ -139,12 +199,12 @@ std::string resolve(Disk& disk, const ModelRef& given, const std::string& root) 
     const std::string snapshot = repository + "/snapshots/" + commit;
     if (disk.kind(snapshot) == Disk::Kind::folder) return snapshot;
   }
+  if (!hub || !hint.empty()) absent();
   fail(Code::missing,
-       fmt::format(
-           "the model '{}' is neither a folder or file ({}) nor in the Hub cache {} at revision "
-           "'{}'; download it with: hf download {}{}",
-           ref.text, local, cache, revision, ref.path,
-           ref.revision.empty() ? "" : " --revision " + ref.revision));
+       fmt::format("the model '{}' is not a folder or file in {} (--root names another folder), "
+                   "nor in the Hub cache {} at revision '{}'; download it with: hf download {}{}",
+                   ref.text, start_of(root), cache, revision, ref.path,
+                   ref.revision.empty() ? "" : " --revision " + ref.revision));
 }
 
 }  // namespace ingot

@@ -149,6 +149,17 @@ models:
         self.assertTrue(any("recipe.yml:9: unknown key 'density'" in w for w in receipt["warnings"]), receipt)
         self.run_ok("verify", self.folder / "out", "--root", EXAMPLES)
 
+    def test_recipes_come_from_standard_input(self):
+        self.merge(TIES, "file")
+        self.run_ok("merge", "-", self.folder / "out", "--root", EXAMPLES, input=TIES)
+        self.assertEqual((self.folder / "out" / "recipe.yml").read_text(), TIES)
+        self.assertEqual(*[(self.folder / out / "model.safetensors").read_bytes() for out in ("file", "out")])
+        self.run_ok("verify", self.folder / "out", "--root", EXAMPLES)
+        self.run_ok("plan", "-", "--root", EXAMPLES, input=TIES)
+        done = self.run_fails(USAGE, "plan", "-", input=TIES + "paramters: {}\n")
+        self.assertIn("standard input:9: unknown key 'paramters'", done.stderr)
+        self.run_fails(USAGE, "plan", "-", input="")
+
     def test_all_errors_of_a_recipe_are_told_at_once(self):
         text = TIES.replace("models/c", "models/cc").replace("ties", "tise") + "paramters: {}\n"
         recipe = self.write("r.yml", text.replace("bfloat16", "bfloat61"))

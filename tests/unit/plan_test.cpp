@@ -166,7 +166,7 @@ TEST_F(PlanTest, MethodsAreKnownNotYetKnownOrMisspelt) {
 
 TEST_F(PlanTest, MissingAdapterIsNamedWithItsModelAndLine) {
   const Plan missing = plan("merge_method: passthrough\nmodels:\n- model: a+nowhere\n");
-  EXPECT_SAYS(missing, "the model 'nowhere' is neither a folder");
+  EXPECT_SAYS(missing, "the model 'nowhere' is not a folder or file in");
   EXPECT_SAYS(missing, "reading model 'a+nowhere' of recipe.yml:3");
   EXPECT_SAYS(plan("merge_method: passthrough\nmodels:\n- model: a+b\n"),
               "it is a model, not an adapter");
@@ -942,16 +942,102 @@ TEST_F(PlanTest, DoublesAreCopiedOrNarrowedWhereATypeIsAsked) {
   model("d", llama(2, Dtype::f64), llama_config(2));
   model("e", llama(2, Dtype::f64), llama_config(2));
   const std::string head = "merge_method: linear\nparameters: {weight: 1}\nmodels:\n- model: d\n";
-  const Plan copied = plan(head + "- model: e\n");
+  // Models of doubles differ, and the plan says what the merge would end in.
+  EXPECT_SAYS(plan(head + "- model: e\n"),
+              "error: recipe.yml: the models are stored in float64, and ingot computes in float32; "
+              "set dtype: float32");
+  ASSERT_SOUND(plan(head + "- model: e\ndtype: float32\n"));
+  // A few doubles may be equal.
+  Tensors few = llama(2);
+  const std::string name = "model.norm.weight";
+  for (auto& tensor : few) {
+    if (tensor.name == name) tensor.dtype = Dtype::f64;
+  }
+  model("f", few, llama_config(2));
+  model("g", few, llama_config(2));
+  const Plan copied =
+      plan("merge_method: linear\nparameters: {weight: 1}\nmodels:\n- model: f\n- model: g\n");
   ASSERT_SOUND(copied);
-  EXPECT_EQ(find(copied, "lm_head.weight")->action, Action::copy);
-  EXPECT_EQ(find(copied, "lm_head.weight")->output.dtype, Dtype::f64);
+  EXPECT_SAYS(copied, "warning: " + name +
+                          " and other float64 tensors are copied: the merge stops "
+                          "if the models differ in them");
+  EXPECT_EQ(find(copied, name)->action, Action::copy);
+  EXPECT_EQ(find(copied, name)->output.dtype, Dtype::f64);
   const Plan narrowed = plan(head + "- model: a\ndtype: bfloat16\n");
   ASSERT_SOUND(narrowed);
   const Job* job = find(narrowed, "lm_head.weight");
   EXPECT_EQ(job->action, Action::merge);
   EXPECT_EQ(job->work.inputs, (std::vector<Dtype>{Dtype::f32, Dtype::bf16}));
   EXPECT_SAYS(plan(head + "- model: a\n"), "set dtype: float32 to narrow the float64 ones");
+}
+
+TEST_F(PlanTest, TypesHaveTheirUsualNames) {
+  const auto type = [&](const std::string& word) {
+    const Plan p = plan(
+        "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}, {model: "
+        "b}]\ndtype: " +
+        word + "\n");
+    EXPECT_TRUE(p.sound()) << report(p);
+    return p.sound() ? find(p, "lm_head.weight")->output.dtype : Dtype::i8;
+  };
+  for (const char* word : {"bf16", "BF16", "BFloat16", "torch.bfloat16"}) {
+    EXPECT_EQ(type(word), Dtype::bf16) << word;
+  }
+  for (const char* word : {"fp16", "half", "f16", "torch.half"})
+    EXPECT_EQ(type(word), Dtype::f16) << word;
+  for (const char* word : {"fp32", "float", "F32"}) EXPECT_EQ(type(word), Dtype::f32) << word;
+  const std::string head =
+      "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}]\ndtype: ";
+  EXPECT_SAYS(plan(head + "double\n"), "dtype float64: ingot computes in float32");
+  EXPECT_SAYS(plan(head + "auto\n"), "dtype auto: leave it out");
+  EXPECT_SAYS(plan(head + "float8_e4m3fn\n"),
+              "warning: recipe.yml:4: dtype float8_e4m3fn: the weights are stored without scales, "
+              "which transformers does not load");
+}
+
+TEST_F(PlanTest, WideningToFloat32IsSaid) {
+  model("h", llama(2, Dtype::f16), llama_config(2));
+  const std::string text =
+      "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}, {model: h}]\n";
+  const Plan p = plan(text);
+  ASSERT_SOUND(p);
+  EXPECT_SAYS(p,
+              "warning: recipe.yml: the models are stored in bfloat16 and float16, and no dtype is "
+              "given: ");
+  EXPECT_SAYS(p, "tensors become float32, twice the size; set dtype: bfloat16");
+  EXPECT_EQ(report(plan(text + "dtype: float16\n")).find("twice the size"), std::string::npos);
+}
+
+TEST_F(PlanTest, SpecialTokensThatACutVocabularyLosesAreNamed) {
+  Tensors tall = llama(2);
+  std::uint64_t rows = 0;
+  for (auto& tensor : tall) {
+    if (tensor.name != "model.embed_tokens.weight" && tensor.name != "lm_head.weight") continue;
+    rows = tensor.shape[0];
+    tensor.shape.set(0, rows + 2);
+  }
+  std::string config = llama_config(2);
+  config.insert(config.find('{') + 1,
+                fmt::format("\"bos_token_id\": 1, \"eos_token_id\": [2, {}], ", rows + 1));
+  model("tall", tall, config);
+  PlanOptions options;
+  options.truncate_embeddings = true;
+  const Plan p =
+      plan("merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: tall}, {model: a}]\n",
+           options);
+  ASSERT_SOUND(p);
+  EXPECT_SAYS(p, fmt::format("warning: config.json: eos_token_id {} is beyond the {} rows that "
+                             "--unsafe-truncate-embeddings leaves",
+                             rows + 1, rows));
+}
+
+TEST_F(PlanTest, FoldersOfATrainerNameTheirLastCheckpoint) {
+  model("run/checkpoint-9", llama(2), llama_config(2));
+  model("run/checkpoint-60", llama(2), llama_config(2));
+  test::write_file(folder_ / "run/checkpoint-final/x", "");
+  EXPECT_SAYS(
+      plan("merge_method: passthrough\nmodels: [{model: run}]\n"),
+      "holds checkpoints of a training run: name one, as in " + folder_ / "run/checkpoint-60");
 }
 
 TEST_F(PlanTest, BareFloat8IsMergedAndScaledFloat8Refused) {

@@ -120,13 +120,39 @@ TEST_F(Resolve, CacheFollowsTheHubsVariables) {
 
 TEST_F(Resolve, MissingModelSaysWhereItLookedAndHowToGetIt) {
   EXPECT_EQ(refusal("org/other@v2", Code::missing),
-            "the model 'org/other@v2' is neither a folder or file (" + folder_ / "root" +
-                "/org/other) nor in the Hub cache " + folder_ / "cache" +
+            "the model 'org/other@v2' is not a folder or file in " + folder_ / "root" +
+                " (--root names another folder), nor in the Hub cache " + folder_ / "cache" +
                 " at revision 'v2'; download it with: hf download org/other --revision v2");
   const std::string text = refusal("org/other", Code::missing);
   EXPECT_TRUE(text.ends_with("hf download org/other")) << text;
-  EXPECT_EQ(refusal("./nowhere", Code::missing), "there is no folder or file " + folder_ / "root" +
-                                                     "/./nowhere for the model './nowhere'");
+  EXPECT_EQ(refusal("./nowhere", Code::missing),
+            "there is no folder or file " + folder_ / "root" +
+                "/./nowhere for the model './nowhere'; relative paths start in " +
+                folder_ / "root" + " (--root names another folder)");
+}
+
+TEST_F(Resolve, MisspelledPathsAreAnsweredWithTheNearestAndNotWithADownload) {
+  test::write_file(folder_ / "root/adapters/c-lora/adapter_config.json", "{}");
+  const auto meant = [&](const std::string& text) {
+    const std::string told = refusal(text, Code::missing);
+    EXPECT_EQ(told.find("hf download"), std::string::npos) << told;
+    const std::size_t at = told.find("did you mean ");
+    return at == std::string::npos ? "" : told.substr(at);
+  };
+  EXPECT_EQ(meant("adapters/c-lor"), "did you mean 'adapters/c-lora'?");
+  EXPECT_EQ(meant("./adapter/c_lora"), "did you mean './adapters/c-lora'?");
+  EXPECT_EQ(meant("lcoal"), "did you mean 'local'?");
+  EXPECT_EQ(meant(folder_ / "root/locl"), "did you mean '" + folder_ / "root/local" + "'?");
+  EXPECT_EQ(meant("adapters/other-thing"), "");  // a folder of this machine, so no Hub name
+  // A Hub name is none of these.
+  EXPECT_NE(refusal("mistralai/Mistral-7B-v0.1", Code::missing).find("hf download"),
+            std::string::npos);
+}
+
+TEST_F(Resolve, HomeFolderIsSpelledOut) {
+  ::setenv("HOME", "/home/me", 1);
+  EXPECT_TRUE(refusal("~/models/a", Code::missing)
+                  .ends_with("; only shells know '~': write '/home/me/models/a'"));
 }
 
 TEST_F(Resolve, RevisionOfAFolderIsRefused) {

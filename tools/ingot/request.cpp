@@ -4,6 +4,7 @@
 #include <charconv>
 #include <climits>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <utility>
@@ -52,6 +53,20 @@ std::string no_seed(const std::string& text) {
   return no_whole(text, std::numeric_limits<std::uint64_t>::max());
 }
 
+// Standard input to its end, or as much of it as shows that it is too long for a recipe.
+std::string read_input() {
+  constexpr std::size_t kMost = std::size_t{2} << 20;
+  std::string text;
+  std::array<char, 4096> block{};
+  while (text.size() < kMost) {
+    const std::size_t count = std::fread(block.data(), 1, block.size(), stdin);
+    if (count == 0) break;
+    text.append(block.data(), count);
+  }
+  if (std::ferror(stdin) != 0) fail(Code::io, "standard input cannot be read");
+  return text;
+}
+
 constexpr const char* kHidden = "";  // CLI11: a group without a name is left out of --help
 
 // The last word of a path, for the model card; empty where there is none.
@@ -80,7 +95,9 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
   } else if (form == Form::extract) {
     add_extraction(command);
   } else {
-    command.add_option("RECIPE", recipe_, "The recipe, a YAML file as mergekit reads it")
+    command
+        .add_option("RECIPE", recipe_,
+                    "The recipe, a YAML file as mergekit reads it; - for standard input")
         ->required()
         ->type_name("FILE");
     auto* argument = command.add_option(
@@ -516,8 +533,14 @@ std::string Request::extraction(Disk& disk) const {
 
 Plan Request::plan(Disk& disk) const {
   const bool own = recipe_.empty();
-  const std::string text = own ? synthesise(disk) : read_text(disk, recipe_);
-  Recipe recipe = parse(text, own ? command_.get_name() : recipe_,
+  const bool streamed = recipe_ == "-";
+  const std::string text = own        ? synthesise(disk)
+                           : streamed ? read_input()
+                                      : read_text(disk, recipe_);
+  Recipe recipe = parse(text,
+                        own        ? command_.get_name()
+                        : streamed ? "standard input"
+                                   : recipe_,
                         {.allow_unknown_keys = planning_.allow_unknown_keys, .collect = true});
   return build(disk, std::move(recipe), planning_);
 }
