@@ -74,12 +74,13 @@ Rules::Rules(const Recipe& recipe, const PlanOptions& options, Problems& problem
     const std::string place = fmt::format("{}:{}", recipe.file, recipe.method_mark.line);
     if (listed(kPeerMethods, recipe.method)) {
       problems_.error(Code::usage,
-                      fmt::format("{}: merge_method '{}' is not supported yet; there are {}", place,
+                      fmt::format("{}: merge_method '{}' is not supported yet; ingot has {}", place,
                                   recipe.method, fmt::join(known, ", ")));
     } else {
-      problems_.error(Code::usage, fmt::format("{}: there is no merge_method '{}'{}; there are {}",
-                                               place, recipe.method, hint(recipe.method, known),
-                                               fmt::join(known, ", ")));
+      problems_.error(
+          Code::usage,
+          fmt::format("{}: there is no merge_method '{}'{}; the methods are {}", place,
+                      recipe.method, hint(recipe.method, known), fmt::join(known, ", ")));
     }
     return;
   }
@@ -108,8 +109,8 @@ void Rules::check(const Parameters& parameters, const std::string& where, bool o
     if (const math::Parameter* known = parameter_of(method(), name)) {
       if (of_model && known->scope == math::Scope::global) {
         problems_.warn(Code::usage, fmt::format("{}: '{}' under {} is not read: in {} it is one "
-                                                "value for all models, set it under the "
-                                                "recipe's own parameters",
+                                                "value for all models; move it to the "
+                                                "'parameters' at the top level",
                                                 place, name, where, recipe_.method));
       }
       continue;
@@ -127,8 +128,8 @@ void Rules::check(const Parameters& parameters, const std::string& where, bool o
                                  place, name, where, recipe_.method, fmt::join(own, ", ")));
     } else if (listed(kTopKeys, name)) {
       problems_.warn(Code::usage,
-                     fmt::format("{}: '{}' among the parameters of {} is not read, in mergekit "
-                                 "neither; it belongs at the top level",
+                     fmt::format("{}: '{}' among the parameters of {} is ignored, as mergekit "
+                                 "ignores it; it belongs at the top level",
                                  place, name, where));
     } else if (options_.allow_unknown_keys) {
       waived_.push_back(fmt::format("{} (line {})", name, setting.mark.line));

@@ -248,10 +248,11 @@ class Maker {
     const bool same = std::all_of(section.inputs.begin(), section.inputs.end(),
                                   [&](const Input& input) { return input.first == first; });
     if (!same || first + section.count > depth(base, section.stack)) {
-      problems_.error(Code::usage, fmt::format("{}: {}: which layers of base_model {} are meant is "
-                                               "not clear: list it among the sources with a "
-                                               "layer_range of its own",
-                                               recipe_.file, section.where, draft_.shown(base)));
+      problems_.error(
+          Code::usage,
+          fmt::format("{}: {}: it is not clear which layers of base_model {} are meant: list it "
+                      "among the sources, with a layer_range",
+                      recipe_.file, section.where, draft_.shown(base)));
       return false;
     }
     section.inputs.push_back({base, first, nullptr});

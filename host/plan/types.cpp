@@ -61,7 +61,7 @@ std::optional<Dtype> parse_dtype(std::string_view written, const std::string& wh
   }
   const std::string near = nearest(text, known);
   problems.error(Code::usage,
-                 fmt::format("{} '{}' is no element type{}; there are {}", where, text,
+                 fmt::format("{} '{}' is not an element type{}; ingot writes {}", where, text,
                              near.empty() ? "" : fmt::format("; did you mean '{}'?", near),
                              fmt::join(known, ", ")));
   return std::nullopt;

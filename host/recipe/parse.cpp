@@ -261,8 +261,7 @@ class Reader {
   void unknown(const Node::Pair& pair, const Keys& keys) {
     const std::string key = clip(pair.key);
     if (key == kIdle) {
-      return note(pair.mark,
-                  fmt::format("'{}' changes nothing, in mergekit neither; remove it", key));
+      return note(pair.mark, fmt::format("'{}' changes nothing, as in mergekit; remove it", key));
     }
     const std::string near = nearest(pair.key, keys.names);
     const auto home = std::find_if(keys_.begin(), keys_.end(), [&](const Keys& other) {
@@ -285,7 +284,7 @@ class Reader {
       return remark(true, pair.mark,
                     fmt::format("unknown key '{}' {}; {}", key, keys.where, advice));
     }
-    note(pair.mark, fmt::format("unknown key '{}' {} is not read, in mergekit neither; {}", key,
+    note(pair.mark, fmt::format("unknown key '{}' {} is ignored, as mergekit ignores it; {}", key,
                                 keys.where, advice));
   }
 

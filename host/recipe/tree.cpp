@@ -134,7 +134,7 @@ class Builder : public YAML::EventHandler {
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
     const auto found = anchors_.find(anchor);
     if (found == anchors_.end()) {
-      fault(file_, mark_of(mark), "this alias stands inside the node it refers to");
+      fault(file_, mark_of(mark), "this alias refers to a value that contains it");
     }
     count(found->second.size, mark_of(mark));
     place(found->second.node, mark_of(mark));

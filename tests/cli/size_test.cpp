@@ -60,10 +60,10 @@ TEST(Size, WholeNumbersAreDecimalInFullAndInRange) {
   for (const char* text : {"", "-1", "+1", "0x10", "010", "00", "1.5", "1e3", " 1", "1 ", "1_000",
                            "18446744073709551616", "99999999999999999999999"}) {
     EXPECT_EQ(no_whole(text, kAll),
-              fmt::format("'{}' is no whole number from 0 to 18446744073709551615", text));
+              fmt::format("'{}' is not a whole number from 0 to 18446744073709551615", text));
   }
   EXPECT_EQ(no_thread_count("1024"), "");
-  EXPECT_EQ(no_thread_count("1025"), "'1025' is no whole number from 0 to 1024");
+  EXPECT_EQ(no_thread_count("1025"), "'1025' is not a whole number from 0 to 1024");
   EXPECT_EQ(refusal([] { (void)parse_size("--memory", "1G"); }).rfind("--memory: '1G' is not", 0),
             0U);
 }

@@ -81,7 +81,7 @@ TEST(HostileRecipe, WaivedBombsAreStillBombs) {
 
 TEST(HostileRecipe, AliasesMustPointBackAndOut) {
   EXPECT_EQ(refusal("merge_method: linear\nmodels: &a [*a]\n"),
-            "r.yml:2: this alias stands inside the node it refers to");
+            "r.yml:2: this alias refers to a value that contains it");
   EXPECT_EQ(refusal("merge_method: linear\nmodels: [*nobody]\n"),
             "r.yml:2: not YAML: the referenced anchor is not defined");
   EXPECT_NE(refusal("&a {<<: *a}"), "accepted");

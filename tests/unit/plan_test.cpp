@@ -250,7 +250,7 @@ TEST_F(PlanTest, SlicesGetTheBaseTheirTaskVectorsNeed) {
   EXPECT_SAYS(
       plan("merge_method: task_arithmetic\nbase_model: a\nparameters: {weight: 1}\nslices:\n"
            "- sources: [{model: b, layer_range: [0, 1]}, {model: c, layer_range: [1, 2]}]\n"),
-      "which layers of base_model a are meant is not clear");
+      "it is not clear which layers of base_model a are meant");
 }
 
 TEST_F(PlanTest, SlerpFindsItsBaseAmongTheSources) {
@@ -359,8 +359,8 @@ TEST_F(PlanTest, ParametersThatNoMethodReadsAreSaid) {
       "parameters: {label: hello, base_model: b}\n");
   ASSERT_SOUND(p);
   EXPECT_SAYS(p,
-              "warning: recipe.yml:2: 'dtype' among the parameters of a is not read, in mergekit "
-              "neither; it belongs at the top level");
+              "warning: recipe.yml:2: 'dtype' among the parameters of a is ignored, as mergekit "
+              "ignores it; it belongs at the top level");
   EXPECT_SAYS(p, "warning: recipe.yml:3: 'base_model' among the parameters of the recipe");
   EXPECT_SAYS(p,
               "warning: recipe.yml:3: no method reads the parameter 'label' of the recipe; linear "

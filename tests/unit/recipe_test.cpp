@@ -635,20 +635,21 @@ TEST(Habit, EmptySettingsAndFiltersAreAbsent) {
 }
 
 TEST(Habit, UnknownKeysAreUnreadAndSaid) {
-  EXPECT_EQ(remarks("merge_method: linear\ndensity: 0.5\nmodels:\n  - model: a\n    weight: 1\n"),
-            (Remarks{"2: unknown key 'density' at the top level is not read, in mergekit neither; "
-                     "known there: merge_method, models, slices, modules, base_model, parameters, "
-                     "dtype, out_dtype, tokenizer_source, tokenizer, chat_template, name (a "
-                     "method's parameters go under 'parameters')",
-                     "5: unknown key 'weight' in an entry of 'models' is not read, in mergekit "
-                     "neither; known there: model, parameters (a method's parameters go under "
-                     "'parameters')"}));
+  EXPECT_EQ(
+      remarks("merge_method: linear\ndensity: 0.5\nmodels:\n  - model: a\n    weight: 1\n"),
+      (Remarks{"2: unknown key 'density' at the top level is ignored, as mergekit ignores it; "
+               "known there: merge_method, models, slices, modules, base_model, parameters, "
+               "dtype, out_dtype, tokenizer_source, tokenizer, chat_template, name (a "
+               "method's parameters go under 'parameters')",
+               "5: unknown key 'weight' in an entry of 'models' is ignored, as mergekit ignores "
+               "it; known there: model, parameters (a method's parameters go under "
+               "'parameters')"}));
   EXPECT_EQ(remarks("merge_method: linear\nmodels:\n  - model: a\n    layer_range: [0, 1]\n"),
-            Remarks{"4: unknown key 'layer_range' in an entry of 'models' is not read, in mergekit "
-                    "neither; it belongs in an entry of 'sources'"});
+            Remarks{"4: unknown key 'layer_range' in an entry of 'models' is ignored, as mergekit "
+                    "ignores it; it belongs in an entry of 'sources'"});
   EXPECT_EQ(remarks("merge_method: linear\nslices:\n  - sources: [{model: a, layer_range: [0, "
                     "1]}]\n    residual_weight: 1\n"),
-            Remarks{"4: 'residual_weight' changes nothing, in mergekit neither; remove it"});
+            Remarks{"4: 'residual_weight' changes nothing, as in mergekit; remove it"});
   EXPECT_EQ(
       remarks("merge_method: linear\nauthor: {a: [1]}\nlicense: x\nmodels: [{model: a}]\n").size(),
       2U);

@@ -111,7 +111,8 @@ std::string no_whole(std::string_view text, std::uint64_t most) {
   const auto [stop, error] = std::from_chars(text.data(), end, value);
   const bool plain = text == "0" || (!text.empty() && text.front() >= '1' && text.front() <= '9');
   if (plain && error == std::errc() && stop == end && value <= most) return {};
-  return fmt::format("'{}' is no whole number from 0 to {}", printable(shorten(text, 100)), most);
+  return fmt::format("'{}' is not a whole number from 0 to {}", printable(shorten(text, 100)),
+                     most);
 }
 
 std::string no_thread_count(const std::string& text) { return no_whole(text, 1024); }
