@@ -31,6 +31,19 @@ if(NOT CMAKE_CROSSCOMPILING)
     COMMAND ${CMAKE_COMMAND} -E make_directory ${pages} ${commands} DEPENDS ingot_cli VERBATIM
     COMMENT "Writing the manual and the completions")
   add_custom_target(ingot_pages ALL DEPENDS ${pages}/ingot.1)
+  # Whoever built the program alone gets them as well.
+  install(CODE "set(pages \"${pages}\")\nset(program \"$<TARGET_FILE:ingot_cli>\")")
+  install(CODE [[
+    file(MAKE_DIRECTORY ${pages})
+    foreach(pair "manual=ingot.1" "completion bash=ingot.bash" "completion zsh=_ingot"
+                 "completion fish=ingot.fish")
+      string(REGEX MATCH "^(.*)=(.*)$" unused ${pair})
+      set(file ${pages}/${CMAKE_MATCH_2})
+      separate_arguments(words UNIX_COMMAND ${CMAKE_MATCH_1})
+      if(NOT EXISTS ${file})
+        execute_process(COMMAND ${program} ${words} OUTPUT_FILE ${file} COMMAND_ERROR_IS_FATAL ANY)
+      endif()
+    endforeach()]])
   install(FILES ${pages}/ingot.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
   install(FILES ${pages}/ingot.bash RENAME ingot
           DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)

@@ -218,7 +218,7 @@ class Maker {
     // The parser has seen to 0 <= begin <= end.
     if (begin != end && static_cast<std::uint64_t>(end) > layers) {
       problems_.error(
-          Code::usage,
+          Code::shape,
           fmt::format("{}: layer_range [{}, {}] goes beyond the last layer of {}, which has {} "
                       "layers; [0, {}] are all of them",
                       draft_.place(source.mark), begin, end, draft_.shown(model), layers, layers));
@@ -227,7 +227,7 @@ class Maker {
     const std::uint64_t count = static_cast<std::uint64_t>(end - begin);
     if (!section.inputs.empty() && count != section.count) {
       problems_.error(
-          Code::usage,
+          Code::shape,
           fmt::format("{}: {} gives {} layers to {}, and {} gives {}; all sources of a slice must "
                       "give the same number of layers",
                       draft_.place(source.mark), draft_.shown(model), count, section.where,

@@ -162,6 +162,31 @@ class Diff(Case):
         self.assertGreater(report["total"]["cosine"], 0.9)
         self.assertGreater(report["total"]["max_ulp"], 0)
 
+    def test_columns_have_names(self):
+        lines = self.run_fails(DIFFERS, "diff", MODELS / "base", MODELS / "python").stdout.splitlines()
+        head = lines[0].split()
+        self.assertEqual(head, ["differ", "max", "ulp", "mean", "ulp", "change", "cosine", "tensor"])
+        row = next(line for line in lines if line.endswith("model.norm.weight"))
+        self.assertEqual(len(row.split()), 7)  # the percent sign stands apart
+        self.assertEqual(lines[0].index("tensor"), row.index("model.norm.weight"))
+
+    def test_top_shows_what_changed_most(self):
+        words = ["diff", MODELS / "base", MODELS / "python"]
+        every = json.loads(self.run_fails(DIFFERS, *words, "--json").stdout)["tensors"]
+        some = json.loads(self.run_fails(DIFFERS, *words, "--top", "3", "--json").stdout)["tensors"]
+        changes = sorted((t["relative_change"] for t in every), reverse=True)
+        self.assertEqual([t["relative_change"] for t in some], changes[:3])
+        text = self.run_fails(DIFFERS, *words, "--top", "1").stdout
+        self.assertIn(some[0]["name"], text)
+        self.assertNotIn(some[1]["name"], text)
+        self.assertIn("of 21 tensors", text)
+        self.run_fails(2, *words, "--top", "0")
+
+    def test_adapters_are_compared_as_well(self):
+        lora, other = EXAMPLES / "adapters" / "c-lora", EXAMPLES / "adapters" / "python-lora"
+        self.assertIn("identical", self.run_ok("diff", lora, lora).stdout)
+        self.assertIn("lora_A", self.run_fails(DIFFERS, "diff", lora, other).stdout)
+
     def test_one_bit_is_one_ulp(self):
         data = bytearray((MODELS / "base" / "model.safetensors").read_bytes())
         data[-2] ^= 1

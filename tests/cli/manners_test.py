@@ -6,10 +6,14 @@ import re
 import subprocess
 import unittest
 
-from program import DEVICE, EXAMPLES, INPUT, IO, PROGRAM, TIES, USAGE, Case, ingot
+from program import DEVICE, EXAMPLES, INPUT, IO, PROGRAM, SOURCE, TIES, USAGE, Case, ingot
 
 COMMANDS = ("merge", "plan", "verify", "inspect", "diff", "completion", "bake", "adapter merge", "extract",
-            "bench", "help")
+            "bench", "help", "methods", "explain")
+
+METHODS = ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "passthrough"]
+TYPES = ["linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
+         "magnitude_prune", "magnitude_prune_svd"]
 
 
 class Help(Case):
@@ -22,7 +26,7 @@ class Help(Case):
         for command in COMMANDS:
             text = self.run_ok(*command.split(), "--help").stdout
             self.assertIn("Examples:", text)
-            self.assertRegex(text, rf"(?m)^  ingot {command} ")
+            self.assertRegex(text, rf"(?m)^  ingot {command}( |$)")
 
     def test_every_option_is_explained(self):
         for command in COMMANDS:
@@ -33,8 +37,11 @@ class Help(Case):
 
     def pages(self):
         yield self.run_ok("--help").stdout
-        for topic in ("", "options", *COMMANDS):
+        for topic in ("", "options", "exit-codes", *COMMANDS):
             yield self.run_ok("help", *topic.split()).stdout
+        yield self.run_ok("methods").stdout
+        for method in METHODS + TYPES:
+            yield self.run_ok("explain", method).stdout
         yield ingot().stderr
 
     def test_lines_fit_a_terminal(self):
@@ -83,6 +90,69 @@ class Help(Case):
     def test_version_is_one_line(self):
         for word in ("--version", "-V"):
             self.assertRegex(self.run_ok(word).stdout, r"\Aingot \d+\.\d+\.\d+\n\Z")
+
+
+class Methods(Case):
+    def test_the_list_is_that_of_the_program(self):
+        """What 'ingot methods' lists, recipes and --type accept, and nothing else."""
+        models, adapters = self.run_ok("methods").stdout.split("Types of")
+        names = re.findall(r"^  (\w+) ", models, re.M)
+        types = re.findall(r"^  (\w+) ", adapters, re.M)
+        self.assertEqual(sorted(names), sorted(METHODS))
+        self.assertEqual(sorted(types), sorted(TYPES))
+        unknown = self.write("r.yml", TIES.replace("merge_method: ties", "merge_method: xyzzy"))
+        stderr = self.run_fails(USAGE, "plan", unknown, "--root", EXAMPLES).stderr
+        told = re.search(r"there are (.*)", stderr)[1]
+        self.assertEqual(sorted(re.findall(r"\w+", told)), sorted(names))
+        lora = EXAMPLES / "adapters" / "c-lora"
+        stderr = self.run_fails(USAGE, "adapter", "merge", lora, lora, "--type", "xyzzy", "-o",
+                                self.folder / "out").stderr
+        self.assertEqual(sorted(set(re.findall(r"\w+", re.search(r"there are (.*)", stderr)[1]))), sorted(types))
+
+    def test_explanations_have_every_part(self):
+        for method in METHODS:
+            text = self.run_ok("explain", method).stdout
+            for part in ("Formula:", "Models:", "Parameters:", "When to use:", "Example:"):
+                self.assertIn(f"\n{part}\n", text, method)
+        for method in TYPES:
+            text = self.run_ok("explain", method).stdout
+            for part in ("Formula:", "Options:", "When to use:", "Example:"):
+                self.assertIn(f"\n{part}\n", text, method)
+        self.assertIn("arxiv.org/abs/2306.01708", self.run_ok("explain", "ties").stdout)
+
+    def test_parameters_have_range_and_default(self):
+        text = " ".join(self.run_ok("explain", "ties").stdout.split())
+        for part in ("density share of the elements of the change that are kept (for each model; from 0 to 1; default 1)",
+                     "weight factor of the model (for each model; any number; required)",
+                     "normalize divide by the sum of the weights (true or false; default true)"):
+            self.assertIn(part, text)
+
+    def test_examples_of_models_run(self):
+        """The recipe of every explanation, with the example models for its names."""
+        for method in METHODS:
+            recipe = self.run_ok("explain", method).stdout.split("\nExample:\n")[1].split("\n\n")[0]
+            recipe = re.sub(r"^  ", "", recipe, flags=re.M)
+            recipe = re.sub(r"model: (a|b|base)\b", lambda m: "model: models/" + {"a": "python", "b": "c"}.get(m[1], "base"),
+                            recipe)
+            recipe = recipe.replace("[0, 16]", "[0, 1]").replace("[8, 24]", "[0, 2]")
+            with self.subTest(method=method):
+                self.run_ok("plan", self.write("r.yml", recipe), "--root", EXAMPLES)
+
+    def test_unknown_method_names_the_nearest(self):
+        self.assertIn("'ties'", self.run_fails(USAGE, "explain", "tise").stderr)
+        self.assertIn("ingot methods", self.run_fails(USAGE, "explain", "xyzzy").stderr)
+
+
+class ExitCodes(Case):
+    def test_help_manual_and_readme_have_every_code(self):
+        page = self.run_ok("help", "exit-codes").stdout
+        codes = re.findall(r"^  (\d+) ", page, re.M)
+        self.assertEqual(codes, ["0", "1", "2", "3", "4", "5", "6", "129", "130", "143"])
+        manual = self.run_ok("manual").stdout.split(".SH EXIT STATUS")[1]
+        readme = (SOURCE / "README.md").read_text().split("## Exit codes")[1].split("\n## ")[0]
+        for code in codes:
+            self.assertIn(f"\\fB{code}\\fR", manual)
+            self.assertRegex(readme, rf"(?m)^\| [\d, ]*\b{code}\b")
 
 
 class Usage(Case):

@@ -32,6 +32,10 @@ class Package(Case):
 
     def test_installs_and_serves_a_consumer(self):
         prefix = self.folder / "prefix"
+        # The program alone is enough: what it says of itself is written where it is missing.
+        pages = BUILD / "pages"
+        if pages.exists():
+            pages.rename(self.folder / "pages")
         self.call("cmake", "--install", BUILD, "--prefix", prefix)
         for name in ("bin/ingot", "include/ingot/merge.hpp", "include/ingot/math/methods.hpp",
                      "share/man/man1/ingot.1", "share/bash-completion/completions/ingot",

@@ -20,7 +20,7 @@ class Completion(Case):
         return run.stdout.split()
 
     def test_bash_offers_commands(self):
-        self.assertEqual(self.complete("ingot", "me"), ["merge"])
+        self.assertEqual(self.complete("ingot", "mer"), ["merge"])
         self.assertIn("--version", self.complete("ingot", "--"))
 
     def test_bash_offers_options_of_the_command(self):
@@ -30,6 +30,8 @@ class Completion(Case):
     def test_bash_offers_values(self):
         self.assertEqual(self.complete("ingot", "merge", "--device", "c"), ["cpu", "cuda"])
         self.assertEqual(self.complete("ingot", "completion", "z"), ["zsh"])
+        self.assertEqual(self.complete("ingot", "adapter", "merge", "a", "--type", "magnitude_prune_"), ["magnitude_prune_svd"])
+        self.assertEqual(self.complete("ingot", "explain", "task"), ["task_arithmetic"])
 
     def test_bash_offers_values_behind_an_equals_sign(self):
         self.assertEqual(self.complete("ingot", "merge", "--storage", "=", "ma"), ["mapped"])

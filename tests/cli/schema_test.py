@@ -66,9 +66,50 @@ class Schemas(Case):
                 self.assertEqual(done.returncode, code, done.stderr)
                 told = json.loads(done.stdout)
                 self.hold(told, schema)
-                self.assertEqual(told["error"]["code"], done.returncode)
-                self.assertIn(told["error"]["text"], done.stderr)
+                self.assertEqual(told["exit"], done.returncode)
+                self.assertEqual(told["errors"][0]["exit"], done.returncode)
+                for error in told["errors"]:
+                    self.assertIn(error["message"], done.stderr)
                 self.assertEqual(ingot(*words).stdout, "")
+
+    def errors(self, *words):
+        done = ingot(*words, "--json")
+        told = json.loads(done.stdout)
+        self.hold(told, validator("json.schema.json", "error"))
+        return told["errors"]
+
+    def test_errors_have_kind_and_place(self):
+        out = self.folder / "out"
+        unknown = self.write("unknown.yml", "merge_method: linear\nmodells: []\n")
+        broken = self.folder / "broken"
+        shutil.copytree(BASE, broken)
+        (broken / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
+        for words, code, place in (
+                (["merge", unknown, out], "usage", {"file": str(unknown), "line": 2}),
+                (["inspect", broken], "format", {"file": str(broken / "model.safetensors")}),
+                (["inspect", BASE, "--tensor", "model.norm.weigth"], "missing", {"tensor": "model.norm.weigth"}),
+                (["merge", unknown, out, "--weights", "1"], "usage", {"option": "--weights"}),
+                (["merge", unknown, out, "--memory", "lots"], "usage", {"option": "--memory"}),
+                (["merge", unknown, out, "--storage", "tape"], "usage", {"option": "--storage"})):
+            with self.subTest(words=[str(word) for word in words[:3]]):
+                error = self.errors(*words)[0]
+                self.assertEqual(error["code"], code)
+                self.assertEqual(error["place"] | place, error["place"], error["message"])
+
+    def test_all_problems_are_listed(self):
+        recipe = self.write("two.yml", "merge_method: linear\nmodels:\n- {model: gone, parameters: {weight: 1}}\n"
+                                       "- {model: lost, parameters: {weight: 1}}\n")
+        text = " ".join(error["message"] for error in self.errors("merge", recipe, self.folder / "out"))
+        self.assertIn("gone", text)
+        self.assertIn("lost", text)
+
+    def test_layers_that_are_not_there_have_one_exit_code(self):
+        for recipe in ("slices: [{sources: [{model: %s, layer_range: [0, 9]}]}]\nmerge_method: passthrough\n" % BASE,
+                       "slices: [{sources: [{model: %s, layer_range: [0, 2]}, {model: %s, layer_range: [0, 1]}]}]\n"
+                       "merge_method: linear\nparameters: {weight: 1}\n" % (BASE, CHAT)):
+            for command in ("plan", "merge"):
+                done = ingot(command, self.write("slices.yml", recipe), self.folder / "out")
+                self.assertEqual(done.returncode, INPUT, done.stderr)
 
     def make(self, *words):
         """Runs a command that writes a folder; its receipt and its report."""

@@ -12,8 +12,9 @@ class AdapterCommand final : public Command {
         request_(merge_, Request::Form::fuse) {
     app().require_subcommand(1);
     merge_.footer(
-        "Types: linear cat svd ties ties_svd dare_linear dare_linear_svd dare_ties dare_ties_svd\n"
-        "magnitude_prune magnitude_prune_svd; (IA)3 adapters merge by weights.\n"
+        "'ingot methods' lists the types, 'ingot explain TYPE' has the formulas. (IA)3 adapters "
+        "merge "
+        "by weights.\n"
         "The same as a recipe: recipe.yml of OUT has it.\n"
         "\n"
         "Examples:\n"

@@ -33,6 +33,8 @@ class Command {
 [[nodiscard]] std::unique_ptr<Command> make_diff(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_verify(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_bench(CLI::App& program);
+[[nodiscard]] std::unique_ptr<Command> make_methods(CLI::App& program);
+[[nodiscard]] std::unique_ptr<Command> make_explain(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_help(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_completion(CLI::App& program);
 [[nodiscard]] std::unique_ptr<Command> make_manual(CLI::App& program);

@@ -134,7 +134,7 @@ std::string describe(const CLI::ParseError& error, const CLI::App& program,
 int complain(const CLI::ParseError& error, CLI::App& program) {
   const CLI::App& command = chosen(program);
   const Console console;
-  console.error(describe(error, program, command));
+  console.error(describe(error, program, command), Code::usage);
   std::string name;
   for (const CLI::App* each = &command; each != &program; each = each->get_parent()) {
     name = each->get_name() + (name.empty() ? "" : " ") + name;

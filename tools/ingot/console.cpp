@@ -36,9 +36,9 @@ std::string_view cut(std::string_view text, std::size_t most) {
 }
 
 // For the JSON of a failure.
-std::mutex told;         // guards first
-std::string first;       // error that was shown
-std::atomic<bool> data;  // is on stdout
+std::mutex told;            // guards kept
+std::vector<Failure> kept;  // errors, as they came
+std::atomic<bool> data;     // is on stdout
 
 // One call for a whole line, so that those of several threads do not mix. A stderr that takes
 // nothing is no reason to stop.
@@ -58,13 +58,11 @@ void Console::note(std::string_view text) const {
   if (!quiet_) say("note", "\x1b[36m", text);
 }
 void Console::warning(std::string_view text) const { say("warning", "\x1b[33m", text); }
-void Console::error(std::string_view text) const {
-  {
-    const std::lock_guard lock(told);
-    if (first.empty()) first = shorten(text, kLongestMessage);
-  }
-  say("error", "\x1b[31m", text);
+void Console::error(std::string_view text, Code code) const {
+  keep_failure(text, code);
+  remark(text);
 }
+void Console::remark(std::string_view text) const { say("error", "\x1b[31m", text); }
 
 void Console::plain(std::string_view text) const { write_error(printable(text, Breaks::kept)); }
 
@@ -94,9 +92,14 @@ void print(std::string_view text) {
   fail(Code::io, fmt::format("cannot write to standard output: {}", std::strerror(errno)));
 }
 
-std::string first_error() {
+void keep_failure(std::string_view text, Code code) {
   const std::lock_guard lock(told);
-  return first;
+  if (kept.size() < kMostFailures) kept.push_back({code, shorten(text, kLongestMessage)});
+}
+
+std::vector<Failure> failures() {
+  const std::lock_guard lock(told);
+  return kept;
 }
 
 bool has_printed() { return data; }

@@ -5,10 +5,17 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "ingot/error.hpp"
 #include "ingot/text.hpp"
 
 namespace ingot::tool {
+
+struct Failure {
+  Code code = Code::internal;
+  std::string message;
+};
 
 class Console {
  public:
@@ -17,7 +24,10 @@ class Console {
 
   void note(std::string_view text) const;
   void warning(std::string_view text) const;
-  void error(std::string_view text) const;
+  // Shows an error, and keeps it for failures().
+  void error(std::string_view text, Code code) const;
+  // Shows an error that is none of its own, such as how many more there are.
+  void remark(std::string_view text) const;
   // Lines as they are, without a label.
   void plain(std::string_view text) const;
   // How far a run is: on a terminal a line that the next call redraws, else a line of its own.
@@ -41,9 +51,13 @@ class Console {
 // `head` does, is none.
 void print(std::string_view text);
 
-// The first error that was shown, and whether print() was called.
-[[nodiscard]] std::string first_error();
+// Keeps an error for failures() without showing it.
+void keep_failure(std::string_view text, Code code);
+// The errors so far, at most kMostFailures; and whether print() was called.
+[[nodiscard]] std::vector<Failure> failures();
 [[nodiscard]] bool has_printed();
+
+inline constexpr std::size_t kMostFailures = 10'000;
 
 // Says on stderr that OUT is there although its report is not, and takes no memory for it.
 void say_complete() noexcept;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <set>
 
 #include <fmt/format.h>
@@ -69,15 +70,20 @@ Json describe(const Likeness& likeness) {
   return json;
 }
 
+// Columns of narrate().
+std::string header() {
+  return fmt::format("{:>12}  {:>10}  {:>9}  {:>10}  {:>12}  tensor\n", "differ", "max ulp",
+                     "mean ulp", "change", "cosine");
+}
+
 std::string narrate(const Likeness& likeness) {
   const double share = likeness.elements > 0 ? 100 * static_cast<double>(likeness.differing) /
                                                    static_cast<double>(likeness.elements)
                                              : 0;
-  std::string text = fmt::format("{:8.4f} % differ", share);
-  text += likeness.ulps > 0
-              ? fmt::format("  ulp max {:<8} mean {:<9.3g}", likeness.max_ulp, likeness.mean_ulp())
-              : fmt::format("  {:<27}", "");
-  text += fmt::format("  change {:<9.3g}  cosine {:.9f}", likeness.relative(), likeness.cosine());
+  std::string text = fmt::format("{:>10.4f} %  ", share);
+  text += likeness.ulps > 0 ? fmt::format("{:>10}  {:>9.3g}", likeness.max_ulp, likeness.mean_ulp())
+                            : fmt::format("{:>10}  {:>9}", "-", "-");
+  text += fmt::format("  {:>10.3g}  {:>12.9f}", likeness.relative(), likeness.cosine());
   if (likeness.not_finite > 0) {
     text += fmt::format("  {} not finite", show_count(likeness.not_finite));
   }
@@ -87,29 +93,35 @@ std::string narrate(const Likeness& likeness) {
 class DiffCommand final : public Command {
  public:
   explicit DiffCommand(CLI::App& program)
-      : Command(program, "diff", "Compare two models tensor by tensor") {
+      : Command(program, "diff", "Compare two models or adapters tensor by tensor") {
     app()
-        .add_option("A", a_, "A model's folder, weight file, or name in the local Hub cache")
+        .add_option("A", a_, "A model or an adapter: its folder, file or name in the Hub cache")
         ->required()
         ->type_name("PATH");
     app().add_option("B", b_, "The other")->required()->type_name("PATH");
+    app()
+        .add_option("--top", top_, "Show the N tensors that changed most (default: all, by name)")
+        ->type_name("N")
+        ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1'000'000'000}).description(""));
     app().add_flag("-q,--quiet", quiet_, "Print nothing; the exit code tells");
     app().add_flag("--json", json_, "Print JSON");
     app().footer(
         "Exit code 0 if every tensor is the same bit for bit, 1 if anything differs.\n"
-        "An ulp is one step between neighbouring numbers of the tensor's type; change is\n"
-        "||A - B|| / ||A||.\n"
+        "differ: share of the elements that are not equal. An ulp is one step between neighbouring "
+        "numbers of the tensor's type. change: ||A - B|| / ||A||.\n"
         "\n"
         "Examples:\n"
         "  ingot diff ./base ./tuned\n"
+        "  ingot diff ./base ./tuned --top 10\n"
+        "  ingot diff ./style-1 ./style-2\n"
         "  ingot diff out-1 out-2 --quiet && echo same");
   }
 
   int run() override {
     const Console console(quiet_);
     const std::unique_ptr<Disk> disk = system_disk();
-    const Checkpoint a = open_model(*disk, a_);
-    const Checkpoint b = open_model(*disk, b_);
+    const Checkpoint a = open_any(*disk, a_);
+    const Checkpoint b = open_any(*disk, b_);
     std::vector<Row> rows = match(a, b);
     Likeness total;
     Meter meter(console, 0);
@@ -132,10 +144,14 @@ class DiffCommand final : public Command {
     meter.clear();
     const bool same =
         std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.equal(); });
+    const std::size_t all = rows.size();
+    const std::size_t equal = static_cast<std::size_t>(
+        std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.equal(); }));
+    if (top_ > 0) choose(rows);
     if (json_) {
       list(rows, total, same);
     } else if (!quiet_) {
-      tell(rows, total, same);
+      tell(rows, total, all, equal);
     }
     return same ? 0 : 1;
   }
@@ -153,14 +169,24 @@ class DiffCommand final : public Command {
     print_json(json);
   }
 
-  void tell(const std::vector<Row>& rows, const Likeness& total, bool same) const {
-    std::string text;
-    std::size_t equal = 0;
+  // The rows that changed most: those that cannot be compared, then by their relative change.
+  void choose(std::vector<Row>& rows) const {
+    std::erase_if(rows, [](const Row& row) { return row.equal(); });
+    const auto rank = [](const Row& row) {
+      return row.comparable() ? row.likeness.relative() : std::numeric_limits<double>::infinity();
+    };
+    std::stable_sort(rows.begin(), rows.end(),
+                     [&](const Row& x, const Row& y) { return rank(x) > rank(y); });
+    if (rows.size() > top_) rows.resize(top_);
+  }
+
+  // `all` tensors, `equal` of them the same; rows of these are left out.
+  void tell(const std::vector<Row>& rows, const Likeness& total, std::size_t all,
+            std::size_t equal) const {
+    const bool same = equal == all;
+    std::string text = same ? "" : header();
     for (const Row& row : rows) {
-      if (row.equal()) {
-        ++equal;
-        continue;
-      }
+      if (row.equal()) continue;
       const std::string note = structure(row);
       if (!note.empty()) text += fmt::format("{}  {}\n", note, printable(row.name()));
       if (row.comparable() && row.likeness.differing > 0) {
@@ -168,14 +194,15 @@ class DiffCommand final : public Command {
       }
     }
     if (!same && total.elements > 0) text += fmt::format("{}  in total\n", narrate(total));
-    text += same ? fmt::format("identical: {}, {}\n", show_count(rows.size(), "tensor"),
-                               show_count(total.elements, "element"))
-                 : fmt::format("{} of {} tensors are identical\n", show_count(equal),
-                               show_count(rows.size()));
+    text +=
+        same ? fmt::format("identical: {}, {}\n", show_count(all, "tensor"),
+                           show_count(total.elements, "element"))
+             : fmt::format("{} of {} tensors are identical\n", show_count(equal), show_count(all));
     print(text);
   }
 
   std::string a_, b_;
+  std::uint64_t top_ = 0;  // 0: all
   bool quiet_ = false, json_ = false;
 };
 

@@ -10,6 +10,7 @@
 
 #include "command.hpp"
 #include "console.hpp"
+#include "failure.hpp"
 #include "foreign.hpp"
 #include "ingot/error.hpp"
 #include "ingot/recipe.hpp"
@@ -40,39 +41,18 @@ std::size_t length(std::string_view text) {
   return count;
 }
 
-// Lines of `text` that end before kWidth, if its words allow; the first one starts where `line`
-// ends, the others behind `indent` spaces.
-std::string wrap(std::string line, std::string_view text, std::size_t indent) {
-  std::string lines;
-  bool fresh = true;  // nothing of the text is on the line
-  while (!text.empty()) {
-    const std::size_t end = text.find(' ');
-    const std::string_view word = text.substr(0, end);
-    text = end == std::string_view::npos ? std::string_view() : text.substr(end + 1);
-    if (!fresh && length(line) + 1 + length(word) > kWidth) {
-      lines += line + '\n';
-      line = std::string(indent, ' ');
-      fresh = true;
-    }
-    if (!fresh) line += ' ';
-    line += word;
-    fresh = false;
-  }
-  return lines + line + '\n';
-}
-
 std::string line(const std::string& left, const std::string& right) {
   const std::string start = "  " + left;
   if (length(left) + 4 > kColumn)
-    return start + '\n' + wrap(std::string(kColumn, ' '), right, kColumn);
-  return wrap(fmt::format("{:<{}}", start, kColumn), right, kColumn);
+    return start + '\n' + wrapped(std::string(kColumn, ' '), right, kColumn);
+  return wrapped(fmt::format("{:<{}}", start, kColumn), right, kColumn);
 }
 
 // Paragraphs are filled; lines that start with spaces (examples) stay as they are.
 std::string fill(std::string_view text) {
   std::string result, paragraph;
   const auto flush = [&] {
-    if (!paragraph.empty()) result += wrap("", paragraph, 0);
+    if (!paragraph.empty()) result += wrapped("", paragraph, 0);
     paragraph.clear();
   };
   while (!text.empty()) {
@@ -139,7 +119,8 @@ std::string page(const CLI::App& program) {
 }
 
 std::string page(const Subcommand& entry) {
-  std::string text = entry.summary + ".\n\n" + wrap("usage: ", usage(entry), 7) + "\n";
+  std::string text = entry.summary + ".\n\n" + wrapped("usage: ", usage(entry), 7);
+  if (!entry.arguments.empty()) text += '\n';
   for (const Option& argument : entry.arguments) {
     std::string summary = argument.summary;
     if (!argument.standard.empty()) summary += fmt::format(" (default {})", argument.standard);
@@ -168,7 +149,16 @@ std::string foreign_page() {
                                   ? fmt::format("accepted, no effect: {}", row.ours)
                               : row.answer == Answer::taken ? fmt::format("accepted: {}", row.ours)
                                                             : std::string(row.ours);
-    text += wrap("  ", left, 2) + wrap("      ", right, 6);
+    text += wrapped("  ", left, 2) + wrapped("      ", right, 6);
+  }
+  return text;
+}
+
+std::string exit_page() {
+  std::string text = "Exit codes, and what to do.\n\n";
+  for (const Exit& exit : exits()) {
+    text += wrapped(fmt::format("  {:<5}", exit.code), exit.meaning, 7);
+    text += wrapped("       ", std::string("-> ") + exit.advice, 10);
   }
   return text;
 }
@@ -176,18 +166,19 @@ std::string foreign_page() {
 class HelpCommand final : public Command {
  public:
   explicit HelpCommand(CLI::App& program)
-      : Command(program, "help", "Show the help of a command, or of 'options' of other programs"),
+      : Command(program, "help", "Show the help of a command, of options or of exit codes"),
         program_(program) {
     app()
         .add_option("TOPIC", words_,
-                    "A command, as 'merge' or 'adapter merge'; or 'options': the options of "
-                    "mergekit, PEFT and others, and what ingot has for each")
+                    "A command, as 'merge' or 'adapter merge'; 'options': the options of mergekit, "
+                    "PEFT and others, and what ingot has for each; 'exit-codes'")
         ->type_name("TOPIC");
     app().footer(
         "Examples:\n"
         "  ingot help merge\n"
         "  ingot help adapter merge\n"
         "  ingot help options\n"
+        "  ingot help exit-codes\n"
         "  ingot methods                 the merge methods, a line for each\n"
         "  ingot explain ties            one of them: formula, parameters, paper");
   }
@@ -200,7 +191,8 @@ class HelpCommand final : public Command {
  private:
   [[nodiscard]] std::string topic() const {
     if (words_.front() == "options" && words_.size() == 1) return foreign_page();
-    std::vector<std::string> known{"options"};
+    if (words_.front() == "exit-codes" && words_.size() == 1) return exit_page();
+    std::vector<std::string> known{"options", "exit-codes"};
     for (const CLI::App* each : program_.get_subcommands([](const CLI::App*) { return true; })) {
       if (each->get_name() == words_.front()) return page(tabulate_command(*each));
       if (!each->get_group().empty()) known.push_back(each->get_name());
@@ -217,6 +209,25 @@ class HelpCommand final : public Command {
 };
 
 }  // namespace
+
+std::string wrapped(std::string line, std::string_view text, std::size_t indent) {
+  std::string lines;
+  bool fresh = true;  // nothing of the text is on the line
+  while (!text.empty()) {
+    const std::size_t end = text.find(' ');
+    const std::string_view word = text.substr(0, end);
+    text = end == std::string_view::npos ? std::string_view() : text.substr(end + 1);
+    if (!fresh && length(line) + 1 + length(word) > kWidth) {
+      lines += line + '\n';
+      line = std::string(indent, ' ');
+      fresh = true;
+    }
+    if (!fresh) line += ' ';
+    line += word;
+    fresh = false;
+  }
+  return lines + line + '\n';
+}
 
 std::string overview() {
   return "ingot merges language-model checkpoints and adapters.\n"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include <CLI/CLI.hpp>
 
@@ -13,6 +14,10 @@ class Help final : public CLI::FormatterBase {
   std::string make_help(const CLI::App* app, std::string name,
                         CLI::AppFormatMode mode) const override;
 };
+
+// Lines of `text` of at most 80 columns, if its words allow; the first one starts where `line`
+// ends, the others behind `indent` spaces. Each ends in a line break.
+[[nodiscard]] std::string wrapped(std::string line, std::string_view text, std::size_t indent);
 
 // What the program says where no command is given.
 [[nodiscard]] std::string overview();

@@ -22,6 +22,7 @@
 #include "command.hpp"
 #include "complaint.hpp"
 #include "console.hpp"
+#include "failure.hpp"
 #include "help.hpp"
 #include "ingot/error.hpp"
 #include "ingot/store.hpp"
@@ -153,9 +154,9 @@ int run(int count, char** words) {
       "other "
       "programs.");
   std::vector<std::unique_ptr<Command>> commands;
-  for (const auto make :
-       {make_merge, make_bake, make_adapter, make_extract, make_plan, make_verify, make_inspect,
-        make_diff, make_bench, make_help, make_completion, make_manual}) {
+  for (const auto make : {make_merge, make_bake, make_adapter, make_extract, make_plan, make_verify,
+                          make_inspect, make_diff, make_methods, make_explain, make_bench,
+                          make_help, make_completion, make_manual}) {
     commands.push_back(make(program));
   }
   if (count <= 1) {
@@ -194,12 +195,12 @@ int explain(const std::exception_ptr& thrown) {
   try {
     std::rethrow_exception(thrown);
   } catch (const ingot::Error& error) {
-    console.error(error.what());
+    console.error(error.what(), error.code());
     return ingot::exit_code(error.code());
   } catch (const std::bad_alloc&) {
     return starved();
   } catch (const std::exception& error) {
-    console.error(fmt::format("internal error: {}", error.what()));
+    console.error(fmt::format("internal error: {}", error.what()), ingot::Code::internal);
     return ingot::tool::kInternal;
   }
 }
@@ -217,16 +218,19 @@ int guarded(int count, char** words) {
   }
 }
 
-// Who asked for JSON gets it from a command that failed as well: {"error": {"code", "text"}}. What
-// prints data and fails (a plan with problems, a verification) says so in it.
+// Who asked for JSON gets it from a command that failed as well (failure.hpp). What prints data and
+// fails (a plan with problems, a verification) says so in it.
 void tell_failure(int code, int count, char** words) {
   using namespace ingot::tool;
   if (code <= 1 || has_printed()) return;
   const auto json = [](const char* word) { return std::string_view(word) == "--json"; };
   if (std::none_of(words + 1, words + count, json)) return;
   try {
-    const std::string text = first_error();
-    print_json({{"error", {{"code", code}, {"text", text.empty() ? "out of memory" : text}}}});
+    std::vector<Failure> all = failures();
+    if (all.empty()) all.push_back({ingot::Code::memory, "out of memory"});
+    Json json = describe(all);
+    json["exit"] = code;
+    print_json(json);
   } catch (const std::exception&) {  // stderr and the exit code have it
   }
 }

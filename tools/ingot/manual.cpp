@@ -6,6 +6,7 @@
 
 #include "command.hpp"
 #include "console.hpp"
+#include "failure.hpp"
 #include "ingot/version.hpp"
 #include "table.hpp"
 
@@ -94,8 +95,10 @@ std::string page(const Table& table) {
       ".TP\n\\fBHF_HUB_CACHE\\fR, \\fBHF_HOME\\fR\nWhere models named as on the Hub are looked "
       "for.\n"
       ".TP\n\\fBNO_COLOR\\fR\nNo colours on a terminal.\n"
-      ".SH EXIT STATUS\n0 done; 1 differs or falls short; 2 usage; 3 bad input; 4 file system; "
-      "5 device; 6 internal error.\n";
+      ".SH EXIT STATUS\n";
+  for (const Exit& exit : exits()) {
+    text += fmt::format(".TP\n\\fB{}\\fR\n{}.\n", exit.code, plain(exit.meaning));
+  }
   return text;
 }
 

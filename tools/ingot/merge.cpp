@@ -142,7 +142,7 @@ Report run(const Console& console, Disk& disk, Backend& backend, const Plan& pla
     if (Interrupt::signal() == 0) throw;
   }
   meter.clear();
-  console.error("stopped; the same command with --resume goes on from the last finished tensor");
+  console.remark("stopped; the same command with --resume goes on from the last finished tensor");
   Interrupt::die();
 }
 

@@ -67,6 +67,41 @@ std::string read_input() {
   return text;
 }
 
+// The keys of the recipes that command lines stand for, and the options that set them.
+constexpr std::pair<std::string_view, std::string_view> kOptions[] = {
+    {"adapter_method", "--type"},
+    {"majority_sign", "--majority-sign"},
+    {"whole_tensors: ", "--whole-tensors "},
+    {"whole_tensors", "--whole-tensors"},
+    {"keep_scaling: true", "--keep-scaling"},
+    {"keep_scaling", "--keep-scaling"},
+    {"rank: auto", "--rank auto"},
+    {"energy: ", "--energy "},
+    {"'energy'", "--energy"},
+    {"density: ", "--density "},
+    {"'density'", "--density"},
+    {"'rank'", "--rank"},
+    {"'bytes'", "--bytes"},
+    {"'compat'", "--compat"},
+};
+
+// A message about a recipe made of options, without its place in the recipe, in the names of the
+// options.
+std::string in_options(std::string text, std::string_view name) {
+  if (text.starts_with(std::string(name) + ':')) {
+    std::size_t end = name.size();
+    while (end < text.size() && (text[end] == ':' || (text[end] >= '0' && text[end] <= '9'))) ++end;
+    if (end < text.size() && text[end] == ' ') text.erase(0, end + 1);
+  }
+  for (const auto& [key, option] : kOptions) {
+    for (std::size_t at = text.find(key); at != std::string::npos;
+         at = text.find(key, at + option.size())) {
+      text.replace(at, key.size(), option);
+    }
+  }
+  return text;
+}
+
 constexpr const char* kHidden = "";  // CLI11: a group without a name is left out of --help
 
 // The last word of a path, for the model card; empty where there is none.
@@ -358,7 +393,9 @@ std::unique_ptr<Backend> Request::backend(const Console& console, bool decompose
     return cuda("cuda");
   } catch (const Error& error) {
     if (error.code() != Code::device) throw;
-    console.note(fmt::format("--device auto: the CPU does the arithmetic ({})", error.message()));
+    console.note(
+        fmt::format("--device auto: computing on the CPU, because no CUDA device can be used ({})",
+                    error.message()));
     return cpu_backend(options_.isa);
   }
 }
@@ -464,12 +501,13 @@ std::pair<std::string, std::string> Request::weighted(Disk& disk, const std::str
     const char* end = weight.data() + weight.size();
     const auto [stop, error] = std::from_chars(weight.data(), end, value);
     if (error != std::errc() || stop != end || !std::isfinite(value)) {
-      fail(Code::usage, fmt::format("'{}': after the last colon stands a weight, as in {}:0.5, and "
-                                    "'{}' is no number",
-                                    word, path.empty() ? "ADAPTER" : path, weight));
+      fail(Code::usage, fmt::format("'{}' does not exist, and '{}' behind its last colon is not a "
+                                    "number; write an adapter and its weight as in {}:0.5",
+                                    word, weight, path.empty() ? "ADAPTER" : path));
     }
   }
-  if (path.empty()) fail(Code::usage, fmt::format("'{}' names no adapter", word));
+  if (path.empty())
+    fail(Code::usage, fmt::format("'{}' has a weight but no adapter before the colon", word));
   return {path, weight};
 }
 
@@ -537,12 +575,23 @@ Plan Request::plan(Disk& disk) const {
   const std::string text = own        ? synthesise(disk)
                            : streamed ? read_input()
                                       : read_text(disk, recipe_);
-  Recipe recipe = parse(text,
-                        own        ? command_.get_name()
-                        : streamed ? "standard input"
-                                   : recipe_,
-                        {.allow_unknown_keys = planning_.allow_unknown_keys, .collect = true});
-  return build(disk, std::move(recipe), planning_);
+  const std::string name = own ? command_.get_name() : streamed ? "standard input" : recipe_;
+  const auto made = [&] {
+    Recipe recipe =
+        parse(text, name, {.allow_unknown_keys = planning_.allow_unknown_keys, .collect = true});
+    return build(disk, std::move(recipe), planning_);
+  };
+  if (!own) return made();
+  // Who typed options is answered in options.
+  try {
+    Plan plan = made();
+    for (Problem& problem : plan.problems) {
+      if (problem.fatal) problem.text = in_options(std::move(problem.text), command_.get_name());
+    }
+    return plan;
+  } catch (const Error& error) {
+    fail(error.code(), in_options(error.what(), command_.get_name()));
+  }
 }
 
 int verdict(const Plan& plan) {
@@ -554,9 +603,10 @@ int verdict(const Plan& plan) {
 void report(const Console& console, const Plan& plan) {
   std::uint64_t errors = 0, warnings = 0;
   for (const Problem& problem : plan.problems) {
+    if (problem.fatal) keep_failure(problem.text, problem.code);
     if ((problem.fatal ? errors : warnings)++ >= kMostShown) continue;
     if (problem.fatal) {
-      console.error(problem.text);
+      console.remark(problem.text);
     } else {
       console.warning(problem.text);
     }
@@ -567,7 +617,7 @@ void report(const Console& console, const Plan& plan) {
                        show_count(count - kMostShown, fmt::format("more {}", noun)));
   };
   if (const std::string text = rest(warnings, "warning"); !text.empty()) console.warning(text);
-  if (const std::string text = rest(errors, "error"); !text.empty()) console.error(text);
+  if (const std::string text = rest(errors, "error"); !text.empty()) console.remark(text);
 }
 
 }  // namespace ingot::tool

@@ -5,8 +5,27 @@
 
 #include <fmt/format.h>
 
+#include "ingot/math/cards.hpp"
+
 namespace ingot::tool {
 namespace {
+
+// The words that a value may be; empty where it is open.
+std::vector<std::string> choices_of(const std::string& value) {
+  if (value.find('|') != std::string::npos) return tool::split(value, '|');
+  std::vector<std::string> names;
+  if (value == "TYPE" || value == "METHOD") {
+    for (const math::Card& card : math::kAdapterCards) names.emplace_back(card.name);
+  }
+  if (value == "METHOD") {
+    for (const math::Card& card : math::kCards) {
+      if (std::find(names.begin(), names.end(), card.name) == names.end()) {
+        names.emplace_back(card.name);
+      }
+    }
+  }
+  return names;
+}
 
 Option describe(const CLI::Option& option) {
   Option result;
@@ -24,11 +43,11 @@ Option describe(const CLI::Option& option) {
   }
   if (option.get_items_expected_max() > 0 && option.get_type_size() > 0) {
     result.value = option.get_type_name();
-    if (const std::size_t check = result.value.find(':'); check != std::string::npos) {
-      result.value.resize(check);  // what a validator appends
+    const std::size_t check = result.value.find(':');  // what a validator appends; not "A[:B]"
+    if (check != std::string::npos && check > 0 && result.value[check - 1] != '[') {
+      result.value.resize(check);
     }
-    if (result.value.find('|') != std::string::npos)
-      result.choices = tool::split(result.value, '|');
+    result.choices = choices_of(result.value);
   }
   result.standard = option.get_default_str();
   result.summary = option.get_description();

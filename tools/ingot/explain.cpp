@@ -1,0 +1,198 @@
+// `ingot methods` and `ingot explain METHOD`.
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "command.hpp"
+#include "console.hpp"
+#include "help.hpp"
+#include "ingot/error.hpp"
+#include "ingot/math/cards.hpp"
+#include "ingot/recipe.hpp"
+#include "table.hpp"
+
+namespace ingot::tool {
+namespace {
+
+std::string list() {
+  std::string text = "Merge methods of recipes (merge_method):\n";
+  const auto row = [&](const math::Card& card) {
+    text += wrapped(fmt::format("  {:<20} ", card.name), card.summary, 23);
+  };
+  for (const math::Method& method : math::kMethods) {
+    if (math::of_models(method)) row(*math::card(method.name));
+  }
+  text += "\nTypes of 'ingot adapter merge' (--type):\n";
+  for (const math::Card& card : math::kAdapterCards) row(card);
+  return text + "\n'ingot explain METHOD' tells more: formula, parameters, when to use, paper.\n";
+}
+
+std::string indented(std::string_view lines) {
+  std::string text;
+  for (const std::string& line : split(lines, '\n')) text += "  " + line + '\n';
+  return text;
+}
+
+std::string number(double value) {
+  return value == math::kLargest || value == -math::kLargest ? "any" : fmt::format("{:g}", value);
+}
+
+std::string range(const math::Parameter& parameter) {
+  if (parameter.kind == math::Kind::boolean) return "true or false";
+  if (parameter.high == math::kLargest) return "any number";
+  return fmt::format("from {} to {}", number(parameter.low), number(parameter.high));
+}
+
+std::string standard(const math::Parameter& parameter) {
+  if (parameter.required) return "required";
+  if (parameter.kind == math::Kind::boolean) {
+    return parameter.fallback != 0 ? "default true" : "default false";
+  }
+  return fmt::format("default {:g}", parameter.fallback);
+}
+
+std::string parameters(const math::Method& method) {
+  std::string text;
+  for (int i = 0; i < method.parameter_count; ++i) {
+    const math::Parameter& parameter = method.parameters[i];
+    text += wrapped(fmt::format("  {:<12}", parameter.name),
+                    fmt::format("{} ({}{}; {})", math::parameter_card(parameter.name)->meaning,
+                                parameter.scope == math::Scope::global ? "" : "for each model; ",
+                                range(parameter), standard(parameter)),
+                    14);
+  }
+  return text;
+}
+
+std::string models(const math::Method& method) {
+  switch (method.base) {
+    case math::Base::origin:
+      return "base_model is required; any number of others";
+    case math::Base::pivot:
+      return "exactly two, and base_model is one of them";
+    default:
+      return method.most == 1 ? "one for each tensor" : fmt::format("{} or more", method.least);
+  }
+}
+
+std::string start(const math::Card& card, std::string_view what) {
+  return fmt::format("{} ({})\n\n", card.name, what) + wrapped("", card.summary, 0) +
+         "\nFormula:\n" + indented(card.formula);
+}
+
+std::string end(const math::Card& card, std::string_view paper) {
+  std::string text = "\nWhen to use:\n" + wrapped("  ", card.when, 2);
+  if (!paper.empty() || !card.link.empty()) {
+    text += "\nPaper:\n";
+    if (!paper.empty()) text += wrapped("  ", paper, 2);
+    if (!card.link.empty()) text += fmt::format("  {}\n", card.link);
+  }
+  return text + "\nExample:\n" + indented(card.recipe);
+}
+
+std::string explain(const math::Method& method) {
+  const math::Card& card = *math::card(method.name);
+  return start(card, "merge_method of a recipe") + "\nModels:\n  " + models(method) +
+         "\n\nParameters:\n" + parameters(method) + end(card, method.paper);
+}
+
+std::string explain(const math::Card& card) {
+  std::string text = start(card, "--type of 'ingot adapter merge', adapter_method of a recipe");
+  text += "\nOptions:\n";
+  text += wrapped(
+      "  ", "weight        factor of an adapter, behind its name: a:0.7 (any number; default 1)",
+      16);
+  const bool svd = card.name.ends_with("svd");
+  const bool ties = card.name.starts_with("ties") || card.name.starts_with("dare_ties");
+  if (card.formula.find("density") != std::string_view::npos ||
+      card.name.find("_svd") != std::string_view::npos)
+    text += "  --density     share of the elements that are kept (from 0 to 1; required)\n";
+  if (ties) text += "  --majority-sign\n                total or frequency (default total)\n";
+  if (svd) {
+    text +=
+        "  --rank        whole number, or auto with --energy (default: the largest\n"
+        "                rank of the adapters)\n";
+  }
+  return text + end(card, "");
+}
+
+std::vector<std::string> names() {
+  std::vector<std::string> known;
+  for (const math::Method& method : math::kMethods) {
+    if (math::of_models(method)) known.emplace_back(method.name);
+  }
+  for (const math::Card& card : math::kAdapterCards) known.emplace_back(card.name);
+  return known;
+}
+
+class MethodsCommand final : public Command {
+ public:
+  explicit MethodsCommand(CLI::App& program)
+      : Command(program, "methods", "List the merge methods and the types of adapter merges") {
+    app().footer(
+        "Examples:\n"
+        "  ingot methods\n"
+        "  ingot explain ties");
+  }
+
+  int run() override {
+    print(list());
+    return 0;
+  }
+};
+
+class ExplainCommand final : public Command {
+ public:
+  explicit ExplainCommand(CLI::App& program)
+      : Command(program, "explain",
+                "Explain a merge method: formula, parameters, when to use, paper") {
+    app()
+        .add_option("METHOD", name_,
+                    "A merge_method of recipes or a type of 'ingot adapter merge', both where they "
+                    "have one name")
+        ->required()
+        ->type_name("METHOD");
+    app().footer(
+        "Examples:\n"
+        "  ingot explain ties\n"
+        "  ingot explain slerp\n"
+        "  ingot explain magnitude_prune_svd");
+  }
+
+  int run() override {
+    std::string text;
+    for (const math::Method& method : math::kMethods) {
+      if (math::of_models(method) && name_ == method.name) text += explain(method);
+    }
+    for (const math::Card& card : math::kAdapterCards) {
+      if (name_ == card.name) text += (text.empty() ? "" : "\n") + explain(card);
+    }
+    if (text.empty()) {
+      const std::string near = nearest(name_, names());
+      fail(Code::usage, fmt::format("there is no method '{}'; {}", name_,
+                                    near.empty() ? "'ingot methods' lists them"
+                                                 : fmt::format("did you mean '{}'?", near)));
+    }
+    print(text);
+    return 0;
+  }
+
+ private:
+  std::string name_;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> make_methods(CLI::App& program) {
+  return std::make_unique<MethodsCommand>(program);
+}
+
+std::unique_ptr<Command> make_explain(CLI::App& program) {
+  return std::make_unique<ExplainCommand>(program);
+}
+
+}  // namespace ingot::tool

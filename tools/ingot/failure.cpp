@@ -1,0 +1,149 @@
+#include "failure.hpp"
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <system_error>
+
+#include <fmt/format.h>
+
+namespace ingot::tool {
+namespace {
+
+constexpr std::array kExits{
+    Exit{0, "done", "nothing"},
+    Exit{1, "'diff': the models differ; 'verify': the folder is not what its recipe says",
+         "read the list that is printed"},
+    Exit{2,
+         "the command line or the recipe asks for something that cannot be, or OUT is in the way",
+         "change the command line or the recipe; 'ingot help COMMAND' shows what is accepted"},
+    Exit{
+        3, "an input is missing, damaged, or does not fit the others",
+        "check the file or model that the message names; 'ingot inspect PATH' shows what it holds"},
+    Exit{4, "the system fell short: disk full, no memory, no permission, a failing device",
+         "make room or change the rights, then run the same command with --resume"},
+    Exit{5, "the compute device is missing or cannot do it", "use --device cpu"},
+    Exit{6, "a fault of ingot", "report it with the command, the recipe and the message"},
+    Exit{129, "stopped by SIGHUP: the terminal was closed", "run the same command with --resume"},
+    Exit{130, "stopped by SIGINT: Ctrl-C", "run the same command with --resume"},
+    Exit{143, "stopped by SIGTERM: kill, or a limit of the scheduler",
+         "run the same command with --resume"},
+};
+
+const char* advice_of(int code) {
+  const auto found = std::find_if(kExits.begin(), kExits.end(),
+                                  [code](const Exit& exit) { return exit.code == code; });
+  return found == kExits.end() ? "" : found->advice;
+}
+
+// What stands between quotes behind a word: 'NAME' of "tensor 'NAME'".
+std::string quoted(std::string_view message, std::string_view word) {
+  const std::string start = fmt::format("{} '", word);
+  const std::size_t at = message.find(start);
+  if (at == std::string_view::npos) return "";
+  message.remove_prefix(at + start.size());
+  const std::size_t end = message.find('\'');
+  return end == std::string_view::npos ? "" : std::string(message.substr(0, end));
+}
+
+// Takes ":NUMBER" from the end of a text; 0 where there is none.
+std::uint64_t take_number(std::string_view& text) {
+  const std::size_t colon = text.rfind(':');
+  if (colon == std::string_view::npos || colon == 0) return 0;
+  const std::string_view digits = text.substr(colon + 1);
+  const auto digit = [](char c) { return c >= '0' && c <= '9'; };
+  if (digits.empty() || digits.size() > 9 || !std::all_of(digits.begin(), digits.end(), digit)) {
+    return 0;
+  }
+  text = text.substr(0, colon);
+  return std::stoull(std::string(digits));
+}
+
+bool exists(std::string_view path) {
+  std::error_code error;
+  return path.size() < 4096 && std::filesystem::exists(std::filesystem::path(path), error);
+}
+
+Json describe(const Place& place) {
+  Json json = Json::object();
+  if (!place.file.empty()) json["file"] = place.file;
+  if (place.line > 0) json["line"] = place.line;
+  if (place.column > 0) json["column"] = place.column;
+  if (!place.tensor.empty()) json["tensor"] = place.tensor;
+  if (!place.key.empty()) json["key"] = place.key;
+  if (!place.option.empty()) json["option"] = place.option;
+  return json;
+}
+
+}  // namespace
+
+std::span<const Exit> exits() noexcept { return kExits; }
+
+const char* code_word(Code code) noexcept {
+  switch (code) {
+    case Code::usage:
+      return "usage";
+    case Code::format:
+      return "format";
+    case Code::shape:
+      return "shape";
+    case Code::dtype:
+      return "dtype";
+    case Code::range:
+      return "range";
+    case Code::missing:
+      return "missing";
+    case Code::io:
+      return "io";
+    case Code::memory:
+      return "memory";
+    case Code::device:
+      return "device";
+    case Code::internal:
+      return "internal";
+  }
+  return "internal";
+}
+
+Place place_of(std::string_view message) {
+  Place place;
+  place.tensor = quoted(message, "tensor");
+  place.key = quoted(message, "key");
+  place.option = quoted(message, "option");
+  // A path may have ": " in it: the longest start that is a place.
+  for (std::size_t end = message.find(": "); end != std::string_view::npos;
+       end = message.find(": ", end + 1)) {
+    std::string_view head = message.substr(0, end);
+    if (head.starts_with("--") && head.find(' ') == std::string_view::npos) place.option = head;
+    if (exists(head)) {
+      place.file = head;
+      place.line = place.column = 0;
+      continue;
+    }
+    const std::uint64_t last = take_number(head);
+    if (last == 0) continue;
+    const std::uint64_t before = take_number(head);
+    place.file = head;
+    place.line = before > 0 ? before : last;
+    place.column = before > 0 ? last : 0;
+  }
+  if (place.option.empty() && message.starts_with("--")) {
+    place.option = message.substr(0, message.find_first_of(" :"));
+  }
+  return place;
+}
+
+Json describe(const std::vector<Failure>& failures) {
+  Json json{{"exit", exit_code(failures.front().code)}, {"errors", Json::array()}};
+  for (const Failure& failure : failures) {
+    const int code = exit_code(failure.code);
+    json["errors"].push_back({{"code", code_word(failure.code)},
+                              {"exit", code},
+                              {"message", failure.message},
+                              {"place", describe(place_of(failure.message))},
+                              {"advice", advice_of(code)}});
+  }
+  return json;
+}
+
+}  // namespace ingot::tool

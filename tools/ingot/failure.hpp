@@ -1,0 +1,42 @@
+// Errors as data: what --json prints of a command that fails, and the exit codes.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "console.hpp"
+#include "json.hpp"
+
+namespace ingot::tool {
+
+// Where an error lies, as far as its message says it; what is not known is empty or 0.
+struct Place {
+  std::string file;
+  std::uint64_t line = 0, column = 0;  // from 1, of `file`
+  std::string tensor, key, option;
+};
+
+// Reads the house's forms: "FILE:LINE:COLUMN: ..." and "FILE:LINE: ..." of recipes, "FILE: ..."
+// where such a file or folder exists, "tensor 'NAME'", "key 'NAME'", and an option at the start.
+[[nodiscard]] Place place_of(std::string_view message);
+
+// {"exit", "errors": [{"code", "exit", "message", "place", "advice"}]}; `failures` is not empty.
+[[nodiscard]] Json describe(const std::vector<Failure>& failures);
+
+// The code's name in JSON: "usage", "format", ...
+[[nodiscard]] const char* code_word(Code code) noexcept;
+
+// An exit code of the program: what it means, and what to do.
+struct Exit {
+  int code;
+  const char* meaning;
+  const char* advice;
+};
+
+// Every exit code, in order.
+[[nodiscard]] std::span<const Exit> exits() noexcept;
+
+}  // namespace ingot::tool
