@@ -42,7 +42,7 @@ class Bake(Case):
         self.assertNotIn("weight", (self.folder / "whole" / "recipe.yml").read_text())
         self.bake(f"{odd}:-2e-1", out="part")
         self.assertIn("weight: -2e-1", (self.folder / "part" / "recipe.yml").read_text())
-        self.assertIn("'x' is no number", self.refused(USAGE, f"{ADAPTERS}/c-lora:x"))
+        self.assertIn("'x' behind its last colon is not a number", self.refused(USAGE, f"{ADAPTERS}/c-lora:x"))
 
     def test_report_as_json_has_the_changes_by_kind(self):
         report = json.loads(self.bake(ADAPTERS / "c-ia3", "--json").stdout)

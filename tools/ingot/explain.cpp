@@ -80,8 +80,8 @@ std::string models(const math::Method& method) {
 }
 
 std::string start(const math::Card& card, std::string_view what) {
-  return fmt::format("{} ({})\n\n", card.name, what) + wrapped("", card.summary, 0) +
-         "\nFormula:\n" + indented(card.formula);
+  return wrapped("", fmt::format("{} ({})", card.name, what), 0) + "\n" +
+         wrapped("", card.summary, 0) + "\nFormula:\n" + indented(card.formula);
 }
 
 std::string end(const math::Card& card, std::string_view paper) {
