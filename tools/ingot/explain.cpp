@@ -10,8 +10,8 @@
 #include "command.hpp"
 #include "console.hpp"
 #include "help.hpp"
+#include "ingot/cards.hpp"
 #include "ingot/error.hpp"
-#include "ingot/math/cards.hpp"
 #include "ingot/recipe.hpp"
 #include "table.hpp"
 

@@ -5,7 +5,7 @@
 
 #include <fmt/format.h>
 
-#include "ingot/math/cards.hpp"
+#include "ingot/cards.hpp"
 
 namespace ingot::tool {
 namespace {
