@@ -165,7 +165,7 @@ class Desk {
   }
 };
 
-// A device: memory that sessions divide, and desks that they sit at.
+// One device: its solver memory, divided among sessions, and a pool of library handles.
 class Place {
  public:
   Place(const Algebra& algebra, const Site& site)

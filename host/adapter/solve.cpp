@@ -545,7 +545,7 @@ struct Campaign::Body {
     if (lead == end) return batch;
     const Module& first = slots[lead].module;
     if (lead != wanted) {
-      // Whoever waits has his own job's memory for the work.
+      // A waiting thread may use the memory reserved for its own job.
       const std::uint64_t needs = first.target->memory(first.rank);
       const Module& own = slots[wanted].module;
       batch.extra = needs - std::min(needs, own.target->memory(own.rank));

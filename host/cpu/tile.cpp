@@ -620,7 +620,7 @@ std::uint32_t consensus_stepwise(const Step& step, const Facts& facts, std::uint
 template <Vote vote, Divisor divisor>
 std::uint32_t consensus(const Step& step, const Facts& facts, std::uint32_t n, float* out) {
   std::uint32_t conflicts = 0;
-  // One source agrees with itself: the compiler sees it and makes branches of it.
+  // With one source the compiler emits branches, which is slower: use the general loop.
   if (facts.sources >= 2 && facts.sources <= kUnrolled) {
     dispatch_count(facts.sources, [&](auto count) {
       conflicts = consensus_unrolled<vote, divisor, decltype(count)::value>(step, facts, n, out);

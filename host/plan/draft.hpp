@@ -22,7 +22,7 @@ struct Opened {
   Adapter adapter;          // without its checkpoint
 };
 
-// Models are views here: what indexes them is no index into Plan::models.
+// Indices of models here are into Draft::views, not into Plan::models.
 struct Draft {
   Plan& plan;
   Problems& problems;

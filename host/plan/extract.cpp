@@ -46,7 +46,7 @@ bool of_experts(std::string_view name, const Shape& shape) {
   return name.ends_with(".weight") && (module == "input_linear" || module == "output_linear");
 }
 
-// Of "layers.3.mlp.experts.7.w1": 7. Nothing for what is no layer of a single expert.
+// Of "layers.3.mlp.experts.7.w1": 7. nullopt unless the path names one expert's layer.
 std::optional<std::uint64_t> expert_number(std::string_view path) {
   const std::string_view owner = parent(path), digits = last_component(owner);
   if (last_component(parent(owner)) != "experts") return std::nullopt;
