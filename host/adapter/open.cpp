@@ -235,6 +235,12 @@ class Account {
                        [&](const std::string& name) { return within(path, name); });
   }
 
+  // A parameter that is named by itself: PEFT loads it over the base's.
+  bool listed(const std::string& name) const {
+    const auto& all = config_.modules_to_save;
+    return std::find(all.begin(), all.end(), name) != all.end();
+  }
+
   // A module that is marked as saved but not declared would not be looked at by PEFT.
   void check_saved() {
     if (config_.type == "LN_TUNING") return;
@@ -260,7 +266,7 @@ class Account {
             "belongs to a saved module of which other tensors are marked "
             "modules_to_save, and this one is not among them");
       }
-      if (declared(name) && key.nesting == 0) {
+      if (declared(name) && (key.nesting == 0 || listed(name))) {
         add_saved(name, i, Saved::Why::module);
       } else if (key.parameter == "bias" && config_.bias != "none") {
         check_bias(key, i);

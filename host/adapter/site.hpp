@@ -25,6 +25,7 @@ struct Term {
 struct Site {
   std::vector<Term> terms;
   std::uint64_t height = 0, width = 0, experts = 1, groups = 1;
+  std::uint64_t padding = 0;  // ranks of zeros after those of the terms
 
   [[nodiscard]] std::uint64_t ranks() const {
     std::uint64_t sum = 0;

@@ -48,10 +48,14 @@ class Target {
 // sources are the site's terms, whose own `times` belong to their updates.
 [[nodiscard]] std::unique_ptr<Target> combined(Site site, const math::Rule& rule);
 
-// What `tuned` has over `base`, two tensors of experts * height * width elements; transposed where
-// these are kept as (in, out).
+// What `tuned` has over `base`: one tensor each of experts * height * width elements, transposed
+// where these are kept as (in, out); or expert by expert the tensors of equal size whose rows, one
+// below the other, are its matrix.
 struct Difference {
-  Ingredient base, tuned;
+  struct Piece {
+    Ingredient base, tuned;
+  };
+  std::vector<Piece> pieces;
   std::uint64_t height = 0, width = 0, experts = 1;
   bool turned = false;
 };

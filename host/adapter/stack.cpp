@@ -38,6 +38,7 @@ class Stacked final : public Derived {
     }
     if (site_.experts > 1) json["experts"] = site_.experts;
     if (site_.groups > 1) json["groups"] = site_.groups;
+    if (site_.padding > 0) json["padding"] = site_.padding;
     return json.dump();
   }
 
@@ -61,9 +62,10 @@ class Stacked final : public Derived {
   }
 
   // Calls use(term, from, to, n) for runs of one term's elements, which lie at `to` of the range.
+  // What lies in no term is zero.
   template <class Use>
   void each(std::uint64_t first, std::uint64_t count, const Use& use) const {
-    const std::uint64_t ranks = site_.ranks(), experts = site_.experts;
+    const std::uint64_t ranks = site_.ranks() + site_.padding, experts = site_.experts;
     std::uint64_t done = 0;
     while (done < count) {
       const std::uint64_t at = first + done;
@@ -82,6 +84,7 @@ class Stacked final : public Derived {
           }
           within -= term.rank;
         }
+        if (owner == nullptr) left = (site_.padding - within) * site_.width - column;
       } else {
         // Columns by rank, then by expert, so that a term's are consecutive.
         std::uint64_t column = at % (ranks * experts);
@@ -95,9 +98,10 @@ class Stacked final : public Derived {
           }
           column -= columns;
         }
+        if (owner == nullptr) left = site_.padding * experts - column;
       }
       const std::uint64_t n = std::min(left, count - done);
-      use(*owner, from, done, n);
+      if (owner != nullptr) use(*owner, from, done, n);
       done += n;
     }
   }
@@ -123,6 +127,7 @@ class StackedWork final : public Working {
   StackedWork(const Stacked& stacked, const Plan& plan) : stacked_(stacked), plan_(plan) {}
 
   void fill(std::uint64_t first, std::span<const std::byte>, std::span<float> values) override {
+    if (stacked_.site().padding > 0) std::fill(values.begin(), values.end(), 0.0F);
     if (stacked_.side() == Side::a) {
       stacked_.each(first, values.size(),
                     [&](const Term& term, std::uint64_t from, std::uint64_t to, std::uint64_t n) {
@@ -134,7 +139,7 @@ class StackedWork final : public Working {
     }
     // Runs of columns are short: each term's rows of the range are read at once.
     const Site& site = stacked_.site();
-    const std::uint64_t width = site.ranks() * site.experts;
+    const std::uint64_t width = (site.ranks() + site.padding) * site.experts;
     const std::uint64_t top = first / width, end = (first + values.size() + width - 1) / width;
     std::uint64_t column = 0;
     for (const Term& term : site.terms) {

@@ -298,8 +298,11 @@ class Combined final : public Target {
 
 class Between final : public Target {
  public:
-  explicit Between(const Difference& difference)
-      : difference_(difference), tensors_{difference.tuned, difference.base} {
+  explicit Between(const Difference& difference) : difference_(difference) {
+    for (const Difference::Piece& piece : difference.pieces) {
+      tensors_.push_back(piece.tuned);
+      tensors_.push_back(piece.base);
+    }
     height = difference.height;
     width = difference.width;
     experts = difference.experts;
@@ -310,6 +313,7 @@ class Between final : public Target {
     nlohmann::ordered_json json{{"kind", "difference"}, {"solver", "block Lanczos"}};
     if (difference_.turned) json["transposed"] = true;
     if (experts > 1) json["experts"] = experts;
+    if (difference_.pieces.size() > 1) json["pieces"] = difference_.pieces.size();
     return json.dump();
   }
   [[nodiscard]] std::uint64_t memory(std::uint64_t rank) const override {
@@ -329,9 +333,10 @@ class Between final : public Target {
   [[nodiscard]] double allowance() const override { return 1.005; }
 
  private:
-  // Says why a piece of the difference from element `first` on is not finite.
-  [[noreturn]] void refuse(const Plan& plan, std::uint64_t first, std::span<float> difference,
-                           std::span<const float> base) const {
+  // Says why a part of the difference from element `first` of a piece on is not finite.
+  [[noreturn]] static void refuse(const Plan& plan, const Difference::Piece& piece,
+                                  std::uint64_t first, std::span<float> difference,
+                                  std::span<const float> base) {
     const auto i =
         static_cast<std::size_t>(std::find_if(difference.begin(), difference.end(),
                                               [](float x) { return !std::isfinite(x); }) -
@@ -345,12 +350,10 @@ class Between final : public Target {
     const auto model = [&](const Ingredient& tensor) {
       return plan.models[tensor.model].checkpoint.shown();
     };
-    const std::string& name = plan.models[difference_.tuned.model]
-                                  .checkpoint.entries()[difference_.tuned.entry]
-                                  .info.name;
-    const float tuned = value(difference_.tuned);
-    for (const auto& [x, tensor] :
-         {std::pair(tuned, difference_.tuned), {base[i], difference_.base}}) {
+    const std::string& name =
+        plan.models[piece.tuned.model].checkpoint.entries()[piece.tuned.entry].info.name;
+    const float tuned = value(piece.tuned);
+    for (const auto& [x, tensor] : {std::pair(tuned, piece.tuned), {base[i], piece.base}}) {
       if (std::isfinite(x)) continue;
       fail(Code::format, fmt::format("{} of {} holds {} (element {}), so nothing can be extracted "
                                      "from it",
@@ -359,36 +362,46 @@ class Between final : public Target {
     fail(Code::range,
          fmt::format("{}: element {} is {:g} in {} and {:g} in {}: float32 does not hold "
                      "the difference",
-                     name, first + i, tuned, model(difference_.tuned), base[i],
-                     model(difference_.base)));
+                     name, first + i, tuned, model(piece.tuned), base[i], model(piece.base)));
   }
 
   // As stored: (in, out) where it is transposed.
   [[nodiscard]] linalg::Rows rows(const Plan& plan, std::uint64_t expert) const {
     const std::uint64_t stored_width = difference_.turned ? height : width;
-    const std::uint64_t start = expert * height * width;
     return {difference_.turned ? width : height, stored_width,
-            [&plan, this, stored_width, start](std::size_t first, std::span<float> values) {
-              const auto read = [&](const Ingredient& tensor, std::uint64_t at,
-                                    std::span<float> into) {
-                const Checkpoint& checkpoint = plan.models[tensor.model].checkpoint;
-                read_values(checkpoint, checkpoint.entries()[tensor.entry], at, into);
-              };
-              std::vector<float> base(std::min<std::uint64_t>(values.size(), kChunk));
-              for (std::uint64_t done = 0; done < values.size();) {
-                const std::uint64_t n = std::min<std::uint64_t>(values.size() - done, base.size());
-                const std::uint64_t at = start + first * stored_width + done;
-                read(difference_.tuned, at, values.subspan(done, n));
-                read(difference_.base, at, std::span(base).first(n));
-                bool finite = true;
-                for (std::uint64_t i = 0; i < n; ++i) {
-                  values[done + i] -= base[i];
-                  finite &= std::fabs(values[done + i]) <= std::numeric_limits<float>::max();
-                }
-                if (!finite) refuse(plan, at, std::span(values).subspan(done, n), base);
-                done += n;
-              }
+            [&plan, this, stored_width, expert](std::size_t first, std::span<float> values) {
+              read(plan, expert, first * stored_width, values);
             }};
+  }
+
+  // Elements of an expert's matrix from `first` on.
+  void read(const Plan& plan, std::uint64_t expert, std::uint64_t first,
+            std::span<float> values) const {
+    const auto load = [&](const Ingredient& tensor, std::uint64_t at, std::span<float> into) {
+      const Checkpoint& checkpoint = plan.models[tensor.model].checkpoint;
+      read_values(checkpoint, checkpoint.entries()[tensor.entry], at, into);
+    };
+    const std::uint64_t size = height * width, pieces = difference_.pieces.size();
+    const bool apart = pieces > 1;  // every expert has pieces of its own
+    const std::uint64_t part = apart ? size / (pieces / experts) : size;
+    std::vector<float> base(std::min<std::uint64_t>(values.size(), kChunk));
+    for (std::uint64_t done = 0; done < values.size();) {
+      const std::uint64_t at = first + done, within = at % part;
+      const Difference::Piece& piece =
+          difference_.pieces[apart ? expert * (pieces / experts) + at / part : 0];
+      const std::uint64_t from = apart ? within : expert * size + at;
+      const std::uint64_t n =
+          std::min({values.size() - done, static_cast<std::uint64_t>(base.size()), part - within});
+      load(piece.tuned, from, values.subspan(done, n));
+      load(piece.base, from, std::span(base).first(n));
+      bool finite = true;
+      for (std::uint64_t i = 0; i < n; ++i) {
+        values[done + i] -= base[i];
+        finite &= std::fabs(values[done + i]) <= std::numeric_limits<float>::max();
+      }
+      if (!finite) refuse(plan, piece, from, values.subspan(done, n), base);
+      done += n;
+    }
   }
 
   // The factors of the transposed matrix: what was B is A, so lengths and signs change places.

@@ -13,6 +13,7 @@
 
 #include "adapter/solve.hpp"
 #include "adapter/stack.hpp"
+#include "base/clip.hpp"
 #include "base/hash.hpp"
 #include "ingot/adapter.hpp"
 #include "ingot/math/methods.hpp"
@@ -78,7 +79,11 @@ struct Meeting {
 class Fusion {
  public:
   Fusion(Disk& disk, Plan& plan, Problems& problems)
-      : disk_(disk), plan_(plan), problems_(problems), recipe_(plan.recipe) {}
+      : disk_(disk),
+        plan_(plan),
+        problems_(problems),
+        recipe_(plan.recipe),
+        reader_(reader(plan.recipe.adaptation)) {}
 
   void run() {
     if (!settle_type()) return;
@@ -102,6 +107,7 @@ class Fusion {
     }
     carry();
     note_partial();
+    check_reader();
     if (plan_.jobs.empty() && !problems_.fatal()) {
       problems_.error(Code::usage,
                       fmt::format("{}: the output would have no tensors", recipe_.file));
@@ -588,19 +594,50 @@ class Fusion {
 
   void choose_ranks() {
     if (recipe_.adaptation.keep_scaling) check_scalings();
-    if (!decomposes(type_->way)) return;
+    if (type_->way == Way::factors) return check_one_rank();
+    std::vector<Measured> modules;
+    for (const auto& [key, meeting] : meetings_) {
+      const Site site = site_of(meeting, false);
+      modules.push_back({key_of(meeting), most(meeting), site.experts, site.height + site.width,
+                         [this, &each = meeting] { return target_of(each); }});
+      if (type_->way == Way::stack) ranks_[key_of(meeting)] = site.ranks() * site.groups;
+    }
+    if (decomposes(type_->way)) solve_ranks(modules);
+    if (problems_.fatal()) return;
+    // PEFT says of patterns for parameters that it ignores them: these have the largest rank, which
+    // needs none, with zeros in what they lack.
+    std::uint64_t largest = 0;
+    bool groups = false;
+    for (const auto& [key, rank] : ranks_) largest = std::max(largest, rank);
+    for (const auto& [key, meeting] : meetings_) {
+      if (!meeting.first().parameters.empty()) ranks_.at(key_of(meeting)) = largest;
+      groups = groups || meeting.first().groups > 1;
+    }
+    if (!groups) (void)level(ranks_, modules, reader_.one_rank);
+  }
+
+  // Factors that are combined entry by entry cannot be longer than they are.
+  void check_one_rank() {
+    if (!reader_.one_rank) return;
+    for (const auto& [key, meeting] : meetings_) {
+      const Adapted& first = meetings_.begin()->second.first();
+      if (meeting.first().rank == first.rank) continue;
+      problems_.error_like(
+          "one rank", Code::usage,
+          fmt::format("{}: {} has rank {} and {} has rank {}, while {} needs one rank for all "
+                      "modules; use adapter_method cat or svd, which give all modules one rank",
+                      recipe_.file, first.path, first.rank, meeting.first().path,
+                      meeting.first().rank, reader_.name));
+    }
+  }
+
+  void solve_ranks(const std::vector<Measured>& modules) {
     std::uint64_t wanted = recipe_.adaptation.rank;
     if (wanted == 0) {
       for (const auto& [key, meeting] : meetings_) {
         for (const Meeting::Part& part : meeting.parts)
           wanted = std::max(wanted, part.module->rank);
       }
-    }
-    std::vector<Measured> modules;
-    for (const auto& [key, meeting] : meetings_) {
-      const Site site = site_of(meeting, false);
-      modules.push_back({key_of(meeting), most(meeting), site.experts, site.height + site.width,
-                         [this, &each = meeting] { return target_of(each); }});
     }
     ranks_ = ranks_of(plan_, recipe_.adaptation, wanted, bits(dtype_) / 8, modules, problems_);
   }
@@ -634,8 +671,10 @@ class Fusion {
       elementwise(meeting, Piece::b, factor_name(first, Side::b),
                   [&](const Meeting::Part& part) { return std::sqrt(std::fabs(times(part))); });
     } else if (type_->way == Way::stack) {
-      const Site site = site_of(meeting, false);
-      rank = site.ranks() * site.groups;
+      Site site = site_of(meeting, false);
+      rank = ranks_.at(key_of(meeting));
+      site.padding = (rank - site.ranks() * site.groups) / site.groups;
+      note_parts(site);
       for (const Side side : {Side::a, Side::b}) {
         const Shape shape = shape_of(meeting, side, rank);
         const Term& term = site.terms.front();
@@ -665,6 +704,14 @@ class Fusion {
       folder_.dora = true;
     }
     add_module(meeting, rank, kept_scaling(meeting) * static_cast<double>(rank));
+  }
+
+  void note_parts(const Site& site) {
+    std::uint64_t held = 0;
+    for (const std::uint64_t rank : parts_) held += rank;
+    if (site.ranks() <= held) return;
+    parts_.clear();
+    for (const Term& term : site.terms) parts_.push_back(term.rank * site.groups);
   }
 
   // lora_B's own bias adds to the base's, scaled like the product.
@@ -734,21 +781,9 @@ class Fusion {
     const Adapted& module = meeting.first();
     PeftFolder::Module entry{module.path, rank, alpha, !module.inner && module.parameters.empty(),
                              false};
-    if (!module.parameters.empty()) {
-      // PEFT matches patterns against the parameter; which it is, only the base knows if there are
-      // several.
-      if (module.parameters.size() == 1) entry.path += "." + module.parameters.front();
-      for (const PeftFolder::Module& other : folder_.modules) {
-        if (other.named || module.parameters.size() == 1) continue;
-        if (other.rank == rank && other.alpha == alpha) continue;
-        problems_.error_like(
-            "parameters", Code::usage,
-            fmt::format("{}: several parameters of a module with different ranks "
-                        "cannot be told apart without the base; give a rank that all "
-                        "can have",
-                        module.path));
-      }
-    }
+    // PEFT matches patterns against the parameter: the likeliest of those that it may be, which is
+    // the one that the ranks of the source fit.
+    if (!module.parameters.empty()) entry.path += "." + module.parameters.front();
     folder_.modules.push_back(std::move(entry));
     if (meeting.parts.size() < adapters_.size()) {
       ++partial_;
@@ -771,13 +806,15 @@ class Fusion {
         saved[tensor.name].push_back({a, tensor.entry, tensor.why});
       }
     }
-    std::set<std::string> adapted;
-    for (const auto& [key, meeting] : meetings_) adapted.insert(meeting.first().path);
+    std::map<std::string, std::size_t> adapted;  // how many parameters of a module
+    for (const auto& [key, meeting] : meetings_) ++adapted[meeting.first().path];
     for (const auto& [name, owners] : saved) {
       const std::size_t dot = name.rfind('.');
       const std::string module = name.substr(0, dot);
-      const bool wrapped = adapted.contains(module);
-      if (wrapped && owners.front().why == Saved::Why::module) {
+      const auto wrapped = adapted.find(module);
+      const auto& listed = adapters_[owners.front().adapter].config.modules_to_save;
+      const bool alone = std::find(listed.begin(), listed.end(), name) != listed.end();
+      if (wrapped != adapted.end() && owners.front().why == Saved::Why::module && !alone) {
         problems_.error(
             Code::usage,
             fmt::format("{} is trained in full by {} and adapted by another: one folder "
@@ -785,7 +822,11 @@ class Fusion {
                         module, shown(owners.front().adapter)));
         continue;
       }
-      whole(fmt::format("base_model.model.{}{}{}", module, wrapped ? ".base_layer" : "",
+      std::string inside = module;
+      if (wrapped != adapted.end()) {
+        for (std::size_t level = wrapped->second; level > 0; --level) inside += ".base_layer";
+      }
+      whole(fmt::format("base_model.model.{}{}", inside,
                         dot == std::string::npos ? "" : name.substr(dot)),
             name, owners);
     }
@@ -892,8 +933,47 @@ class Fusion {
     }
   }
 
+  // What a server does not load is refused: it would be left out there, or stop it.
+  void check_reader() {
+    if (reader_.whole) return;
+    std::string what;
+    const AdapterConfig& first = adapters_.front().config;
+    if (family_ != ingot::Family::lora) {
+      what = fmt::format("an adapter of type {}", first.type);
+    } else if (!folder_.modules_to_save.empty()) {
+      what = fmt::format("{} in full (modules_to_save)", folder_.modules_to_save.front());
+    } else if (folder_.bias != "none" || folder_.lora_bias) {
+      what = "trained biases";
+    } else if (!folder_.tokens.empty()) {
+      what = "trained tokens";
+    } else if (folder_.dora) {
+      what = "magnitudes of DoRA";
+    } else if (!first.replication.empty()) {
+      what = "layers in another order (layer_replication)";
+    }
+    for (const auto& [key, meeting] : meetings_) {
+      const Adapted& module = meeting.first();
+      const std::string name = clip(module.path, 120);
+      if (!what.empty()) break;
+      if (!module.parameters.empty()) {
+        what = fmt::format("a parameter of {} (target_parameters)", name);
+      } else if (module.embedding) {
+        what = fmt::format("the embedding {}", name);
+      } else if (family_ == ingot::Family::lora &&
+                 info(meeting.parts.front().adapter, entry_of(module, Piece::a)).shape.rank() != 2) {
+        what = fmt::format("the convolution {}", name);
+      }
+    }
+    if (what.empty()) return;
+    problems_.error(Code::usage,
+                    fmt::format("{}: the result has {}, which {} does not load as a part of an "
+                                "adapter; bake the adapters into the model, or leave out 'for: {}'",
+                                recipe_.file, what, reader_.name, reader_.word));
+  }
+
   void finish() {
     const AdapterConfig& first = adapters_.front().config;
+    folder_.parts = parts_;
     folder_.family = family_ == ingot::Family::none ? ingot::Family::lora : family_;
     folder_.base = first.base;
     folder_.revision = first.revision;
@@ -942,6 +1022,7 @@ class Fusion {
   Plan& plan_;
   Problems& problems_;
   const Recipe& recipe_;
+  const Reader& reader_;
   const Type* type_ = nullptr;
   ingot::Family family_ = ingot::Family::none;
   Dtype dtype_ = Dtype::f32;
@@ -952,6 +1033,7 @@ class Fusion {
   std::map<std::string, std::uint64_t> ranks_;
   std::shared_ptr<Campaign> campaign_;  // shared by the factors of the plan
   PeftFolder folder_;
+  std::vector<std::uint64_t> parts_;  // ranks that lie one below the other in the largest module
   std::size_t partial_ = 0;
   std::string partial_first_;
 };

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <set>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "ingot/math/methods.hpp"
@@ -86,7 +88,69 @@ void add_lora(Json& json, const PeftFolder& folder) {
   json["use_rslora"] = false;
 }
 
+// vLLM's --max-lora-rank, its default first.
+constexpr std::uint64_t kServed[] = {16, 32, 64, 128, 256, 320, 512};
+
+// What is worth knowing of ranks, and of what can load the folder.
+void note_ranks(Plan& plan, Problems& problems, const PeftFolder& folder) {
+  std::set<std::uint64_t> ranks;
+  for (const PeftFolder::Module& module : folder.modules) {
+    if (module.rank > 0) ranks.insert(module.rank);
+  }
+  const Reader& target = reader(plan.recipe.adaptation);
+  if (!ranks.empty()) {
+    const std::uint64_t most = *ranks.rbegin();
+    std::string text = ranks.size() == 1 ? fmt::format("rank {}", most)
+                                         : fmt::format("ranks {} to {}", *ranks.begin(), most);
+    if (folder.parts.size() > 1) text += fmt::format(" ({})", fmt::join(folder.parts, " + "));
+    plan.notes.push_back(std::move(text));
+    const auto* served = std::find_if(std::begin(kServed), std::end(kServed),
+                                      [&](std::uint64_t room) { return most <= room; });
+    if (served == std::end(kServed)) {
+      if (target.most > 0) {
+        problems.error(Code::usage,
+                       fmt::format("{}: the adapter has rank {}, and {} loads ranks up to {}; "
+                                   "choose a smaller rank (--type svd --rank {})",
+                                   plan.recipe.file, most, target.name, target.most, target.most));
+      }
+      plan.notes.push_back(fmt::format("vLLM loads ranks up to {} only", kServed[std::size(kServed) - 1]));
+    } else if (served != std::begin(kServed) && folder.family == ingot::Family::lora) {
+      plan.notes.push_back(fmt::format("vLLM loads ranks up to {} unless it is started with "
+                                       "--max-lora-rank {}",
+                                       kServed[0], *served));
+    }
+    if (ranks.size() > 1) {
+      plan.notes.push_back(
+          "llama.cpp needs one rank for all modules: --for llama.cpp gives it to them");
+    }
+  }
+  const bool whole = std::any_of(plan.jobs.begin(), plan.jobs.end(), [](const Job& job) {
+    return job.output.name.find(".lora_") == std::string::npos;
+  });
+  if (folder.family == ingot::Family::lora && (whole || !folder.parameters.empty())) {
+    plan.notes.push_back(
+        fmt::format("for PEFT: vLLM and llama.cpp load no {}{}",
+                    !folder.modules_to_save.empty() ? "modules_to_save"
+                    : whole                         ? "tensors in full"
+                                                    : "target_parameters",
+                    plan.recipe.kind == Recipe::Kind::extraction
+                        ? "; --for vllm or --for llama.cpp makes an adapter for them"
+                        : ""));
+  }
+}
+
 }  // namespace
+
+const Reader& reader(const Adaptation& wishes) {
+  // vLLM's largest --max-lora-rank is 512.
+  static constexpr Reader kReaders[] = {{"peft", "PEFT", true, false, 0},
+                                        {"vllm", "vLLM", false, false, 512},
+                                        {"llama.cpp", "llama.cpp", false, true, 0}};
+  for (const Reader& one : kReaders) {
+    if (one.word == wishes.reader) return one;
+  }
+  return kReaders[0];
+}
 
 std::string print(const PeftFolder& folder) {
   Json json = Json::object();
@@ -127,6 +191,7 @@ math::Rule plain(std::uint64_t elements) {
 
 void write_peft(Disk& disk, Plan& plan, Problems& problems, const PeftFolder& folder,
                 const std::string& title, const std::string& about) {
+  note_ranks(plan, problems, folder);
   plan.shards = lay_out(plan.jobs, std::numeric_limits<std::uint64_t>::max());
   plan.shards.front().file = "adapter_model.safetensors";
   for (const Shard& shard : plan.shards) plan.bytes_out += shard.header.size() + shard.data_bytes;

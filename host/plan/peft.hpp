@@ -12,6 +12,16 @@
 
 namespace ingot::plan {
 
+// What loads an adapter, and what it takes.
+struct Reader {
+  std::string_view word;   // of recipes: "vllm"
+  std::string_view name;   // of messages: "vLLM"
+  bool whole = true;       // tensors in full, and parameters that are no linear layer's weight
+  bool one_rank = false;   // knows one alpha: all modules need one rank
+  std::uint64_t most = 0;  // ranks; 0: any
+};
+[[nodiscard]] const Reader& reader(const Adaptation& wishes);
+
 // What adapter_config.json says. Targets are listed one by one, without filters.
 struct PeftFolder {
   struct Module {
@@ -32,6 +42,7 @@ struct PeftFolder {
   std::vector<std::string> modules_to_save;
   std::vector<std::pair<std::string, std::vector<std::uint64_t>>> tokens;
   std::vector<std::pair<std::int64_t, std::int64_t>> replication;
+  std::vector<std::uint64_t> parts;  // ranks of sources that add up to the largest rank; or empty
 };
 
 [[nodiscard]] std::string print(const PeftFolder& folder);
@@ -39,7 +50,7 @@ struct PeftFolder {
 // The rule of a tensor that is written as it was computed.
 [[nodiscard]] math::Rule plain(std::uint64_t elements);
 
-// Lays out the one weight file and adds adapter_config.json, recipe.yml and, where asked for, the
+// Lays out the one weight file, notes ranks and what loads the folder, and adds adapter_config.json, recipe.yml and, where asked for, the
 // card, to the companions that are there.
 void write_peft(Disk& disk, Plan& plan, Problems& problems, const PeftFolder& folder,
                 const std::string& title, const std::string& about);

@@ -168,6 +168,21 @@ std::vector<std::uint64_t> by_bytes(const Plan& plan, Room& room, std::uint64_t 
 
 }  // namespace
 
+bool level(std::map<std::string, std::uint64_t>& ranks, const std::vector<Measured>& modules,
+           bool always) {
+  std::uint64_t most = 0, held = 0, per_rank = 0;
+  for (const Measured& module : modules) {
+    const std::uint64_t rank = ranks.at(module.name), elements = module.experts * module.length;
+    most = std::max(most, rank);
+    held += rank * elements;
+    per_rank += elements;
+  }
+  if (most * per_rank == held) return true;
+  if (!always && most * per_rank > held + held / 4) return false;
+  for (auto& [name, rank] : ranks) rank = most;
+  return true;
+}
+
 std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wishes,
                                               std::uint64_t fixed, std::uint64_t element_bytes,
                                               const std::vector<Measured>& modules,

@@ -34,4 +34,9 @@ struct Measured {
                                                             const std::vector<Measured>& modules,
                                                             Problems& problems);
 
+// Gives all modules the largest of their ranks, so that one alpha fits all of them: `always`, or
+// where the factors take no more than a quarter more bytes for it. False if they stay different.
+bool level(std::map<std::string, std::uint64_t>& ranks, const std::vector<Measured>& modules,
+           bool always);
+
 }  // namespace ingot::plan

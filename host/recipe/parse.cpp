@@ -58,12 +58,12 @@ std::array<Keys, 13> all_keys() {
       {"in a model path", {"path", "revision"}},
       {"at the top level of a recipe of adapters",
        {"adapter_method", "adapters", "parameters", "rank", "energy", "ranks", "majority_sign",
-        "whole_tensors", "keep_scaling", "compat", "dtype", "name"},
+        "whole_tensors", "keep_scaling", "compat", "for", "dtype", "name"},
        false},
       {"in an entry of 'adapters'", {"adapter", "parameters"}, false},
       {"at the top level of an extraction",
        {"extract", "base_model", "model", "rank", "energy", "bytes", "ranks", "whole_tensors",
-        "dtype", "name"},
+        "for", "dtype", "name"},
        false},
       {"in an adapter", {"path", "revision", "weight"}, false},
   }};
@@ -723,6 +723,10 @@ class Reader {
 
   void ranks(const Node& top) {
     Adaptation& out = recipe_.adaptation;
+    read(top, "for", [&](const auto& pair) {
+      out.reader = one_word(pair, {"peft", "vllm", "llama.cpp"});
+      out.reader_mark = pair.value->mark;
+    });
     read(top, "rank", [&](const auto& pair) {
       out.rank_mark = pair.value->mark;
       out.automatic = pair.value->kind == Node::Kind::scalar && pair.value->text == "auto";

@@ -94,6 +94,13 @@ struct Unused {
   std::string reason;
 };
 
+// Tensors of one kind that an extraction leaves out.
+struct Omission {
+  std::string what;           // "norms"
+  std::uint64_t tensors = 0;  // that changed
+  double norm = 0;            // of the change
+};
+
 struct Shard {
   std::string file;    // "model-00001-of-00003.safetensors"
   std::string header;  // length, JSON and padding: everything before the data
@@ -137,6 +144,9 @@ struct Plan {
   std::vector<Shard> shards;
   std::vector<Companion> companions;  // config.json, tokenizer, index, card, recipe, ...
   std::vector<Unused> unused;
+  std::vector<Omission> omissions;
+  std::vector<std::string> notes;  // of an adapter's folder: its ranks, what loads it
+  double whole_change = 0;  // norm of what an extraction brings in full
   std::vector<Problem> problems;  // all of them, in the order found
   std::vector<std::string> read;  // paths of all files that planning opened, sorted
   Waived waived;

@@ -103,14 +103,16 @@ struct Adaptation {
   std::uint64_t rank = 0;   // of the result's modules; 0: not given
   bool automatic = false;   // `rank: auto`
   double energy = 0;        // share of the sum of squares that automatic ranks keep; 0: not given
-  std::uint64_t bytes = 0;  // of all factors together, at most; 0: no bound
+  std::uint64_t bytes = 0;  // of the weight file, at most; 0: no bound
   std::map<std::string, std::uint64_t> ranks;  // by module: what automatic ranks came to
   std::string majority_sign;                   // total or frequency; empty: not given
   std::string
       whole_tensors;  // refuse or average (adapters), save or skip (extraction); empty: not given
   bool keep_scaling = false;
+  std::string reader;  // peft, vllm or llama.cpp: what is to load the result; empty: peft
   std::vector<std::string> compat;  // behaviours of older programs, by name
-  Mark rank_mark, energy_mark, majority_sign_mark, whole_tensors_mark, compat_mark;
+  Mark rank_mark, energy_mark, majority_sign_mark, whole_tensors_mark, compat_mark,
+      reader_mark;
 };
 
 // Something to say about a recipe's text: an error, or how what is unusual in it was understood.

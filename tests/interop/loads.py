@@ -66,6 +66,93 @@ def tuned(model, config):
     return make
 
 
+# What loads a model of each kind of architecture: its config, small, and what it is given.
+SMALL = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+ENCODER = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+               max_position_embeddings=64, pad_token_id=0)
+
+
+def architectures():
+    import transformers as T
+
+    text = dict(SMALL, rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[1, 1, 2]),
+                tie_word_embeddings=False)
+    seeing = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16,
+                  patch_size=8)
+    experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+    both = dict(encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+                encoder_ffn_dim=48, decoder_ffn_dim=48, d_model=32, vocab_size=96, pad_token_id=0, bos_token_id=1,
+                eos_token_id=2, decoder_start_token_id=0)
+    return {
+        "tied": lambda: T.Qwen2ForCausalLM(T.Qwen2Config(**SMALL, tie_word_embeddings=True)),
+        "gpt2": lambda: T.GPT2LMHeadModel(T.GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64,
+                                                       bos_token_id=1, eos_token_id=2)),
+        "neox": lambda: T.GPTNeoXForCausalLM(T.GPTNeoXConfig(**ENCODER, bos_token_id=1, eos_token_id=2)),
+        "qwen-vl": lambda: T.Qwen2_5_VLForConditionalGeneration(T.Qwen2_5_VLConfig(
+            text_config=text, tie_word_embeddings=False, image_token_id=90, video_token_id=91, vision_start_token_id=92,
+            vision_end_token_id=93, vision_config=dict(
+                depth=2, hidden_size=32, intermediate_size=48, num_heads=4, patch_size=4, out_hidden_size=32,
+                fullatt_block_indexes=[1], window_size=16, spatial_merge_size=2, temporal_patch_size=2))),
+        "llava": lambda: T.LlavaForConditionalGeneration(T.LlavaConfig(
+            text_config=T.LlamaConfig(**SMALL), image_token_id=90, image_token_index=90,
+            vision_config=T.CLIPVisionConfig(**dict(seeing, num_hidden_layers=3), projection_dim=32))),
+        "gemma-vl": lambda: T.Gemma3ForConditionalGeneration(T.Gemma3Config(
+            text_config=T.Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=16, query_pre_attn_scalar=8),
+            vision_config=T.SiglipVisionConfig(**seeing), mm_tokens_per_image=4, image_token_id=90,
+            image_token_index=90, boi_token_index=91, eoi_token_index=92)),
+        "mixtral": lambda: T.MixtralForCausalLM(T.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)),
+        "qwen-moe": lambda: T.Qwen3MoeForCausalLM(T.Qwen3MoeConfig(
+            **SMALL, **experts, head_dim=8, decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=False)),
+        "gpt-oss": lambda: T.GptOssForCausalLM(T.GptOssConfig(
+            **SMALL, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"], tie_word_embeddings=False)),
+        "granite": lambda: T.GraniteMoeForCausalLM(T.GraniteMoeConfig(**SMALL, num_local_experts=4,
+                                                                      num_experts_per_tok=2)),
+        "nemotron-h": lambda: T.NemotronHForCausalLM(T.NemotronHConfig(
+            vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+            layers_block_type=["mamba", "moe", "attention", "moe"], num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, mamba_num_heads=4, mamba_head_dim=8, ssm_state_size=8, n_groups=1, chunk_size=8,
+            n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, n_group=1, topk_group=1,
+            moe_shared_expert_intermediate_size=24, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
+            eos_token_id=2)),
+        "mamba": lambda: T.Mamba2ForCausalLM(T.Mamba2Config(
+            vocab_size=96, hidden_size=32, state_size=8, num_hidden_layers=2, num_heads=8, head_dim=8, expand=2,
+            n_groups=1, chunk_size=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False)),
+        "bert": lambda: T.BertForMaskedLM(T.BertConfig(**ENCODER)),
+        "modernbert": lambda: T.ModernBertForMaskedLM(T.ModernBertConfig(
+            **ENCODER, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=8)),
+        "t5": lambda: T.T5ForConditionalGeneration(T.T5Config(
+            vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=1,
+            decoder_start_token_id=0)),
+        "whisper": lambda: T.WhisperForConditionalGeneration(T.WhisperConfig(
+            **both, num_mel_bins=8, max_source_positions=30, max_target_positions=64, begin_suppress_tokens=None,
+            suppress_tokens=None)),
+        "bart": lambda: T.BartForConditionalGeneration(T.BartConfig(**both, max_position_embeddings=64,
+                                                                    forced_eos_token_id=2)),
+        "vit": lambda: T.ViTForImageClassification(T.ViTConfig(**dict(seeing, patch_size=4), num_labels=5)),
+    }
+
+
+def whole(kind):
+    """A model, and one in which every parameter is another."""
+    import torch
+
+    def make(folder):
+        torch.manual_seed(11)
+        model = architectures()[kind]().float().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        model.save_pretrained(folder / "base")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        model.save_pretrained(folder / "tuned")
+        return folder / "base", [folder / "tuned"]
+    return make
+
+
 def vision(*configs):
     """Convolutions: the patches of a vision transformer, and a head of its own."""
     import torch
@@ -195,6 +282,20 @@ def cases():
                                options=["--rank", "6"], command="extract"),
         "extract-experts": Case(tuned(mixtral, experts), options=["--rank", "8"], command="extract",
                                 inherited=r"(rank|alpha)_pattern keys did not match .*gate_up_proj"),
+        # At full rank PEFT gives the logits of the tuned model, whatever the architecture.
+        **{f"whole-{kind}": Case(whole(kind), options=["--rank", "96"], command="extract")
+           for kind in architectures()},
+        **{f"served-{kind}-{reader}": Case(whole(kind), options=["--rank", "8", "--for", reader], command="extract",
+                                           plain="all" if reader == "llama.cpp" else "vllm",
+                                           inherited=r"(rank|alpha)_pattern keys did not match .*gate_up_proj")
+           for kind in ("tied", "neox", "qwen-vl", "mixtral", "bert", "gpt-oss") for reader in ("vllm", "llama.cpp")},
+        "served-bytes": Case(whole("tied"), options=["--bytes", "60000", "--for", "llama.cpp"], plain="all",
+                             command="extract"),
+        "all-linear": Case(trained(architectures()["qwen-moe"], *[lora("all-linear")] * 2), (0.5, 1.5),
+                           inherited=r"(rank|alpha)_pattern keys did not match"),
+        "all-linear-svd": Case(trained(architectures()["qwen-moe"], *[lora("all-linear")] * 2), (0.5, 1.5),
+                               ["--type", "svd", "--rank", "4"],
+                               inherited=r"(rank|alpha)_pattern keys did not match"),
         "extract-gpt2": Case(tuned(gpt2, lora(["c_attn", "c_proj"], fan_in_fan_out=True)),
                              options=["--rank", "5"], command="extract"),
     }
@@ -234,8 +335,15 @@ def updates(folder):
 
 
 def served(folder, converter):
-    """What vLLM's loader asks of a folder, and llama.cpp's converter, which knows one alpha."""
+    """What vLLM's loader asks of a folder, and llama.cpp's converter, which knows one alpha.
+
+    vLLM (docs: LoRA Adapters; vllm/lora): ranks up to --max-lora-rank, of 8, 16, 32, 64, 128, 256, 320 and 512; neither
+    modules_to_save nor biases nor DoRA; linear layers of the language model; the scaling is lora_alpha / r for all.
+    convert_lora_to_gguf.py: every tensor is a lora_A or a lora_B of a matrix, and lora_alpha is divided by each one's
+    own rank."""
     config = json.loads((folder / "adapter_config.json").read_text())
+    if config["r"] > 512 or config["peft_type"] != "LORA":
+        raise bakes.Failure(f"r is {config['r']} and the type {config['peft_type']}: vLLM takes LoRA up to 512")
     for field in ("r", "lora_alpha"):
         if not isinstance(config[field], int):
             raise bakes.Failure(f"{field} is {config[field]!r}, servers take integers")
@@ -250,6 +358,8 @@ def served(folder, converter):
         hit = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
         if not hit or tensor.ndim != 2:
             raise bakes.Failure(f"{key} of shape {list(tensor.shape)} is no factor that servers know")
+        if re.search(r"embed|wte|wpe|lm_head|norm|conv|visual|vision|\.(gate|router)$", hit[1]):
+            raise bakes.Failure(f"{key}: no linear layer of the language model that servers adapt")
         if hit[1] not in config["target_modules"]:
             raise bakes.Failure(f"{key}: target_modules does not name its module")
         if hit[2] == "B":
@@ -306,9 +416,17 @@ def load(folder):
 def heard(model):
     import torch
 
-    if hasattr(model.config, "patch_size"):
+    kind = model.config.model_type
+    if kind in ("t5", "bart", "whisper") or hasattr(model.config, "patch_size") or hasattr(model.config, "vision_config"):
         torch.manual_seed(3)
+        words = torch.randint(3, 89, (2, 12))
         with torch.no_grad():
+            if kind == "whisper":
+                return model(input_features=torch.randn(2, 8, 60), decoder_input_ids=words).logits
+            if kind in ("t5", "bart"):
+                return model(input_ids=words, decoder_input_ids=words.flip(0)).logits
+            if hasattr(model.config, "vision_config"):
+                return model(input_ids=words, attention_mask=torch.ones_like(words)).logits
             return model(torch.randn(2, 3, 16, 16)).logits
     return bakes.logits(model)
 
@@ -433,7 +551,7 @@ def run(name, case, program, scratch):
         others["combination"] = combined(base, adapters, case)
     if case.kept is not None:
         others["adapter"] = worn(base, adapters[case.kept], case.inherited, False)
-    if case.command == "extract" and "auto" not in case.options:
+    if case.command == "extract" and not {"auto", "--for"} & set(case.options):
         others["tuned"] = load(adapters[0])
     for label, other in others.items():
         figures.append(f"{label} {apart(logits, heard(other)):.1e}")
@@ -446,7 +564,7 @@ def run(name, case, program, scratch):
     figures.append(f"baked {apart(heard(baked), logits):.1e}")
     if not apart(heard(baked), logits) <= CLOSE:
         raise bakes.Failure(f"baked: logits differ by {apart(heard(baked), logits):.3g}")
-    if hasattr(baked, "generate") and not hasattr(baked.config, "patch_size"):
+    if type(baked).__name__.endswith(("ForCausalLM", "LMHeadModel")):
         if not torch.equal(bakes.generate(baked), bakes.generate(model)):
             raise bakes.Failure("baked: greedy text differs")
     shutil.rmtree(folder)

@@ -465,6 +465,89 @@ TEST(Fuse, StacksAndSolvesExpertsOneByOne) {
   }
 }
 
+// As PEFT makes them for all linear layers of a model whose experts it fuses: gate and up have twice
+// the rank, and both parameters wrap one module.
+TEST(Fuse, GivesParametersOfExpertsOneRankWithZeros) {
+  const Folder folder;
+  const auto write = [&](const char* name, float times) {
+    const auto count = [&](std::size_t n) {
+      std::vector<float> values(n);
+      for (std::size_t i = 0; i < n; ++i) values[i] = times * static_cast<float>(1 + i % 5);
+      return values;
+    };
+    test::write_adapter(folder / name,
+                        {{"mlp.experts.base_layer.lora_A.weight", {{4, 3}, count(12)}},
+                         {"mlp.experts.base_layer.lora_B.weight", {{6, 4}, count(24)}},
+                         {"mlp.experts.lora_A.weight", {{2, 3}, count(6)}},
+                         {"mlp.experts.lora_B.weight", {{3, 2}, count(6)}},
+                         {"fc.lora_A.weight", {{1, 3}, count(3)}},
+                         {"fc.lora_B.weight", {{2, 1}, count(2)}}},
+                        R"("r": 1, "lora_alpha": 1, "target_modules": ["fc"],
+                           "rank_pattern": {".*\\.gate_up_proj": 2},
+                           "alpha_pattern": {".*\\.gate_up_proj": 2},
+                           "target_parameters": ["mlp.experts.gate_up_proj",
+                                                 "mlp.experts.down_proj"])");
+  };
+  write("a", 1);
+  write("b", -2);
+  const std::string owner = "base_model.model.mlp.experts.";
+  // Of expert 1, element (0, 0).
+  const auto corner = [](const Values& a, const Values& b) {
+    const std::uint64_t rank = a.shape[0] / 2;
+    double sum = 0;
+    for (std::uint64_t k = 0; k < rank; ++k) {
+      sum += static_cast<double>(b.values[k * 2 + 1]) *
+             static_cast<double>(a.values[(rank + k) * a.shape[1]]);
+    }
+    return sum;
+  };
+  const auto source = [&](const char* name, const std::string& piece) {
+    const auto all = test::read_adapter_values(folder / name);
+    return corner(all.at(owner + piece + "lora_A.weight"), all.at(owner + piece + "lora_B.weight"));
+  };
+  for (const char* type : {"cat", "svd"}) {
+    const auto found = merged(folder, recipe_of(type, 1, 1), type);
+    EXPECT_EQ(findings(folder, type), std::vector<std::string>());
+    const auto config = nlohmann::json::parse(
+        test::read_file(folder / fmt::format("{}/adapter_config.json", type)));
+    for (const char* piece : {"base_layer.", ""}) {
+      const Values& a = found.at(owner + piece + "lora_A.weight");
+      EXPECT_EQ(a.shape[0], 2 * config["r"].get<std::uint64_t>()) << piece;
+      if (std::string_view(type) == "cat") {
+        EXPECT_NEAR(corner(a, found.at(owner + piece + "lora_B.weight")),
+                    source("a", piece) + source("b", piece), 1e-5);
+      }
+    }
+    // PEFT would say that it ignores patterns for parameters.
+    for (const auto& [key, rank] : config["rank_pattern"].items()) {
+      EXPECT_EQ(key.find("experts"), std::string::npos) << key;
+    }
+  }
+  // One adapter stays what it is.
+  (void)merged(folder, "adapter_method: cat\nadapters: [{adapter: ./a}]\n", "one");
+  EXPECT_EQ(findings(folder, "one"), std::vector<std::string>());
+}
+
+TEST(Fuse, GivesAllModulesOneRankForLlamaCpp) {
+  const Folder folder;
+  write_pair(folder);
+  Factors more = linear_factors({1, 2, 3, 4, 5, 6}, {1, 2, 3, 4});
+  more["gate.lora_A.weight"] = {{2, 2}, {1, 2, 3, 4}};
+  more["gate.lora_B.weight"] = {{2, 2}, {5, 6, 7, 8}};
+  test::write_adapter(folder / "b", more,
+                      R"("r": 2, "lora_alpha": 2, "target_modules": ["fc", "gate"])");
+  const auto found = merged(folder, recipe_of("cat", 1, 1, "for: llama.cpp\n"));
+  EXPECT_EQ(found.at("base_model.model.gate.lora_A.weight").values,
+            (std::vector<float>{1, 2, 3, 4, 0, 0, 0, 0}));
+  EXPECT_EQ(found.at("base_model.model.gate.lora_B.weight").values,
+            (std::vector<float>{5, 6, 0, 0, 7, 8, 0, 0}));
+  const auto config = nlohmann::json::parse(test::read_file(folder / "out/adapter_config.json"));
+  EXPECT_EQ(config["rank_pattern"], nlohmann::json::object());
+  EXPECT_EQ(findings(folder), std::vector<std::string>());
+  const Plan plan = plan_of(folder, recipe_of("cat", 1, 1, "for: llama.cpp\n"));
+  EXPECT_EQ(plan.notes, std::vector<std::string>{"rank 4 (2 + 2)"});
+}
+
 // Two adapters of a convolution with 4 inputs, 4 outputs and 2 groups, of ranks 2 and 4.
 void write_grouped(const Folder& folder) {
   test::write_adapter(folder / "a",

@@ -48,6 +48,14 @@ Fit total(const std::vector<Fit>& fits) {
   return all;
 }
 
+// The norm of all that tuning changed: in factors, in full and left out.
+double change(const std::vector<Fit>& fits, const Plan& plan) {
+  const double factors = total(fits).norm;
+  double squares = factors * factors + plan.whole_change * plan.whole_change;
+  for (const Omission& omission : plan.omissions) squares += omission.norm * omission.norm;
+  return std::sqrt(squares);
+}
+
 }  // namespace
 
 std::vector<Fit> fits_of(const std::vector<std::string>& entries) {
@@ -66,35 +74,59 @@ std::vector<Fit> fits_of(const std::vector<std::string>& entries) {
   return fits;
 }
 
-std::string narrate(const std::vector<Fit>& fits) {
-  if (fits.empty()) return {};
-  const std::map<std::string, Kind> kinds = kinds_of(fits);
-  std::size_t width = 4;
-  for (const auto& [name, kind] : kinds) width = std::max(width, printable(name).size());
+std::string narrate(const std::vector<Fit>& fits, const Plan& plan) {
+  std::string text;
   const Fit all = total(fits);
-  // All have one type.
-  const std::string& stored = fits.front().stored;
-  std::string text = fmt::format(
-      "{} decomposed; the factors{} leave {:.3f} % of the whole\n"
-      "  {:<{}}  {:>7}  {:>9}  {:>9}  in\n",
-      show_count(fits.size(), "module"),
-      stored == "F32" ? "" : fmt::format(", before their rounding to {},", stored),
-      100 * relative(all.error, all.norm), "kind", width, "modules", "mean", "worst");
-  for (const auto& [name, kind] : kinds) {
-    text += fmt::format("  {:<{}}  {:>7}  {:>7.3f} %  {:>7.3f} %  {}\n", printable(name), width,
-                        kind.modules, 100 * kind.mean(), 100 * kind.worst, printable(kind.module));
+  if (!fits.empty()) {
+    const std::map<std::string, Kind> kinds = kinds_of(fits);
+    std::size_t width = 4;
+    for (const auto& [name, kind] : kinds) width = std::max(width, printable(name).size());
+    // All have one type.
+    const std::string& stored = fits.front().stored;
+    text = fmt::format(
+        "{} decomposed; the factors{} miss {:.3f} % of the change in {}\n"
+        "  {:<{}}  {:>7}  {:>9}  {:>9}  in\n",
+        show_count(fits.size(), "module"),
+        stored == "F32" ? "" : fmt::format(", before their rounding to {},", stored),
+        100 * relative(all.error, all.norm), fits.size() == 1 ? "it" : "them", "kind", width, "modules", "mean", "worst");
+    for (const auto& [name, kind] : kinds) {
+      text +=
+          fmt::format("  {:<{}}  {:>7}  {:>7.3f} %  {:>7.3f} %  {}\n", printable(name), width,
+                      kind.modules, 100 * kind.mean(), 100 * kind.worst, printable(kind.module));
+    }
   }
+  if (!plan.omissions.empty()) {
+    const double whole = change(fits, plan);
+    text += "left out:";
+    const char* comma = " ";
+    for (const Omission& omission : plan.omissions) {
+      text += fmt::format("{}{} ({}, {:.3g} % of the change)", comma, omission.what,
+                          show_count(omission.tensors, "tensor"),
+                          100 * relative(omission.norm, whole));
+      comma = ", ";
+    }
+    text += "\n";
+  }
+  for (const std::string& note : plan.notes) text += printable(note) + "\n";
   return text;
 }
 
-Json describe(const std::vector<Fit>& fits) {
+Json describe(const std::vector<Fit>& fits, const Plan& plan) {
   const Fit all = total(fits);
   Json json{{"norm", all.norm},
             {"error", all.error},
             {"relative_error", relative(all.error, all.norm)},
             {"stored", fits.empty() ? Json() : Json(fits.front().stored)},
+            {"change", change(fits, plan)},
+            {"whole_change", plan.whole_change},
+            {"left_out", Json::array()},
+            {"notes", plan.notes},
             {"kinds", Json::array()},
             {"modules", Json::array()}};
+  for (const Omission& omission : plan.omissions) {
+    json["left_out"].push_back(
+        {{"what", omission.what}, {"tensors", omission.tensors}, {"norm", omission.norm}});
+  }
   for (const auto& [name, kind] : kinds_of(fits)) {
     json["kinds"].push_back({{"kind", name},
                              {"modules", kind.modules},

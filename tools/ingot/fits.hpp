@@ -1,10 +1,11 @@
-// What the factors of decompositions leave of the matrices they stand for, as entries of the
-// receipt (Report::derived) tell.
+// What the factors of decompositions miss of the matrices they stand for, as entries of the
+// receipt (Report::derived) tell, and what else is to be said of an adapter that was made.
 #pragma once
 
 #include <string>
 #include <vector>
 
+#include "ingot/plan.hpp"
 #include "json.hpp"
 
 namespace ingot::tool {
@@ -13,16 +14,16 @@ namespace ingot::tool {
 struct Fit {
   std::string module;
   double norm = 0;   // of the matrix
-  double error = 0;  // norm of what B A leaves of it, before they are rounded to `stored`
+  double error = 0;  // norm of what B A misses of it, before they are rounded to `stored`
   std::string stored;
 };
 
 // In the receipt's order; empty where nothing was decomposed.
 [[nodiscard]] std::vector<Fit> fits_of(const std::vector<std::string>& entries);
 
-// By kind of module ("model.layers.*.mlp.up_proj").
-[[nodiscard]] std::string narrate(const std::vector<Fit>& fits);
+// By kind of module ("model.layers.*.mlp.up_proj"), then what the plan left out and its notes.
+[[nodiscard]] std::string narrate(const std::vector<Fit>& fits, const Plan& plan);
 // Every module, the kinds, and all together.
-[[nodiscard]] Json describe(const std::vector<Fit>& fits);
+[[nodiscard]] Json describe(const std::vector<Fit>& fits, const Plan& plan);
 
 }  // namespace ingot::tool

@@ -168,10 +168,10 @@ void tell(const Console& console, const Request& request, const Plan& plan, cons
   if (request.json()) {
     Json json = describe(done, backend.activity());
     if (!changes.empty()) json["changes"] = describe(changes);
-    if (!fits.empty()) json["decompositions"] = describe(fits);
+    if (!model) json["decompositions"] = describe(fits, plan);
     print_json(json);
   } else if (!console.quiet()) {
-    print(narrate(changes) + narrate(fits) + narrate(done, backend.activity()));
+    print(narrate(changes) + (model ? "" : narrate(fits, plan)) + narrate(done, backend.activity()));
   }
 }
 

@@ -448,8 +448,8 @@ void Request::add_extraction(CLI::App& command) {
   add_ranks(command);
   command
       .add_option("--bytes", bytes_,
-                  "Choose ranks so that the result fits, the most energy for the bytes (default: "
-                  "by --rank)")
+                  "Choose ranks so that the weight file has at most SIZE bytes, the most energy "
+                  "for the bytes (default: by --rank)")
       ->type_name("SIZE");
   command
       .add_option("--whole-tensors", whole_tensors_,
@@ -467,6 +467,11 @@ void Request::add_ranks(CLI::App& command) {
                 "rank of the adapters)"
               : "Rank of each module of the adapter, or auto with --energy (default: by --bytes)")
       ->type_name("N|auto");
+  command
+      .add_option("--for", for_,
+                  "What is to load the adapter: PEFT takes everything, vLLM and llama.cpp take "
+                  "factors of linear layers, llama.cpp in one rank (default: peft)")
+      ->type_name("peft|vllm|llama.cpp");
   command
       .add_option("--energy", energy_,
                   "With --rank auto: share of the squared norm to keep (required by auto)")
@@ -546,6 +551,7 @@ std::string Request::fusion(Disk& disk) const {
   set("rank", rank_);
   set("energy", energy_);
   set("whole_tensors", whole_tensors_);
+  set("for", for_);
   if (keep_scaling_) text += "keep_scaling: true\n";
   if (!compat_.empty()) {
     text += "compat:\n";
@@ -566,6 +572,7 @@ std::string Request::extraction(Disk& disk) const {
   set("energy", energy_);
   if (!bytes_.empty()) set("bytes", std::to_string(parse_size("--bytes", bytes_)));
   set("whole_tensors", whole_tensors_);
+  set("for", for_);
   return text;
 }
 

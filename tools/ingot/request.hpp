@@ -74,6 +74,7 @@ class Request {
   std::string base_, tuned_;
   // Of the recipes that fuse and extract write: empty where not given.
   std::string type_ = "cat", density_, majority_sign_, rank_, energy_, bytes_, whole_tensors_;
+  std::string for_;  // what is to load the adapter
   bool keep_scaling_ = false;
   std::vector<std::string> compat_;
   std::vector<std::string> adapters_;
