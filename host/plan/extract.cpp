@@ -174,10 +174,10 @@ class Extraction {
                                   plan_.recipe.file, reader_.name, reader_.word));
     }
     if (reader_.most > 0 && wishes_.rank > reader_.most) {
-      problems_.error(Code::usage, fmt::format("{}: the rank is {}, and {} loads adapters up to "
-                                               "rank {}; choose a smaller rank",
-                                               plan_.recipe.file, wishes_.rank, reader_.name,
-                                               reader_.most));
+      problems_.error(Code::usage,
+                      fmt::format("{}: the rank is {}, and {} loads adapters up to "
+                                  "rank {}; choose a smaller rank",
+                                  plan_.recipe.file, wishes_.rank, reader_.name, reader_.most));
     }
     dtype_ = wanted_dtype(plan_.recipe, plan_.options, problems_).value_or(Dtype::f32);
   }
@@ -203,8 +203,8 @@ class Extraction {
 
   // A change that the adapter cannot have, or shall not.
   void leave(const char* what, const Item* base, const Item& tuned, std::string reason) {
-    left_.push_back({what, base != nullptr ? place(*base) : Ingredient{}, place(tuned),
-                     base != nullptr});
+    left_.push_back(
+        {what, base != nullptr ? place(*base) : Ingredient{}, place(tuned), base != nullptr});
     unused(place(tuned), std::move(reason));
   }
   [[nodiscard]] std::string not_for_reader() const {
@@ -336,7 +336,7 @@ class Extraction {
     if (role == Role::embedding && tied_) return Form::embedding;
     if (name.ends_with(".bias")) return Form::bias;
     return name.ends_with(".weight") && !owners_.contains(parent(name)) ? Form::module
-                                                                         : Form::parameter;
+                                                                        : Form::parameter;
   }
 
   // What a tensor that LoRA does not fit is called in reports.
@@ -347,9 +347,9 @@ class Extraction {
     }
     if (form == Form::bias) return "biases";
     if (form == Form::parameter) return "other parameters";
-    return shape.rank() > 2 ? "convolutions" : name.find("norm") != std::string::npos
-                                                   ? "norms"
-                                                   : "other weights";
+    return shape.rank() > 2                         ? "convolutions"
+           : name.find("norm") != std::string::npos ? "norms"
+                                                    : "other weights";
   }
 
   void sort(const std::string& name, const Item& base, const Item& tuned, Role role) {
@@ -372,11 +372,12 @@ class Extraction {
     if (experts || layer) {
       Module module{path, {}, shape, {{both}}};
       if (!reader_.whole) {
-        const char* what = experts                       ? "experts in one tensor"
-                           : is_router(path, shape)      ? "routers"
-                           : shape.rank() > 2            ? "convolutions"
-                           : plan::module(name, false) != "text_decoder" ? "parts beside the text model"
-                                                                         : nullptr;
+        const char* what = experts                  ? "experts in one tensor"
+                           : is_router(path, shape) ? "routers"
+                           : shape.rank() > 2       ? "convolutions"
+                           : plan::module(name, false) != "text_decoder"
+                               ? "parts beside the text model"
+                               : nullptr;
         if (what != nullptr) return leave(what, &base, tuned, not_for_reader());
         return add(std::move(module));
       }
@@ -460,7 +461,8 @@ class Extraction {
   void compare() {
     double kept = 0;
     for (Whole& whole : whole_) {
-      const bool same = whole.in_base && entry(whole.base).info.shape == entry(whole.tuned).info.shape;
+      const bool same =
+          whole.in_base && entry(whole.base).info.shape == entry(whole.tuned).info.shape;
       kept += distance(same ? &whole.base : nullptr, whole.tuned, whole.changed);
     }
     plan_.whole_change = std::sqrt(kept);
@@ -493,7 +495,8 @@ class Extraction {
       infos.push_back({name_of(whole), info.dtype, info.shape});
     }
     for (const Module& module : modules_) {
-      for (const Side side : {Side::a, Side::b}) infos.push_back(factor_of(module, side, kLongRank));
+      for (const Side side : {Side::a, Side::b})
+        infos.push_back(factor_of(module, side, kLongRank));
     }
     return bytes + print_header(infos, {{"format", "pt"}}).size();
   }
@@ -539,8 +542,8 @@ class Extraction {
       if (expert) ranks.insert(at->second);
     }
     // A budget has no bytes to give away.
-    const bool equal = (wishes.bytes == 0 || reader_.one_rank) &&
-                       level(ranks_, measured, reader_.one_rank);
+    const bool equal =
+        (wishes.bytes == 0 || reader_.one_rank) && level(ranks_, measured, reader_.one_rank);
     if (equal || ranks.size() < 2) return;
     problems_.warn(
         Code::usage,
@@ -713,12 +716,12 @@ class Extraction {
   std::vector<Whole> whole_;
   std::vector<Left> left_;
   std::map<std::string, std::uint64_t> ranks_;
-  std::map<std::string, std::uint64_t, std::less<>> experts_;  // how many, by what holds them
-  std::set<std::string, std::less<>> gated_;                   // experts with gate projections
-  std::set<std::string, std::less<>> owners_;                  // modules that hold modules
+  std::map<std::string, std::uint64_t, std::less<>> experts_;   // how many, by what holds them
+  std::set<std::string, std::less<>> gated_;                    // experts with gate projections
+  std::set<std::string, std::less<>> owners_;                   // modules that hold modules
   std::map<std::string, std::set<std::ptrdiff_t>> parameters_;  // places of them, by module
   std::set<std::string> saved_;                                 // modules
-  std::shared_ptr<Campaign> campaign_;  // shared by the factors of the plan
+  std::shared_ptr<Campaign> campaign_;                          // shared by the factors of the plan
   PeftFolder folder_;
   std::size_t skipped_ = 0;
 };

@@ -960,7 +960,8 @@ class Fusion {
       } else if (module.embedding) {
         what = fmt::format("the embedding {}", name);
       } else if (family_ == ingot::Family::lora &&
-                 info(meeting.parts.front().adapter, entry_of(module, Piece::a)).shape.rank() != 2) {
+                 info(meeting.parts.front().adapter, entry_of(module, Piece::a)).shape.rank() !=
+                     2) {
         what = fmt::format("the convolution {}", name);
       }
     }

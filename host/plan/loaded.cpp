@@ -140,8 +140,9 @@ std::string loaded_name(std::string_view architecture, std::string_view name, Re
     if (!among(row.stems, architecture)) continue;
     // A base module alone has no outer module to be renamed.
     const bool whole = architecture.find("For") != std::string_view::npos;
-    const bool done = std::any_of(row.prefixes.begin(), row.prefixes.end(),
-                                  [&](const Change& change) { return name.starts_with(change.to); });
+    const bool done =
+        std::any_of(row.prefixes.begin(), row.prefixes.end(),
+                    [&](const Change& change) { return name.starts_with(change.to); });
     for (const Change& change : row.prefixes) {
       if (!whole || done || !name.starts_with(change.from)) continue;
       out.replace(0, change.from.size(), change.to);

@@ -113,11 +113,13 @@ void note_ranks(Plan& plan, Problems& problems, const PeftFolder& folder) {
                                    "choose a smaller rank (--type svd --rank {})",
                                    plan.recipe.file, most, target.name, target.most, target.most));
       }
-      plan.notes.push_back(fmt::format("vLLM loads ranks up to {} only", kServed[std::size(kServed) - 1]));
+      plan.notes.push_back(
+          fmt::format("vLLM loads ranks up to {} only", kServed[std::size(kServed) - 1]));
     } else if (served != std::begin(kServed) && folder.family == ingot::Family::lora) {
-      plan.notes.push_back(fmt::format("vLLM loads ranks up to {} unless it is started with "
-                                       "--max-lora-rank {}",
-                                       kServed[0], *served));
+      plan.notes.push_back(
+          fmt::format("vLLM loads ranks up to {} unless it is started with "
+                      "--max-lora-rank {}",
+                      kServed[0], *served));
     }
     if (ranks.size() > 1) {
       plan.notes.push_back(

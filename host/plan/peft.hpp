@@ -50,8 +50,8 @@ struct PeftFolder {
 // The rule of a tensor that is written as it was computed.
 [[nodiscard]] math::Rule plain(std::uint64_t elements);
 
-// Lays out the one weight file, notes ranks and what loads the folder, and adds adapter_config.json, recipe.yml and, where asked for, the
-// card, to the companions that are there.
+// Lays out the one weight file, notes ranks and what loads the folder, and adds
+// adapter_config.json, recipe.yml and, where asked for, the card, to the companions that are there.
 void write_peft(Disk& disk, Plan& plan, Problems& problems, const PeftFolder& folder,
                 const std::string& title, const std::string& about);
 

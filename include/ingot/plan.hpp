@@ -146,9 +146,9 @@ struct Plan {
   std::vector<Unused> unused;
   std::vector<Omission> omissions;
   std::vector<std::string> notes;  // of an adapter's folder: its ranks, what loads it
-  double whole_change = 0;  // norm of what an extraction brings in full
-  std::vector<Problem> problems;  // all of them, in the order found
-  std::vector<std::string> read;  // paths of all files that planning opened, sorted
+  double whole_change = 0;         // norm of what an extraction brings in full
+  std::vector<Problem> problems;   // all of them, in the order found
+  std::vector<std::string> read;   // paths of all files that planning opened, sorted
   Waived waived;
   // Companions that hold code of a model or name some (`auto_map`): programs run it where they are
   // told to trust it.

@@ -111,8 +111,7 @@ struct Adaptation {
   bool keep_scaling = false;
   std::string reader;  // peft, vllm or llama.cpp: what is to load the result; empty: peft
   std::vector<std::string> compat;  // behaviours of older programs, by name
-  Mark rank_mark, energy_mark, majority_sign_mark, whole_tensors_mark, compat_mark,
-      reader_mark;
+  Mark rank_mark, energy_mark, majority_sign_mark, whole_tensors_mark, compat_mark, reader_mark;
 };
 
 // Something to say about a recipe's text: an error, or how what is unusual in it was understood.

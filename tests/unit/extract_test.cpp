@@ -336,8 +336,8 @@ struct Made {
   nlohmann::json config;
 };
 Made extract_pair(const Folder& folder, const std::string& more = "rank: 8\n") {
-  (void)test::run_merge(fmt::format("extract: lora\nbase_model: {}\nmodel: {}\n{}",
-                                    folder / "base", folder / "tuned", more),
+  (void)test::run_merge(fmt::format("extract: lora\nbase_model: {}\nmodel: {}\n{}", folder / "base",
+                                    folder / "tuned", more),
                         folder / "out");
   EXPECT_EQ(findings(folder / "out"), std::vector<std::string>());
   return {test::read_adapter_values(folder / "out"),
@@ -417,9 +417,8 @@ TEST(Extract, BringsLayersAndParametersThatLoraDoesNotFitInFull) {
 // transformers 5 has the experts of these in one parameter, and other names for some.
 TEST(Extract, FusesExpertsAsTheLoadedModelDoes) {
   const Folder folder;
-  std::map<std::string, Shape> shapes{
-      {"model.layers.0.block_sparse_moe.gate.weight", {3, 6}},
-      {"model.layers.0.self_attn.q_proj.weight", {6, 6}}};
+  std::map<std::string, Shape> shapes{{"model.layers.0.block_sparse_moe.gate.weight", {3, 6}},
+                                      {"model.layers.0.self_attn.q_proj.weight", {6, 6}}};
   for (int e = 0; e < 3; ++e) {
     const std::string expert = fmt::format("model.layers.0.block_sparse_moe.experts.{}.", e);
     shapes[expert + "w1.weight"] = shapes[expert + "w3.weight"] = {5, 6};
@@ -432,10 +431,10 @@ TEST(Extract, FusesExpertsAsTheLoadedModelDoes) {
   EXPECT_EQ(made.tensors.at(owner + ".base_layer.lora_A.weight").shape, (Shape{24, 6}));
   EXPECT_EQ(made.tensors.at(owner + ".base_layer.lora_B.weight").shape, (Shape{10, 24}));
   EXPECT_EQ(made.tensors.at(owner + ".lora_A.weight").shape, (Shape{24, 5}));
-  EXPECT_EQ(made.config["target_parameters"],
-            nlohmann::json({"model.layers.0.mlp.experts.gate_up_proj",
-                            "model.layers.0.mlp.experts.down_proj",
-                            "model.layers.0.mlp.gate.weight"}));
+  EXPECT_EQ(
+      made.config["target_parameters"],
+      nlohmann::json({"model.layers.0.mlp.experts.gate_up_proj",
+                      "model.layers.0.mlp.experts.down_proj", "model.layers.0.mlp.gate.weight"}));
   expect_back(folder);
   // Servers know them by the names of files.
   std::filesystem::remove_all(folder / "out");
@@ -481,8 +480,9 @@ TEST(Extract, GivesAllModulesOneRankWhereThatCostsLittle) {
              any);
   const Made level = extract_pair(folder, "rank: 8\n");
   EXPECT_EQ(level.config["rank_pattern"], nlohmann::json::object());
-  EXPECT_EQ(level.tensors.at("base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight").shape,
-            (Shape{8, 5}));
+  EXPECT_EQ(
+      level.tensors.at("base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight").shape,
+      (Shape{8, 5}));
 }
 
 TEST(Extract, OfValuesAtEitherEndOfSinglePrecisionIsRightOrAnError) {

@@ -465,8 +465,8 @@ TEST(Fuse, StacksAndSolvesExpertsOneByOne) {
   }
 }
 
-// As PEFT makes them for all linear layers of a model whose experts it fuses: gate and up have twice
-// the rank, and both parameters wrap one module.
+// As PEFT makes them for all linear layers of a model whose experts it fuses: gate and up have
+// twice the rank, and both parameters wrap one module.
 TEST(Fuse, GivesParametersOfExpertsOneRankWithZeros) {
   const Folder folder;
   const auto write = [&](const char* name, float times) {

@@ -49,7 +49,8 @@ constexpr Case kCases[] = {
      "bert.encoder.layer.0.output.dense.bias"},
     {"SwinForImageClassification",
      "swin.encoder.layers.0.blocks.1.attention.self.relative_position_bias_table",
-     "swin.encoder.layers.0.blocks.1.attention.relative_position_bias.relative_position_bias_table"},
+     "swin.encoder.layers.0.blocks.1.attention.relative_position_bias.relative_position_bias_"
+     "table"},
 };
 
 TEST(LoadedName, IsTheOneThatTheLoadedModelHas) {

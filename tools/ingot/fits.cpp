@@ -88,7 +88,8 @@ std::string narrate(const std::vector<Fit>& fits, const Plan& plan) {
         "  {:<{}}  {:>7}  {:>9}  {:>9}  in\n",
         show_count(fits.size(), "module"),
         stored == "F32" ? "" : fmt::format(", before their rounding to {},", stored),
-        100 * relative(all.error, all.norm), fits.size() == 1 ? "it" : "them", "kind", width, "modules", "mean", "worst");
+        100 * relative(all.error, all.norm), fits.size() == 1 ? "it" : "them", "kind", width,
+        "modules", "mean", "worst");
     for (const auto& [name, kind] : kinds) {
       text +=
           fmt::format("  {:<{}}  {:>7}  {:>7.3f} %  {:>7.3f} %  {}\n", printable(name), width,
@@ -100,9 +101,9 @@ std::string narrate(const std::vector<Fit>& fits, const Plan& plan) {
     text += "left out:";
     const char* comma = " ";
     for (const Omission& omission : plan.omissions) {
-      text += fmt::format("{}{} ({}, {:.3g} % of the change)", comma, omission.what,
-                          show_count(omission.tensors, "tensor"),
-                          100 * relative(omission.norm, whole));
+      text +=
+          fmt::format("{}{} ({}, {:.3g} % of the change)", comma, omission.what,
+                      show_count(omission.tensors, "tensor"), 100 * relative(omission.norm, whole));
       comma = ", ";
     }
     text += "\n";

@@ -171,7 +171,8 @@ void tell(const Console& console, const Request& request, const Plan& plan, cons
     if (!model) json["decompositions"] = describe(fits, plan);
     print_json(json);
   } else if (!console.quiet()) {
-    print(narrate(changes) + (model ? "" : narrate(fits, plan)) + narrate(done, backend.activity()));
+    print(narrate(changes) + (model ? "" : narrate(fits, plan)) +
+          narrate(done, backend.activity()));
   }
 }
 
