@@ -441,7 +441,7 @@ def worn(base, adapter, inherited=None, written=True):
 
     model = load(base)
     rows = [t.shape[0] for n, t in bakes.held(adapter).items() if n.endswith("embed_tokens.weight")]
-    if rows and rows[0] != model.config.vocab_size:
+    if rows and rows[0] != model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(rows[0], mean_resizing=False)
     with silence(inherited):
         model = peft.PeftModel.from_pretrained(model, adapter)
