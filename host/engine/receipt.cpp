@@ -194,6 +194,8 @@ constexpr Waiver kWaivers[] = {
      }},
     {"allow_mixed", &PlanOptions::allow_mixed,
      [](const Plan& plan, const Lines&) { return plan.waived.mixed; }},
+    {"allow_layer_mismatch", &PlanOptions::allow_layer_mismatch,
+     [](const Plan& plan, const Lines&) { return plan.waived.layers; }},
     {"allow_unchanged", &PlanOptions::allow_unchanged,
      [](const Plan& plan, const Lines& lines) { return unchanged(plan, lines) >= 0; }},
     {"allow_nonfinite", &PlanOptions::allow_nonfinite,

@@ -187,8 +187,8 @@ class Overlay {
           fail(Code::usage, fmt::format("layer_replication names layer {}, while {} has {}", n,
                                         base_.ref.text, depth));
         }
-        copies[static_cast<std::size_t>(n)].push_back(stack.layers.size());
-        stack.layers.push_back({0, static_cast<std::uint64_t>(n)});
+        copies[static_cast<std::size_t>(n)].push_back(stack.order.layers.size());
+        stack.order.layers.push_back({0, static_cast<std::uint64_t>(n)});
       }
     }
     std::vector<Item> items;
@@ -212,11 +212,16 @@ class Overlay {
     view_.items = std::move(items);
     const auto count = config_.layers("", family_, depth);
     stack.old_count = depth;
-    if (count) stack.count = count->place;
+    if (count) {
+      stack.count = count->place;
+      stack.order.counter = count->place.key;
+    }
     Edits edits;
     edits.stacks.push_back(std::move(stack));
     edits.models = std::span(&config_, 1);
     edits.shown = base_.ref.text;
+    edits.allow_mismatch = draft_.plan.options.allow_layer_mismatch;
+    edits.mismatched = &draft_.plan.waived.layers;
     if (config_.present()) {
       config_ = Config(config_.edited(edits, draft_.problems), base_.ref.text);
     }

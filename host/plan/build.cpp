@@ -63,6 +63,28 @@ std::optional<std::uint32_t> model_of_config(Draft& draft, const Written& writte
   return std::nullopt;
 }
 
+// Warns where configs say different kinds of the layers that a merge of whole models mixes.
+void compare_kinds(const Draft& draft, std::uint32_t model, const Written& written) {
+  for (std::size_t s = 0; s < draft.names.counts.size(); ++s) {
+    const auto& count = draft.names.counts[s];
+    const bool sliced =
+        std::any_of(written.stacks.begin(), written.stacks.end(), [&](const Restacked& stack) {
+          return count && stack.count.object == count->place.object &&
+                 stack.count.key == count->place.key;
+        });
+    if (!count || sliced) continue;
+    const auto account = [&](std::uint32_t v) {
+      return draft.configs[v].account(count->place, draft.depths[v][s], draft.shown(v));
+    };
+    const Account own = account(model);
+    for (std::uint32_t v = 0; v < draft.views.size(); ++v) {
+      if (v == model || !draft.configs[v].present()) continue;
+      const std::uint64_t layers = std::min(draft.depths[model][s], draft.depths[v][s]);
+      compare_layers(own, account(v), layers, draft.problems);
+    }
+  }
+}
+
 std::string edited_config(Draft& draft, std::uint32_t model, const Written& written,
                           std::optional<Dtype> wanted) {
   const Config& config = draft.configs[model];
@@ -72,6 +94,10 @@ std::string edited_config(Draft& draft, std::uint32_t model, const Written& writ
   edits.stacks = written.stacks;
   edits.models = draft.configs;
   edits.shown = draft.shown(model);
+  edits.donor = model;
+  for (std::uint32_t v = 0; v < draft.views.size(); ++v) edits.names.push_back(draft.shown(v));
+  edits.allow_mismatch = draft.plan.options.allow_layer_mismatch;
+  edits.mismatched = &draft.plan.waived.layers;
   for (const auto& count : draft.names.counts) {
     if (count && count->place.object.find("vision") == std::string::npos) edits.text = count->place;
   }
@@ -91,6 +117,7 @@ void write_companions(Disk& disk, Draft& draft, const Rules& rules, const Writte
   plan.companions = donated(disk, draft, tokenizer);
   attribute(draft, tokenizer, plan.companions);
   if (const auto model = model_of_config(draft, written)) {
+    compare_kinds(draft, *model, written);
     plan.companions.push_back({"config.json",
                                {},
                                edited_config(draft, *model, written, wanted),
@@ -226,6 +253,7 @@ void run(Disk& disk, Draft& draft, Rules& rules, bool whole) {
   for (std::uint32_t v = 0; v < draft.views.size(); ++v) draft.rows.push_back(rows_of(draft, v));
   // As large as the plan itself, and done with.
   for (View& view : draft.views) std::vector<Item>().swap(view.items);
+  for (const Listing& listing : draft.names.listings) draft.depths.push_back(listing.counts);
   std::vector<Listing>().swap(draft.names.listings);
   plan.shards = lay_out(plan.jobs, plan.options.shard_bytes);
   for (const Shard& shard : plan.shards) plan.bytes_out += shard.header.size() + shard.data_bytes;
@@ -270,7 +298,7 @@ Plan build_from(Disk& disk, Recipe recipe, PlanOptions options) {
     return result;
   }
   plan::Rules rules(result.recipe, result.options, problems);
-  plan::Draft draft{result, problems, {}, {}, {}, {}, 0, {}, {}, {}};
+  plan::Draft draft{result, problems, {}, {}, {}, {}, 0, {}, {}, {}, {}};
   try {
     plan::run(disk, draft, rules, whole);
   } catch (const Error& e) {

@@ -72,71 +72,29 @@ const Json* member(const Json& object, std::string_view key) {
   return it == object.end() ? nullptr : &*it;
 }
 
-constexpr std::string_view kTextObjects[] = {"text_config", "llm_config", "language_config", ""};
+constexpr std::string_view kTextObjects[] = {"text_config",
+                                             "llm_config",
+                                             "language_config",
+                                             "lm_config",
+                                             "language_model_config",
+                                             "thinker_config.text_config",
+                                             ""};
 
-// Lists of the length of the layer count that are no list of layers.
-bool never_per_layer(std::string_view key) {
-  return key == "architectures" || key.ends_with("_token_id") || key.ends_with("_token_ids") ||
-         key.ends_with("_section") || key.ends_with("_sizes") || key.ends_with("_size");
-}
+constexpr const char* kCounts[] = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"};
 
-// Lists of layer numbers, which cannot be rearranged by position.
-bool names_layers(std::string_view key, const Json& value) {
-  const bool likely = key.find("layer") != std::string_view::npos || key.ends_with("_idxs") ||
-                      key.ends_with("_indices") || key.ends_with("_indexes");
-  return likely && value.is_array() && !value.empty() &&
-         std::all_of(value.begin(), value.end(),
-                     [](const Json& v) { return v.is_number_integer(); });
-}
-
-// Rebuilds every list (and pattern string) of `object` that holds one item per layer; where no key
-// counts layers, only lists that are named for them. Returns whether there was one.
-bool restack(Json& object, const Edits& edits, const Restacked& stack, Problems& problems) {
-  bool any = false;
-  const bool counted = !stack.count.key.empty();
-  for (auto& [key, value] : object.items()) {
-    const bool list = value.is_array() && value.size() == stack.old_count &&
-                      !never_per_layer(key) && (counted || key.find("layer") != std::string::npos);
-    const bool pattern = value.is_string() && key.ends_with("_pattern") &&
-                         value.get_ref<const std::string&>().size() == stack.old_count;
-    if (!list && !pattern) {
-      if (names_layers(key, value)) {
-        problems.warn(Code::format, fmt::format("config.json of {}: '{}' may hold layer numbers, "
-                                                "which the slices of the recipe have "
-                                                "moved; it was copied as it is",
-                                                edits.shown, key));
-      }
-      continue;
-    }
-    Json items = Json::array();
-    std::string letters;
-    const Json* donors = &value;
-    for (const Origin& origin : stack.layers) {
-      const Json* own = edits.models[origin.model].find({stack.count.object, key});
-      // A model without this list takes part with the donor's item of the same layer.
-      for (const Json* from : {own, donors}) {
-        if (from == nullptr || from->type() != value.type()) continue;
-        if (list && origin.layer < from->size()) {
-          items.push_back((*from)[origin.layer]);
-          break;
-        }
-        if (pattern && origin.layer < from->get_ref<const std::string&>().size()) {
-          letters += from->get_ref<const std::string&>()[origin.layer];
-          break;
-        }
-      }
-    }
-    if ((list ? items.size() : letters.size()) != stack.layers.size()) {
-      problems.warn(Code::format, fmt::format("config.json of {}: '{}' has one item per layer, and "
-                                              "a model of the recipe has none for one of "
-                                              "its layers; it was copied as it is",
-                                              edits.shown, key));
-      continue;
-    }
-    value = list ? std::move(items) : Json(letters);
-    any = true;
+// The object under a path of keys with dots, or null.
+template <class Value>
+Value* inner(Value& document, std::string_view path) {
+  Value* object = &document;
+  while (!path.empty()) {
+    const std::size_t end = std::min(path.find('.'), path.size());
+    if (!object->is_object()) return nullptr;
+    const auto it = object->find(std::string(path.substr(0, end)));
+    if (it == object->end()) return nullptr;
+    object = &*it;
+    path.remove_prefix(std::min(end + 1, path.size()));
   }
-  return any;
+  return object->is_object() ? object : nullptr;
 }
 
 }  // namespace
@@ -162,7 +120,7 @@ Config::Config(std::string_view text, const std::string& shown) {
 }
 
 const Json* Config::find(const Place& place) const {
-  const Json* object = place.object.empty() ? &document_ : member(document_, place.object);
+  const Json* object = inner(document_, place.object);
   return object == nullptr ? nullptr : member(*object, place.key);
 }
 
@@ -202,7 +160,7 @@ std::optional<LayerCount> Config::layers(std::string_view module, const Family* 
             "num_hidden_layers"};
   } else {
     objects.assign(std::begin(kTextObjects), std::end(kTextObjects));
-    keys = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"};
+    keys.assign(std::begin(kCounts), std::end(kCounts));
     if (family != nullptr && !family->layers.empty())
       keys.insert(keys.begin(), std::string(family->layers));
   }
@@ -227,6 +185,74 @@ std::optional<bool> Config::tied() const {
   return said;
 }
 
+Account Config::account(const Place& count, std::uint64_t layers, const std::string& shown) const {
+  Account out;
+  out.count = layers;
+  out.shown = shown;
+  out.object = inner(document_, count.object);
+  for (const std::string_view path : kTextObjects) {
+    const Json* object = out.object == nullptr ? inner(document_, path) : nullptr;
+    if (object == nullptr) continue;
+    const auto counts = [&](const char* key) { return object->contains(key); };
+    if (object->contains(count.key) || std::any_of(std::begin(kCounts), std::end(kCounts), counts))
+      out.object = object;
+  }
+  for (const Json* object : {out.object, &document_}) {
+    const Json* type = object == nullptr ? nullptr : member(*object, "model_type");
+    if (out.type.empty() && type != nullptr && type->is_string()) out.type = *type;
+  }
+  return out;
+}
+
+// What the document says of layers, for those of the output.
+void Config::restack(Json& out, const Edits& edits, const Restacked& stack,
+                     Problems& problems) const {
+  const auto name = [&](std::size_t m) {
+    return m < edits.names.size() ? edits.names[m] : edits.shown;
+  };
+  // A document may say of the text model beside its sub-config what it says in there.
+  std::vector<std::string> objects = {stack.count.object};
+  const auto doubled =
+      stack.count.object.empty() ? std::nullopt : whole(find({"", stack.count.key}));
+  if (doubled == stack.old_count) objects.emplace_back();
+  bool listed = false;
+  Order order = stack.order;
+  for (const std::string& path : objects) {
+    Json* object = inner(out, path);
+    if (object == nullptr) continue;
+    std::vector<Account> accounts;
+    for (std::size_t m = 0; m < edits.models.size(); ++m) {
+      const std::uint64_t depth = m < stack.depths.size() ? stack.depths[m] : stack.old_count;
+      accounts.push_back(edits.models[m].account({path, stack.count.key}, depth, name(m)));
+    }
+    // This config is the donor's also where another model lent it.
+    accounts[edits.donor] = account({path, stack.count.key}, stack.old_count, edits.shown);
+    const bool waived =
+        rearrange(*object, accounts, edits.donor, order, edits.allow_mismatch, problems, listed);
+    if (waived && edits.mismatched != nullptr) *edits.mismatched = true;
+    order.sets.clear();  // looked at once
+    order.joined.clear();
+    if (stack.count.key.empty()) continue;
+    // Other keys that count the same layers, or so many for each of them.
+    const bool decoder = stack.count.key.find("decoder") != std::string::npos;
+    for (const char* key : kCounts) {
+      const auto it = object->find(key);
+      if (decoder || it == object->end() || !it->is_number_unsigned()) continue;
+      const auto value = it->get<std::uint64_t>();
+      if (value > 0 && stack.old_count > 0 && value % stack.old_count == 0) {
+        *it = value / stack.old_count * stack.order.layers.size();
+      }
+    }
+    (*object)[stack.count.key] = stack.order.layers.size();
+  }
+  if (stack.count.key.empty() && !listed) {
+    problems.warn(Code::format,
+                  fmt::format("config.json of {} has no known key for the number of layers; the "
+                              "output has {}, so set it by hand",
+                              edits.shown, stack.order.layers.size()));
+  }
+}
+
 std::string Config::edited(const Edits& edits, Problems& problems) const {
   Json out = document_;
   const auto set_if_present = [](Json& object, const char* key, const Json& value) {
@@ -249,31 +275,12 @@ std::string Config::edited(const Edits& edits, Problems& problems) const {
     if (!dtype && !torch_dtype) out["dtype"] = edits.dtype;
   }
 
-  for (const Restacked& stack : edits.stacks) {
-    Json& object = stack.count.object.empty() ? out : out[stack.count.object];
-    const bool listed = restack(object, edits, stack, problems);
-    if (!stack.count.key.empty()) {
-      object[stack.count.key] = stack.layers.size();
-    } else if (!listed) {
-      problems.warn(Code::format, fmt::format("config.json of {} has no known key for the number "
-                                              "of layers; the output has {}, so set it "
-                                              "by hand",
-                                              edits.shown, stack.layers.size()));
-    }
-    if (stack.changed && !listed) {
-      problems.warn(
-          Code::format,
-          fmt::format("layer {} of the output has other tensors than layer {} of {}, whose "
-                      "config.json holds no list of the kinds of layers: what it says of them by a "
-                      "rule (a period, a first layer) may not fit any more, and programs may "
-                      "refuse the output or leave tensors out",
-                      *stack.changed, *stack.changed, edits.shown));
-    }
-  }
+  for (const Restacked& stack : edits.stacks) restack(out, edits, stack, problems);
 
   const auto each_text = [&](auto&& act) {
     act(out);
-    if (!edits.text.object.empty() && out.contains(edits.text.object)) act(out[edits.text.object]);
+    Json* text = edits.text.object.empty() ? nullptr : inner(out, edits.text.object);
+    if (text != nullptr) act(*text);
   };
   if (edits.vocabulary) {
     bool found = false;

@@ -10,6 +10,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "plan/layers.hpp"
 #include "plan/problems.hpp"
 #include "plan/roles.hpp"
 
@@ -17,7 +18,7 @@ namespace ingot::plan {
 
 // Where a key stands: in the document itself or in one of its sub-configs.
 struct Place {
-  std::string object;  // "text_config"; empty: the document
+  std::string object;  // "text_config", "thinker_config.text_config"; empty: the document
   std::string key;     // "num_hidden_layers"
 };
 
@@ -27,6 +28,7 @@ struct LayerCount {
 };
 
 struct Edits;
+struct Restacked;
 
 // One model's config.json. Key order, and numbers that JSON lacks but Python writes (NaN,
 // Infinity), survive reading and writing.
@@ -49,29 +51,29 @@ class Config {
                                                  std::uint64_t stored) const;
   // tie_word_embeddings, if the config or one of its text configs says; true if any does.
   [[nodiscard]] std::optional<bool> tied() const;
+  // What the config says of the layers of a model with `layers` of them, by the object of the
+  // place, or where the document has no such object by the one that counts layers.
+  [[nodiscard]] Account account(const Place& count, std::uint64_t layers,
+                                const std::string& shown) const;
   // The value at a place, or null.
   [[nodiscard]] const nlohmann::ordered_json* find(const Place& place) const;
   // The document with edits, ready to be written. Adds warnings for what may need a hand.
   [[nodiscard]] std::string edited(const Edits& edits, Problems& problems) const;
 
  private:
+  void restack(nlohmann::ordered_json& out, const Edits& edits, const Restacked& stack,
+               Problems& problems) const;
+
   nlohmann::ordered_json document_;
   bool ascii_ = true;  // non-ASCII text was escaped in the file
 };
 
-// An output layer's origin.
-struct Origin {
-  std::uint32_t model = 0;
-  std::uint64_t layer = 0;
-};
-
 // A module whose layers were rearranged.
 struct Restacked {
-  Place count;                  // of the donor; an empty key: not known
-  std::uint64_t old_count = 0;  // the donor's
-  std::vector<Origin> layers;   // one per output layer
-  // The first output layer with other tensors than the donor's layer of that number.
-  std::optional<std::uint64_t> changed = {};
+  Place count;                        // of the donor; an empty key: not known
+  std::uint64_t old_count = 0;        // the donor's
+  Order order;                        // the output's layers
+  std::vector<std::uint64_t> depths;  // layers of every model; empty: as many as the donor has
 };
 
 // What differs between the donor's config and the output's.
@@ -84,6 +86,10 @@ struct Edits {
   std::optional<bool> tied;                 // where the output must say so
   std::span<const Config> models;           // by index of Origin::model
   std::string shown;                        // of the donor, for messages
+  std::uint32_t donor = 0;                  // its index among `models`
+  std::vector<std::string> names;           // of the models, for messages; may be short
+  bool allow_mismatch = false;              // --allow-layer-mismatch
+  bool* mismatched = nullptr;               // set where that was needed
 };
 
 }  // namespace ingot::plan

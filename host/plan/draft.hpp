@@ -34,6 +34,8 @@ struct Draft {
   Catalogue names;
   // Of each view's input embedding, known once the views' items are given back.
   std::vector<std::optional<std::uint64_t>> rows;
+  // Layers by view and stack, known with them.
+  std::vector<std::vector<std::uint64_t>> depths;
   // Why tensors of Plan::models that nothing reads are not needed, by model and entry.
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::string> spared;
 

@@ -22,15 +22,7 @@ class Maker {
     if (!recipe_.models.empty()) {
       add_whole(kAllModules, recipe_.models, recipe_.base_model, nullptr, nullptr, "models");
     } else if (!recipe_.slices.empty()) {
-      if (draft_.names.modules.size() > 1) {
-        problems_.error(
-            Code::usage,
-            fmt::format("{}: {} has modules {}: name one under 'modules' and put the slices there",
-                        draft_.place(recipe_.slices.front().mark), draft_.shown(draft_.donor),
-                        fmt::join(draft_.names.modules, ", ")));
-        return {};
-      }
-      add_slices(0, recipe_.slices, nullptr, "");
+      add_top_slices();
     } else {
       add_modules();
     }
@@ -43,6 +35,53 @@ class Maker {
   }
   [[nodiscard]] std::uint32_t index(const ModelRef& ref) const {
     return draft_.by_text.at(ref.text);
+  }
+
+  // Slices outside modules: of the only module, or of the text decoder of a model for more than
+  // text. Its other modules come whole from the models of the first slice, as what stands before
+  // the layers does.
+  void add_top_slices() {
+    const auto& known = draft_.names.modules;
+    const auto text = std::find(known.begin(), known.end(), "text_decoder");
+    const std::string place = draft_.place(recipe_.slices.front().mark);
+    if (known.size() > 1 && text == known.end()) {
+      problems_.error(
+          Code::usage,
+          fmt::format("{}: {} has modules {}: name one under 'modules' and put the slices there",
+                      place, draft_.shown(draft_.donor), fmt::join(known, ", ")));
+      return;
+    }
+    const auto number = static_cast<std::uint32_t>(known.size() > 1 ? text - known.begin() : 0);
+    add_slices(number, recipe_.slices, nullptr, "");
+    if (known.size() < 2 || parts_.empty() || parts_.back().sections.empty()) return;
+    Section section = parts_.back().sections.front();
+    section.whole = true;
+    section.stack = kNoStack;
+    section.count = section.offset = 0;
+    std::set<std::uint32_t> models;
+    for (Input& input : section.inputs) {
+      input.first = 0;
+      models.insert(input.model);
+    }
+    std::vector<std::string> others;
+    for (std::uint32_t m = 0; m < known.size(); ++m) {
+      if (m == number) continue;
+      if (models.size() < section.inputs.size()) {
+        problems_.error(Code::usage,
+                        fmt::format("{}: the first slice has one model twice, so from which {} "
+                                    "comes is not clear: name the modules under 'modules'",
+                                    place, known[m]));
+        return;
+      }
+      if (!check_depths(section, m)) return;
+      others.push_back(known[m]);
+      parts_.push_back({m, {section}});
+    }
+    problems_.warn(Code::usage,
+                   fmt::format("{}: the slices are of the text_decoder of {}; {} come{} whole from "
+                               "the models of the first slice",
+                               place, draft_.shown(draft_.donor), fmt::join(others, ", "),
+                               others.size() == 1 ? "s" : ""));
   }
 
   void add_modules() {

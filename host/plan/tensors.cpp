@@ -22,6 +22,9 @@ namespace {
 // takes about 1 KB for an output tensor of three models.
 constexpr std::size_t kTensors = 3'000'000;
 
+// A bound on the layers of the donor that are compared with the output's.
+constexpr std::uint64_t kCompared = 20'000;
+
 // The tensor of every input of a section that plays one part, null where an input has none.
 using Found = std::vector<const Spot*>;
 
@@ -208,8 +211,14 @@ class Writer {
     outside(first, false);
     Restacked stack;
     const auto& count = names_.counts[static_cast<std::size_t>(first.stack)];
-    if (count) stack.count = count->place;
+    if (count) {
+      stack.count = count->place;
+      stack.order.counter = count->place.key;
+    }
     stack.old_count = depth(draft_.donor, first.stack);
+    for (std::uint32_t m = 0; m < draft_.views.size(); ++m) {
+      stack.depths.push_back(depth(m, first.stack));
+    }
     for (const Section& section : part.sections) {
       std::vector<std::span<const Spot>> lists;
       std::vector<std::uint64_t> starts;
@@ -226,14 +235,14 @@ class Writer {
           });
       const Input& giver = section.inputs.front();
       for (std::uint64_t k = 0; k < section.count; ++k) {
-        stack.layers.push_back({giver.model, giver.first + k});
+        stack.order.layers.push_back({giver.model, giver.first + k});
+        auto& partners = stack.order.partners.emplace_back();
+        for (const Input& input : section.inputs) {
+          if (&input != &giver) partners.push_back({input.model, input.first + k});
+        }
       }
     }
-    for (std::uint64_t k = 0; !stack.changed && k < stack.layers.size() && k < stack.old_count;
-         ++k) {
-      const Origin& origin = stack.layers[k];
-      if (!alike(first.stack, origin, {draft_.donor, k})) stack.changed = k;
-    }
+    describe(first.stack, stack);
     written_.stacks.push_back(std::move(stack));
     outside(last, true);
     // The last slice's models may be tied while another has a head of its own.
@@ -254,17 +263,53 @@ class Writer {
       lists.emplace_back(names_.listings[input.model].spots);
     return lists;
   }
-  // Whether two layers have tensors of the same names, buffers apart.
-  [[nodiscard]] bool alike(std::int32_t stack, const Origin& a, const Origin& b) const {
-    const auto parts = [&](const Origin& layer) {
-      std::set<std::uint32_t> set;
+  // The tensors of the output's layers and of the donor's: names and shapes, buffers apart.
+  void describe(std::int32_t stack, Restacked& out) const {
+    std::map<std::vector<std::string>, std::uint32_t> sets;
+    const auto set = [&](const Origin& layer) {
+      std::vector<std::string> members;
       for (const Spot& spot :
            names_.listings[layer.model].range(stack, layer.layer, layer.layer + 1)) {
-        if (names_.templates[spot.part].role != Role::buffer) set.insert(spot.part);
+        const Template& name = names_.templates[spot.part];
+        if (name.role == Role::buffer) continue;
+        members.push_back(fmt::format("{} {}", name.after,
+                                      draft_.item(layer.model, spot.entry).info.shape.text()));
       }
-      return set;
+      std::sort(members.begin(), members.end());
+      const auto [at, fresh] =
+          sets.emplace(std::move(members), static_cast<std::uint32_t>(sets.size()));
+      if (fresh) out.order.members.push_back(at->first);
+      return at->second;
     };
-    return parts(a) == parts(b);
+    for (const Origin& layer : out.order.layers) out.order.sets.push_back(set(layer));
+    for (std::uint64_t k = 0; k < std::min<std::uint64_t>(out.old_count, kCompared); ++k) {
+      out.order.donor_sets.push_back(set({draft_.donor, k}));
+    }
+    std::uint64_t stored = 0;
+    for (const Spot& spot : names_.listings[draft_.donor].spots) {
+      if (spot.stack == stack) stored = std::max(stored, std::uint64_t{spot.layer} + 1);
+    }
+    out.order.left = stored - std::min(stored, out.old_count);
+    for (std::size_t s = 0; s < names_.stacks.size(); ++s) {  // as many beside them, one for each
+      const auto number = static_cast<std::int32_t>(s);
+      if (number != stack && out.old_count > 1 && depth(draft_.donor, number) == out.old_count &&
+          names_.stacks[s].module == names_.stacks[static_cast<std::size_t>(stack)].module) {
+        out.order.joined.push_back(names_.stacks[s].prefix);
+      }
+    }
+    for (const Spot& spot : names_.listings[draft_.donor].range(kNoStack)) {
+      const Template& name = names_.templates[spot.part];
+      if (name.before.find("per_layer") == std::string::npos ||
+          name.module != names_.stacks[static_cast<std::size_t>(stack)].module) {
+        continue;
+      }
+      const Shape& shape = draft_.item(draft_.donor, spot.entry).info.shape;
+      bool parts = false;
+      for (int axis = 0; axis < shape.rank(); ++axis) {
+        parts = parts || (out.old_count > 1 && shape[axis] % out.old_count == 0);
+      }
+      if (parts) out.order.joined.push_back(name.before);
+    }
   }
   [[nodiscard]] bool in_module(const Part& part, const Spot& spot) const {
     return part.module == kAllModules || names_.templates[spot.part].module == part.module;

@@ -25,7 +25,9 @@ struct PlanOptions {
   // --fast-product: low-rank products by BLAS or cuBLAS, whose sums depend on library and machine.
   bool fast_product = false;
   bool allow_unknown_keys = false;
-  bool allow_mixed = false;      // --allow-crimes: architectures that differ
+  bool allow_mixed = false;  // --allow-crimes: architectures that differ
+  // --allow-layer-mismatch: config.json cannot say which kind each layer is
+  bool allow_layer_mismatch = false;
   bool allow_unchanged = false;  // output equal to an input is no failure
   bool allow_nonfinite = false;  // results that are not finite though the inputs are
   bool copy_tokenizer = true;
@@ -119,7 +121,7 @@ struct Companion {
 
 // Waivers without which there would be no plan, or another one.
 struct Waived {
-  bool unknown_keys = false, mixed = false, truncated = false;
+  bool unknown_keys = false, mixed = false, truncated = false, layers = false;
   bool tokenizer = false;  // one was left behind by PlanOptions::copy_tokenizer
 };
 

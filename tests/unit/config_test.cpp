@@ -15,6 +15,14 @@ std::string edited(const Config& config, Edits edits, Problems* problems = nullp
   return config.edited(edits, problems != nullptr ? *problems : own);
 }
 
+Restacked stack(Place count, std::uint64_t old_count, std::vector<Origin> layers) {
+  Restacked out;
+  out.count = std::move(count);
+  out.old_count = old_count;
+  out.order.layers = std::move(layers);
+  return out;
+}
+
 TEST(Config, WhatIsNotEditedKeepsItsOrderAndItsNumbers) {
   const std::string text =
       "{\n  \"z\": 1e-06,\n  \"a\": 1000000.0,\n  \"big\": 123456789012345678,\n  \"limit\": [\n   "
@@ -56,7 +64,7 @@ TEST(Config, PerLayerListsFollowTheLayers) {
   Edits edits;
   edits.models = models;
   edits.stacks.push_back(
-      {{"text_config", "num_hidden_layers"}, 3, {{0, 0}, {0, 2}, {1, 1}, {1, 1}}});
+      stack({"text_config", "num_hidden_layers"}, 3, {{0, 0}, {0, 2}, {1, 1}, {1, 1}}));
   const auto out = nlohmann::json::parse(edited(models[0], edits));
   EXPECT_EQ(out["text_config"]["num_hidden_layers"], 4);
   EXPECT_EQ(out["text_config"]["layer_types"], nlohmann::json({"a0", "a2", "b1", "b1"}));
@@ -64,19 +72,238 @@ TEST(Config, PerLayerListsFollowTheLayers) {
   EXPECT_EQ(out["text_config"]["hybrid_override_pattern"], "xzvv");
 }
 
-TEST(Config, ListsThatCannotFollowAreWarnedOf) {
-  const std::vector<Config> models = {
-      Config("{\"n_layer\": 2, \"mlp_only_layers\": [1], \"kinds\": [1, 2]}", "m"),
-      Config("{\"n_layer\": 9}", "n")};
+// A config with `keys` beside "model_type" and the layer count, and the output's of the layers.
+nlohmann::json stacked(const std::string& keys, const std::vector<std::string>& others,
+                       std::uint64_t count, std::vector<Origin> layers, Problems& problems,
+                       bool allow = false) {
+  std::vector<Config> models;
+  models.emplace_back(keys, "m");
+  for (const std::string& other : others) models.emplace_back(other, "n");
   Edits edits;
   edits.models = models;
-  edits.stacks.push_back({{"", "n_layer"}, 2, {{0, 0}, {1, 8}}});
+  edits.allow_mismatch = allow;
+  edits.stacks.push_back(stack({"", "num_hidden_layers"}, count, std::move(layers)));
+  return nlohmann::json::parse(edited(models[0], edits, &problems));
+}
+
+std::string texts(const Problems& problems) {
+  std::string out;
+  for (const Problem& p : problems.finish()) out += p.text + "\n";
+  return out;
+}
+
+using Origins = std::vector<Origin>;
+const Origins kStack = {{0, 0}, {0, 1}, {0, 2}, {0, 1}, {0, 2}, {0, 3}};  // 0 to 3, then 1 to 4
+const Origins kTwice = {{0, 0}, {0, 1}, {0, 2}, {0, 3}, {0, 3}};          // the last twice
+
+TEST(Layers, WhatIsSaidByLayerMovesWithTheLayers) {
   Problems problems;
-  const auto out = nlohmann::json::parse(edited(models[0], edits, &problems));
-  EXPECT_EQ(out["n_layer"], 2);
-  EXPECT_EQ(out["kinds"], nlohmann::json({1, 2}));
-  ASSERT_EQ(problems.finish().size(), 2U);
+  const auto out = stacked(
+      R"({"model_type": "x", "num_hidden_layers": 4, "intermediate_size": [10, 11, 12, 13],
+          "per_layer_config": {"0": {"a": 1}, "3": {"b": 2}}, "hybrid_override_pattern": "wxyz",
+          "mlp_only_layers": [0, 2], "moe_layers_enum": "1,3", "time_step_limit": [1, 2, 3, 4],
+          "eos_token_id": [1, 2, 3, 4], "linear_attn_config": {"kda_layers": [1, 3],
+          "full_attn_layers": [2, 4]}, "block_types": ["r", "a"]})",
+      {}, 4, kStack, problems);
+  const char* cycle = R"({"num_hidden_layers": 4, "block_types": ["r", "a"]})";
+  EXPECT_EQ(out["intermediate_size"], nlohmann::json({10, 11, 12, 11, 12, 13}));
+  EXPECT_EQ(out["per_layer_config"], nlohmann::json::parse(R"({"0": {"a": 1}, "5": {"b": 2}})"));
+  EXPECT_EQ(out["hybrid_override_pattern"], "wxyxyz");
+  EXPECT_EQ(out["mlp_only_layers"], nlohmann::json({0, 2, 4}));
+  EXPECT_EQ(out["moe_layers_enum"], "1,3,5");
+  EXPECT_EQ(out["time_step_limit"], nlohmann::json({1, 2, 3, 4}));
+  EXPECT_EQ(out["eos_token_id"], nlohmann::json({1, 2, 3, 4}));
+  EXPECT_EQ(out["linear_attn_config"]["kda_layers"], nlohmann::json({1, 3, 5}));
+  EXPECT_EQ(out["linear_attn_config"]["full_attn_layers"], nlohmann::json({2, 4, 6}));
+  EXPECT_EQ(out["block_types"], nlohmann::json({"r", "a"}));
+  EXPECT_EQ(stacked(cycle, {}, 4, kTwice, problems)["block_types"],
+            nlohmann::json({"r", "a", "r", "a", "a"}));
+  EXPECT_EQ(texts(problems), "");
+}
+
+TEST(Layers, CountsAndPeriodsSayTheNewOrderOrAreErrors) {
+  const std::string deep = R"({"model_type": "deepseek_v3", "num_hidden_layers": 4,
+                               "first_k_dense_replace": 1})";
+  Problems fine;
+  EXPECT_EQ(stacked(deep, {}, 4, {{0, 0}, {0, 0}, {0, 1}}, fine)["first_k_dense_replace"], 2);
+  EXPECT_EQ(stacked(deep, {}, 4, {{0, 1}, {0, 3}}, fine)["first_k_dense_replace"], 0);
+  EXPECT_EQ(stacked(deep, {}, 4, kStack, fine)["first_k_dense_replace"], 1);
+  EXPECT_EQ(texts(fine), "");
+  Problems bad;
+  stacked(deep, {}, 4, {{0, 0}, {0, 1}, {0, 0}}, bad);
+  EXPECT_TRUE(bad.fatal());
+  EXPECT_NE(texts(bad).find("'first_k_dense_replace' cannot say that layers 1"), std::string::npos)
+      << texts(bad);
+  EXPECT_NE(texts(bad).find("--allow-layer-mismatch"), std::string::npos);
+  Problems waived;
+  stacked(deep, {}, 4, {{0, 0}, {0, 1}, {0, 0}}, waived, true);
+  EXPECT_FALSE(waived.fatal());
+  EXPECT_EQ(waived.finish().size(), 1U);
+
+  const std::string jamba = R"({"model_type": "jamba", "num_hidden_layers": 4,
+      "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 4,
+      "expert_layer_offset": 3})";
+  Problems none;
+  const auto out = stacked(jamba, {}, 4, {{0, 1}, {0, 2}, {0, 3}, {0, 0}}, none);
+  EXPECT_EQ(out["attn_layer_offset"], 0);
+  EXPECT_EQ(out["expert_layer_offset"], 2);
+  EXPECT_EQ(texts(none), "");
+  Problems jumbled;
+  stacked(jamba, {}, 4, kTwice, jumbled);
+  EXPECT_TRUE(jumbled.fatal());
+
+  Problems sparse;
+  const auto moe = stacked(R"({"model_type": "qwen2_moe", "num_hidden_layers": 4,
+                               "num_experts": 2, "decoder_sparse_step": 2})",
+                           {}, 4, kTwice, sparse);
+  EXPECT_EQ(moe["decoder_sparse_step"], 1);
+  EXPECT_EQ(moe["mlp_only_layers"], nlohmann::json({0, 2}));
+  EXPECT_EQ(texts(sparse), "");
+}
+
+TEST(Layers, KindsThatTheClassMakesUpAreWrittenWhereTheOrderChangesThem) {
+  const std::string gemma = R"({"model_type": "gemma2", "num_hidden_layers": 4})";
+  Problems problems;
+  EXPECT_EQ(stacked(gemma, {}, 4, {{0, 0}, {0, 2}, {0, 3}}, problems)["layer_types"],
+            nlohmann::json({"sliding_attention", "sliding_attention", "full_attention"}));
+  EXPECT_FALSE(stacked(gemma, {}, 4, {{0, 0}, {0, 3}}, problems).contains("layer_types"));
+  const auto llama = stacked(R"({"model_type": "llama4_text", "num_hidden_layers": 4,
+                                 "interleave_moe_layer_step": 2})",
+                             {}, 4, kTwice, problems);
+  EXPECT_EQ(llama["no_rope_layers"], nlohmann::json({1, 1, 1, 0, 0}));
+  EXPECT_EQ(llama["moe_layers"], nlohmann::json({1, 3, 4}));
+  const auto neo = stacked(R"({"model_type": "gpt_neo", "num_hidden_layers": 4,
+                               "attention_types": [[["global", "local"], 2]]})",
+                           {}, 4, {{0, 1}, {0, 1}, {0, 2}}, problems);
+  EXPECT_EQ(neo["attention_types"],
+            nlohmann::json::parse(R"([[["local", "local", "global"], 1]])"));
+  EXPECT_EQ(texts(problems), "");
+  // Gates: a class that slides no window has no sliding layers.
+  EXPECT_FALSE(stacked(R"({"model_type": "qwen3", "num_hidden_layers": 4, "max_window_layers": 2,
+                           "use_sliding_window": false})",
+                       {}, 4, kStack, problems)
+                   .contains("layer_types"));
+  EXPECT_EQ(texts(problems), "");
+}
+
+TEST(Layers, LayersBeyondTheDonorsDepthAreOfTheirOwnKind) {
+  Problems problems;
+  const auto out = stacked(R"({"model_type": "gemma3_text", "num_hidden_layers": 2,
+                               "sliding_window_pattern": 2})",
+                           {R"({"model_type": "gemma3_text", "num_hidden_layers": 4,
+                                "sliding_window_pattern": 3})"},
+                           2, {{0, 0}, {0, 1}, {1, 2}, {1, 3}}, problems);
+  EXPECT_EQ(out["layer_types"], nlohmann::json({"sliding_attention", "full_attention",
+                                                "full_attention", "sliding_attention"}));
+  EXPECT_EQ(texts(problems), "");
+}
+
+TEST(Layers, ExtraLayersAreCountedAsTheOutputHasThem) {
+  const std::vector<Config> models = {
+      Config(R"({"num_hidden_layers": 2, "num_nextn_predict_layers": 1})", "m")};
+  Edits edits;
+  edits.models = models;
+  edits.stacks.push_back(stack({"", "num_hidden_layers"}, 2, {{0, 0}, {0, 1}}));
+  EXPECT_EQ(nlohmann::json::parse(edited(models[0], edits))["num_nextn_predict_layers"], 1);
+  edits.stacks[0].order.left = 1;
+  Problems problems;
+  EXPECT_EQ(nlohmann::json::parse(edited(models[0], edits, &problems))["num_nextn_predict_layers"],
+            0);
+  EXPECT_NE(texts(problems).find("'num_nextn_predict_layers'"), std::string::npos);
+}
+
+TEST(Layers, WhatIsNotKnownIsWarnedOfWhateverElseIs) {
+  Problems problems;
+  const auto out = stacked(
+      R"({"num_hidden_layers": 4, "layer_types": ["a", "b", "c", "d"], "odd_layers": [1, 3],
+          "odd_words": ["p", "q", "r", "s"], "odd_map": {"0": 1, "2": 5}, "odd_block_period": 3,
+          "inner": {"odd_layer_ids": [1]}})",
+      {}, 4, {{0, 3}, {0, 2}}, problems);
+  EXPECT_EQ(out["layer_types"], nlohmann::json({"d", "c"}));
+  EXPECT_EQ(out["odd_words"], nlohmann::json({"s", "r"}));
+  EXPECT_EQ(out["odd_map"], nlohmann::json::parse(R"({"1": 5})"));
+  EXPECT_EQ(out["odd_layers"], nlohmann::json({1, 3}));
+  const std::string said = texts(problems);
+  for (const char* key : {"'odd_layers'", "'odd_words'", "'odd_map'", "'odd_block_period'",
+                          "'inner.odd_layer_ids'"}) {
+    EXPECT_NE(said.find(key), std::string::npos) << key << "\n" << said;
+  }
   EXPECT_FALSE(problems.fatal());
+}
+
+TEST(Layers, TensorsThatOnlyTheirPlaceExplainsHaveToStayThere) {
+  const std::vector<Config> models = {Config(R"({"num_hidden_layers": 3})", "m")};
+  std::vector<std::uint32_t> donor = {1, 0, 0};
+  const auto fits = [&](Origins layers, std::vector<std::uint32_t> sets) {
+    Edits edits;
+    edits.models = models;
+    edits.stacks.push_back(stack({"", "num_hidden_layers"}, 3, std::move(layers)));
+    edits.stacks[0].order.sets = std::move(sets);
+    edits.stacks[0].order.donor_sets = donor;
+    edits.stacks[0].order.members = {{"b"}, {"a", "b"}};
+    Problems problems;
+    (void)edited(models[0], edits, &problems);
+    return !problems.fatal();
+  };
+  EXPECT_TRUE(fits({{0, 0}, {0, 2}, {0, 1}, {0, 2}}, {1, 0, 0, 0}));
+  EXPECT_FALSE(fits({{0, 1}, {0, 2}}, {0, 0}));
+  EXPECT_FALSE(fits({{0, 0}, {0, 1}, {0, 0}}, {1, 0, 1}));
+  donor = {0, 0, 1};
+  EXPECT_TRUE(fits({{0, 0}, {0, 1}, {0, 0}, {0, 2}}, {0, 0, 0, 1}));
+  EXPECT_FALSE(fits({{0, 0}, {0, 2}, {0, 1}}, {0, 1, 0}));
+}
+
+TEST(Layers, WhatTheClassTakesForGrantedHasToHold) {
+  const auto gemma = [](const std::string& more, Origins layers) {
+    Problems problems;
+    stacked(R"({"model_type": "gemma4_text", "num_hidden_layers": 4, "layer_types":
+               ["sliding_attention", "full_attention", "sliding_attention", "full_attention"])" +
+                more + "}",
+            {}, 4, std::move(layers), problems);
+    return texts(problems);
+  };
+  // The last layer is one of full attention.
+  EXPECT_EQ(gemma("", {{0, 0}, {0, 1}, {0, 3}}), "");
+  EXPECT_NE(gemma("", {{0, 0}, {0, 1}, {0, 2}}).find("take their last layer"), std::string::npos);
+  // Layers without keys and values of their own stand last, behind one of their kind.
+  const std::string shared = ", \"num_kv_shared_layers\": 2";
+  EXPECT_EQ(gemma(shared, {{0, 0}, {0, 1}, {0, 1}, {0, 2}, {0, 3}}), "");
+  EXPECT_NE(gemma(shared, {{0, 0}, {0, 1}, {0, 3}, {0, 1}}).find("'num_kv_shared_layers' cannot"),
+            std::string::npos);
+  EXPECT_NE(gemma(shared, {{0, 1}, {0, 2}, {0, 3}}).find("layer 1 of the output takes its keys"),
+            std::string::npos);
+}
+
+TEST(Layers, ModelsThatSayDifferentKindsOfALayerAreWarnedOf) {
+  const Config a(R"({"model_type": "gemma2", "num_hidden_layers": 4})", "a");
+  const Config b(R"({"model_type": "gemma2", "num_hidden_layers": 4, "layer_types":
+      ["sliding_attention", "full_attention", "full_attention", "full_attention"]})",
+                 "b");
+  const Place count = {"", "num_hidden_layers"};
+  Problems problems;
+  compare_layers(a.account(count, 4, "a"), a.account(count, 4, "a"), 4, problems);
+  EXPECT_EQ(texts(problems), "");
+  compare_layers(a.account(count, 4, "a"), b.account(count, 4, "b"), 4, problems);
+  EXPECT_NE(texts(problems).find("layer 2 is sliding_attention in a and full_attention in b"),
+            std::string::npos)
+      << texts(problems);
+}
+
+TEST(Layers, NestedObjectsAndDoubledKeysFollow) {
+  const std::vector<Config> models = {
+      Config(R"({"num_hidden_layers": 2, "layer_types": ["a", "b"], "thinker_config":
+          {"text_config": {"num_hidden_layers": 2, "layer_types": ["a", "b"]}}})",
+             "m")};
+  EXPECT_EQ(models[0].layers("default", nullptr, 2)->place.object, "thinker_config.text_config");
+  Edits edits;
+  edits.models = models;
+  edits.stacks.push_back(
+      stack({"thinker_config.text_config", "num_hidden_layers"}, 2, {{0, 1}, {0, 1}, {0, 0}}));
+  const auto out = nlohmann::json::parse(edited(models[0], edits));
+  for (const auto& object : {out, out["thinker_config"]["text_config"]}) {
+    EXPECT_EQ(object["num_hidden_layers"], 3);
+    EXPECT_EQ(object["layer_types"], nlohmann::json({"b", "b", "a"}));
+  }
 }
 
 TEST(Config, VocabularyAndTiesAreSetWhereTheTextModelHasThem) {

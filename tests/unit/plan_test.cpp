@@ -412,7 +412,7 @@ TEST_F(PlanTest, LayersOfOneStackAreAlike) {
       "layers of biased have self_attn.q_proj.bias, layers of a have not");
 }
 
-TEST_F(PlanTest, LayersOfAnotherKindThanTheirNumberHasAreWarnedOf) {
+TEST_F(PlanTest, LayersOfManyKindsLandWhereTheConfigExpectsThem) {
   const Tensors hybrid = {{"model.embed_tokens.weight", Dtype::bf16, {10, 4}},
                           {"model.layers.0.mamba.in_proj.weight", Dtype::bf16, {4, 4}},
                           {"model.layers.1.mamba.in_proj.weight", Dtype::bf16, {4, 4}},
@@ -426,21 +426,61 @@ TEST_F(PlanTest, LayersOfAnotherKindThanTheirNumberHasAreWarnedOf) {
       "\"attention\"], \"tie_word_embeddings\": true}";
   model("period", hybrid, period);
   model("list", hybrid, list);
-  const auto stacked = [&](const std::string& name, int first) {
+  const auto stacked = [&](const std::string& name, int begin, int end) {
     return plan(
         fmt::format("merge_method: passthrough\nslices:\n"
-                    "- sources: [{{model: {}, layer_range: [0, {}]}}]\n"
-                    "- sources: [{{model: {}, layer_range: [0, 3]}}]\n",
-                    name, first, name));
+                    "- sources: [{{model: {}, layer_range: [0, 3]}}]\n"
+                    "- sources: [{{model: {}, layer_range: [{}, {}]}}]\n",
+                    name, name, begin, end));
   };
-  const Plan moved = stacked("period", 2);
-  EXPECT_SAYS(moved, "layer 2 of the output has other tensors than layer 2 of period");
-  ASSERT_SOUND(moved);
-  const Plan whole = stacked("period", 3);
-  EXPECT_TRUE(whole.problems.empty());
+  EXPECT_TRUE(stacked("period", 0, 3).problems.empty());
+  EXPECT_TRUE(stacked("period", 0, 2).problems.empty());
+  EXPECT_SAYS(
+      stacked("period", 1, 3),
+      "error: config.json of period: 'attn_layer_period' cannot say that layers 2, 4 of the "
+      "output are attention");
+  PlanOptions options;
+  options.allow_layer_mismatch = true;
+  const Plan waived = plan(
+      "merge_method: passthrough\nslices:\n- sources: [{model: period, layer_range: [0, 3]}]\n"
+      "- sources: [{model: period, layer_range: [1, 3]}]\n",
+      options);
+  ASSERT_SOUND(waived);
+  EXPECT_TRUE(waived.waived.layers);
+  // What no key tells.
+  model("silent", hybrid, "{\"num_hidden_layers\": 3, \"tie_word_embeddings\": true}");
+  EXPECT_SAYS(
+      stacked("silent", 1, 3),
+      "layer 2 of the output, which is layer 2 of silent, has no tensor mamba.in_proj.weight");
   // A list follows, also where nothing else counts the layers.
-  const Plan listed = stacked("list", 2);
+  const Plan listed = stacked("list", 0, 2);
   EXPECT_TRUE(listed.problems.empty());
+}
+
+TEST_F(PlanTest, SlicesOfAModelForImagesAreOfItsText) {
+  Tensors both = {{"language_model.model.embed_tokens.weight", Dtype::bf16, {10, 4}},
+                  {"language_model.model.norm.weight", Dtype::bf16, {4}}};
+  for (int i = 0; i < 3; ++i) {
+    both.push_back({fmt::format("language_model.model.layers.{}.w", i), Dtype::bf16, {4}});
+    both.push_back({fmt::format("vision_tower.layers.{}.w", i), Dtype::bf16, {4}});
+  }
+  const char* config =
+      "{\"text_config\": {\"num_hidden_layers\": 3, \"layer_types\": [\"x\", \"y\", \"z\"]}, "
+      "\"vision_config\": {\"num_hidden_layers\": 3}}";
+  for (const char* name : {"v", "w"}) model(name, both, config);
+  const Plan p = plan(
+      "merge_method: passthrough\nslices:\n- sources: [{model: v, layer_range: [0, 2]}]\n"
+      "- sources: [{model: w, layer_range: [1, 3]}]\n");
+  ASSERT_SOUND(p);
+  EXPECT_EQ(inputs(p, "language_model.model.layers.3.w"), "w:language_model.model.layers.2.w");
+  EXPECT_EQ(inputs(p, "vision_tower.layers.2.w"), "v:vision_tower.layers.2.w");
+  EXPECT_EQ(find(p, "vision_tower.layers.3.w"), nullptr);
+  EXPECT_SAYS(p, "the slices are of the text_decoder of v; vision_tower comes whole");
+  for (const Companion& file : p.companions) {
+    if (file.name != "config.json") continue;
+    EXPECT_NE(file.text.find("\"num_hidden_layers\": 4"), std::string::npos);
+    EXPECT_NE(file.text.find("\"num_hidden_layers\": 3"), std::string::npos);
+  }
 }
 
 // --- modules -------------------------------------------------------------------------------------

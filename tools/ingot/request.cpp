@@ -224,6 +224,10 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
                 "Merge models of different architectures")
       ->group(waivers);
   command
+      .add_flag("--allow-layer-mismatch", planning_.allow_layer_mismatch,
+                "Write layers whose kinds config.json cannot say")
+      ->group(waivers);
+  command
       .add_flag("--unsafe-truncate-embeddings,!--no-unsafe-truncate-embeddings",
                 planning_.truncate_embeddings,
                 "Where vocabularies differ in size, cut all to the "
