@@ -11,9 +11,9 @@ import sys
 
 ROOT = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parents[1])
 
-CORE = "core"  # error dtype shape tensor text version
+CORE = "core"  # error dtype progress shape tensor text version
 SEAMS = "seams"  # store recipe adapter linalg backend derived cards
-HEADERS = {CORE: "error dtype shape tensor text version",
+HEADERS = {CORE: "error dtype progress shape tensor text version",
            SEAMS: "store recipe adapter linalg backend derived cards",
            "plan": "plan", "merge": "merge"}
 

@@ -643,6 +643,15 @@ std::uint64_t Campaign::most() const {
   return bytes;
 }
 
+double Campaign::work() const {
+  double sum = 0;
+  for (const Body::Slot& slot : body_->slots) {
+    const Target& target = *slot.module.target;
+    sum += static_cast<double>(target.experts) * target.work(slot.module.rank);
+  }
+  return sum;
+}
+
 void Campaign::allow(std::uint64_t bytes) { body_->allowed = bytes; }
 
 std::shared_ptr<const Campaign::Solution> Campaign::solution(const Plan& plan, Backend* backend,

@@ -25,6 +25,8 @@ class Target {
   // Fields of the receipt: what the matrix is, how it is solved.
   [[nodiscard]] virtual std::string describe() const = 0;
   [[nodiscard]] virtual std::uint64_t memory(std::uint64_t rank) const = 0;
+  // Of one expert, as linalg::recombine_work() counts.
+  [[nodiscard]] virtual double work(std::uint64_t rank) const = 0;
   // Where the matrix is a product of thin factors, that is, its ranks are not 0: the factors, as
   // rows.
   [[nodiscard]] virtual std::uint64_t ranks() const { return 0; }
@@ -71,6 +73,7 @@ class Campaign final : public Joint {
 
   [[nodiscard]] std::uint64_t least() const override;
   [[nodiscard]] std::uint64_t most() const override;
+  [[nodiscard]] double work() const override;
   void allow(std::uint64_t bytes) override;
 
   // Adds a module: in the order in which their jobs will come. `a` and `b` are the names of its

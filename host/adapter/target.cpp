@@ -83,6 +83,9 @@ class Sum final : public Target {
     return sizeof(double) * (ranks + rank) * (height + width) +
            linalg::recombine_memory(height, width, ranks);
   }
+  [[nodiscard]] double work(std::uint64_t) const override {
+    return linalg::recombine_work(height, width, site_.ranks());
+  }
   [[nodiscard]] Low solve(const Plan& plan, Backend*, std::uint64_t expert,
                           const linalg::Cut& cut) const override {
     const Pair all = factors(plan, expert);
@@ -270,6 +273,9 @@ class Combined final : public Target {
            (sizeof(double) + sizeof(float) * (site_.terms.size() + 2)) * (chunk + 2 * width) +
            linalg::approximate_memory(height, width, rank, sketch());
   }
+  [[nodiscard]] double work(std::uint64_t rank) const override {
+    return linalg::approximate_work(height, width, rank, sketch());
+  }
   [[nodiscard]] Low solve(const Plan& plan, Backend* backend, std::uint64_t expert,
                           const linalg::Cut& cut) const override {
     Updates updates(plan, site_, rule_of(expert), expert, backend);
@@ -319,6 +325,9 @@ class Between final : public Target {
   [[nodiscard]] std::uint64_t memory(std::uint64_t rank) const override {
     return 4 * kChunk * sizeof(float) + sizeof(double) * rank * (height + width) +
            linalg::approximate_memory(height, width, rank, sketch());
+  }
+  [[nodiscard]] double work(std::uint64_t rank) const override {
+    return linalg::approximate_work(height, width, rank, sketch());
   }
   [[nodiscard]] Low solve(const Plan& plan, Backend* backend, std::uint64_t expert,
                           const linalg::Cut& cut) const override {

@@ -50,10 +50,38 @@ bool holds(const Json& found, const Json& expected) {
                     [](const Json& e, const Json& f) { return holds(f, e); });
 }
 
+[[noreturn]] void refuse_unfinished(const Target& target) {
+  fail(Code::usage, fmt::format("an unfinished merge to {} is in {}: --resume continues it, "
+                                "--force starts afresh",
+                                target.out(), target.folder()));
+}
+
+[[noreturn]] void refuse_other(const Target& target, const std::string& what) {
+  fail(Code::usage,
+       fmt::format("{} was left by another job: {}; --force starts afresh", target.folder(), what));
+}
+
 }  // namespace
 
-void check_target(Disk& disk, const Plan& plan, const std::string& out, bool force) {
-  Target::look(disk, plan, out, force);
+void check_target(Disk& disk, const Plan& plan, const std::string& out,
+                  const MergeOptions& options) {
+  const std::unique_ptr<Target> found = Target::look(disk, plan, out, options.force);
+  const Target& target = *found;
+  if (!disk.writable(target.parent())) {
+    fail(Code::io,
+         fmt::format("{}: nothing can be written in {}: choose another folder, or get the "
+                     "right to write there",
+                     out, target.parent()));
+  }
+  const std::optional<Record>& left = target.unfinished();
+  const bool begun = left && left->begun;
+  if (target.finished() && !options.force && !options.resume) target.refuse_finished();
+  if (options.force || target.finished() || !begun || left->finished.empty()) return;
+  if (!options.resume) refuse_unfinished(target);
+  // Another job's sizes are guesses as well where something is open.
+  if (plan.open.empty() && left->fingerprint != fingerprint(plan, options.hash)) {
+    refuse_other(target, "the recipe, options or version of ingot differ");
+  }
 }
 
 Output::Output(Disk& disk, const Plan& plan, const std::string& out, const MergeOptions& options)
@@ -78,9 +106,7 @@ Output::Output(Disk& disk, const Plan& plan, const std::string& out, const Merge
   }
   // One in which nothing is finished is in nobody's way.
   if (begun && !left->finished.empty() && !options.force && !options.resume) {
-    fail(Code::usage, fmt::format("an unfinished merge to {} is in {}: --resume continues it, "
-                                  "--force starts afresh",
-                                  out, target_.folder()));
+    refuse_unfinished(target_);
   }
   if (left) target_.clear(left->files);
   create();
@@ -151,10 +177,7 @@ void Output::create() {
 }
 
 void Output::check_job(const Record& record) const {
-  const auto other = [&](const std::string& what) {
-    fail(Code::usage, fmt::format("{} was left by another job: {}; --force starts afresh",
-                                  target_.folder(), what));
-  };
+  const auto other = [&](const std::string& what) { refuse_other(target_, what); };
   if (record.fingerprint != fingerprint(plan_, options_.hash)) {
     other("the recipe, options or version of ingot differ");
   }

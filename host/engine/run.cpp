@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <set>
@@ -17,6 +16,7 @@
 #include "engine/crew.hpp"
 #include "engine/finite.hpp"
 #include "engine/flight.hpp"
+#include "engine/memory.hpp"
 #include "engine/output.hpp"
 #include "engine/staging.hpp"
 #include "engine/supply.hpp"
@@ -44,15 +44,6 @@ constexpr std::size_t kFlights = 1024;
 constexpr std::uint64_t kSmall = std::uint64_t{64} << 10;
 // Storage is probed only where the run is long enough to be worth a hundredth of a second.
 constexpr std::uint64_t kProbeBytes = std::uint64_t{64} << 20;
-
-// The most that was resident of this process, mapped files included, as the system counts it.
-std::uint64_t peak_bytes() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("VmHWM:")) return std::stoull(line.substr(6)) * 1024;
-  }
-  return 0;
-}
 
 class Run {
  public:
@@ -87,16 +78,18 @@ class Run {
   // Runs every job that a former run did not finish.
   void go() {
     const auto begin = Clock::now();
+    weigh();
     for (const auto& [job, line] : output_.finished()) {
       notes_.add(Json::parse(line));
       ++finished_;
       ++admitted_;
       ++report_.resumed;
-      done_bytes_ += job_bytes(job);
+      done_bytes_ += static_cast<std::uint64_t>(weights_[job]);
       const std::uint64_t written = plan_.jobs[job].output.bytes();
       report_.bytes_written -= std::min(report_.bytes_written, written);
       report_.bytes_read -= std::min(report_.bytes_read, job_bytes(job) - written);
     }
+    tell({});
     auto flushed = Clock::now();
     try {
       for (std::size_t job = 0; job < plan_.jobs.size(); ++job) {
@@ -542,20 +535,51 @@ class Run {
     changed_.notify_all();
   }
 
+  // What each job counts of all bytes: its output, and of its inputs, ingredients included, those
+  // that no job before it has.
+  void weigh() {
+    std::vector<std::vector<bool>> known;
+    for (const Model& model : plan_.models) known.emplace_back(model.checkpoint.entries().size());
+    weights_.reserve(plan_.jobs.size());
+    for (const Job& job : plan_.jobs) {
+      std::uint64_t sum = job.output.bytes();
+      const auto add = [&](const Ingredient& tensor) {
+        if (known[tensor.model][tensor.entry]) return;
+        known[tensor.model][tensor.entry] = true;
+        sum += plan_.models[tensor.model].checkpoint.entries()[tensor.entry].info.bytes();
+      };
+      for (const Operand& o : job.operands) {
+        if (lands(o)) add({o.model, o.entry});
+        if (!o.derived) continue;
+        for (const Ingredient& tensor : o.derived->ingredients()) add(tensor);
+      }
+      weights_.push_back(sum);
+      total_bytes_ += sum;
+    }
+  }
+
   // Counts a chunk and tells the watcher, about ten times a second.
   void advance_progress(const Flight& flight, std::uint32_t chunk) {
-    std::uint64_t bytes = flight.output_bytes(chunk);
-    for (std::size_t i = 0; i < flight.job().operands.size(); ++i)
-      bytes += flight.input_bytes(i, chunk);
-    const std::uint64_t done = done_bytes_.fetch_add(bytes) + bytes;
+    // The chunks of a job together are its weight to the byte.
+    const auto share = [&](std::uint64_t chunks) {
+      return static_cast<std::uint64_t>(static_cast<long double>(weights_[flight.index()]) *
+                                        static_cast<long double>(chunks) / flight.chunk_count());
+    };
+    done_bytes_.fetch_add(share(chunk + 1) - share(chunk));
     const std::int64_t now = Clock::now().time_since_epoch().count();
     std::int64_t last = told_.load();
     if (now - last < Clock::duration(std::chrono::milliseconds(100)).count() ||
         !told_.compare_exchange_strong(last, now)) {
       return;
     }
+    tell(flight.job().output.name);
+  }
+
+  void tell(const std::string& tensor) {
     const std::lock_guard lock(watching_);
-    if (watcher_) watcher_({done, plan_.bytes_in + plan_.bytes_out, flight.job().output.name});
+    if (!watcher_) return;
+    watcher_({plan_.joints().empty() ? Phase::merge : Phase::decompose, done_bytes_, total_bytes_,
+              tensor});
   }
 
   void note_path(const std::string& path) {
@@ -577,6 +601,8 @@ class Run {
   std::size_t finished_ = 0, admitted_ = 0;  // jobs; those of a former run count as both
   std::set<std::size_t> mapped_;             // jobs worked on from the page cache
   std::shared_ptr<Flight> awaited_;          // shared with the reader, which sleeps on it
+  std::vector<std::uint64_t> weights_;       // by job
+  std::uint64_t total_bytes_ = 0;            // their sum
   std::atomic<std::uint64_t> done_bytes_ = 0;
   std::atomic<std::int64_t> told_ = 0;
   std::mutex watching_;
@@ -669,13 +695,21 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
   report.bytes_written = plan.bytes_out;
 
   (void)divide(plan, options);  // what it refuses is refused before anything is written
+  if (!plan.open.empty()) {
+    fail(Code::internal,
+         fmt::format("a plan that leaves open {} was to be merged", plan.open.front()));
+  }
+  const auto enter = [&](Phase phase) {
+    if (watcher) watcher({phase, 0, 0, {}});
+  };
+  if (options.resume) enter(Phase::check);
   Output output(disk, plan, out, options);
   if (output.complete() && !holds(disk, plan, out, options, watcher)) output.replace_complete();
   if (output.complete()) {
     report.complete = true;
     report.resumed = report.tensors;
     report.bytes_read = report.bytes_written = 0;
-    report.peak_memory = peak_bytes();
+    report.peak_memory = peak_memory();
     report.receipt = fmt::format("{}/{}", out, kReceiptName);
     report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     return report;
@@ -689,6 +723,7 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
     Run run(backend, plan, output, options, watcher, report);
     try {
       run.go();
+      enter(Phase::finish);
     } catch (Error& error) {
       // What is wrong with the inputs stays so: the next run is another one, and nothing that this
       // one leaves may be in its way.
@@ -730,7 +765,7 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
     throw;
   }
   report.receipt = out + "/" + kReceiptName;
-  report.peak_memory = peak_bytes();
+  report.peak_memory = peak_memory();
   report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   return report;
 }

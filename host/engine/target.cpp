@@ -238,13 +238,14 @@ Target::Target(Disk& disk, const std::string& out, bool sync) : disk_(disk), syn
   locate(out);
 }
 
-void Target::look(Disk& disk, const Plan& plan, const std::string& out, bool force) {
-  Target target(disk, out, false);
-  target.protect(plan);
-  target.refuse_mount();
+std::unique_ptr<Target> Target::look(Disk& disk, const Plan& plan, const std::string& out,
+                                     bool force) {
+  std::unique_ptr<Target> target(new Target(disk, out, false));
+  target->protect(plan);
+  target->refuse_mount();
   // An interrupted publishing is brought to an end by the next merge, not by a look.
-  if (disk.kind(target.moved_journal_) == Disk::Kind::absent) target.examine(force);
-  if (target.finished() && !force) target.refuse_finished();
+  if (disk.kind(target->moved_journal_) == Disk::Kind::absent) target->examine(force);
+  return target;
 }
 
 void Target::refuse_mount() const {

@@ -36,7 +36,9 @@ class Target {
   // receipt says; or it is an empty folder), a folder that holds something the merge reads.
   Target(Disk& disk, const Plan& plan, const std::string& out, bool force, bool sync);
   // The same looks without taking or changing anything.
-  static void look(Disk& disk, const Plan& plan, const std::string& out, bool force);
+  // A folder that is finished is no error here.
+  [[nodiscard]] static std::unique_ptr<Target> look(Disk& disk, const Plan& plan,
+                                                    const std::string& out, bool force);
   ~Target();
   Target(const Target&) = delete;
   Target& operator=(const Target&) = delete;

@@ -146,6 +146,7 @@ class Verifier {
     } else {
       check_index();
     }
+    weigh();
     each(told_.size(), [&](std::size_t i) { check_tensor(i); });
     if (digests_) verdicts_.hashed_bytes += digests_->bytes();
     if (plan_) check_rest();
@@ -595,10 +596,36 @@ class Verifier {
       if (file == nullptr) outcome.output = Digest::parse(tensor.hash).value_or(Digest{});
       compare_entry(*job, *tensor.entry, outcome, seen, i);
     }
-    if (watcher_) {
-      const std::lock_guard lock(mutex_);
-      watcher_({verdicts_.hashed_bytes, 0, tensor.info.name});
+    tell(weight(tensor, job), tensor.info.name);
+  }
+
+  // Bytes that checking a tensor reads, about: itself and what it was made of.
+  [[nodiscard]] std::uint64_t weight(const Told& tensor, const Job* job) const {
+    std::uint64_t sum = tensor.info.bytes();
+    if (job == nullptr) return sum;
+    const auto add = [&](const Ingredient& at) {
+      sum += plan_->models[at.model].checkpoint.entries()[at.entry].info.bytes();
+    };
+    for (const Operand& operand : job->operands) {
+      if (lands(operand)) add({operand.model, operand.entry});
+      if (!operand.derived) continue;
+      for (const Ingredient& ingredient : operand.derived->ingredients()) add(ingredient);
     }
+    return sum;
+  }
+
+  void weigh() {
+    for (const Told& tensor : told_) {
+      const auto at = jobs_.find(tensor.info.name);
+      total_ += weight(tensor, at == jobs_.end() ? nullptr : &plan_->jobs[at->second]);
+    }
+    tell(0, {});
+  }
+
+  void tell(std::uint64_t bytes, const std::string& tensor) {
+    const std::lock_guard lock(mutex_);
+    done_ += bytes;
+    if (watcher_) watcher_({Phase::verify, done_, total_, tensor});
   }
 
   // The job of an entry; an entry that has none or another place is told of here.
@@ -1022,8 +1049,9 @@ class Verifier {
   const std::string& out_;
   const VerifyOptions& options_;
   const Watcher& watcher_;
-  std::uint64_t salt_ = 0;  // nobody knows beforehand what a run will look at
-  std::mutex mutex_;        // guards verdicts_
+  std::uint64_t salt_ = 0;              // nobody knows beforehand what a run will look at
+  std::mutex mutex_;                    // guards verdicts_, done_
+  std::uint64_t done_ = 0, total_ = 0;  // bytes, as the watcher is told
   Verdicts verdicts_;
   Shortfalls shortfalls_;
   Json receipt_;

@@ -281,4 +281,16 @@ std::uint64_t approximate_memory(std::uint64_t height, std::uint64_t width, std:
                                    4 * basis * basis);
 }
 
+double approximate_work(std::uint64_t height, std::uint64_t width, std::uint64_t rank,
+                        const Sketch& sketch) {
+  const auto h = static_cast<double>(height), w = static_cast<double>(width);
+  if (whole(height, width, rank)) {
+    const double side = std::min(h, w);
+    return 60 * side * side * std::max(h, w) / 3;
+  }
+  const auto basis = static_cast<double>(basis_of(height, width, rank, sketch));
+  // The products with the matrix, the orthogonalisation, the small problem of every step.
+  return 2 * h * w * basis + 4 * basis * basis * (h + w) + 30 * basis * basis * basis;
+}
+
 }  // namespace ingot::linalg

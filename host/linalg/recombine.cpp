@@ -255,4 +255,10 @@ std::uint64_t recombine_memory(std::uint64_t height, std::uint64_t width, std::u
   return sizeof(double) * (2 * ranks * (height + width) + 16 * ranks * ranks);
 }
 
+double recombine_work(std::uint64_t height, std::uint64_t width, std::uint64_t ranks) {
+  const auto both = static_cast<double>(height + width), r = static_cast<double>(ranks);
+  // Gram matrices and bases, and the small problems.
+  return 8 * both * r * r + 60 * r * r * r;
+}
+
 }  // namespace ingot::linalg

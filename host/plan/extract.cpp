@@ -460,6 +460,11 @@ class Extraction {
   // Which whole tensors changed, and how much is left out.
   void compare() {
     double kept = 0;
+    if (!plan_.options.measure) {  // all count as changed, as they are set up
+      compared_ = static_cast<std::size_t>(std::count_if(
+          whole_.begin(), whole_.end(), [](const Whole& whole) { return whole.in_base; }));
+      return;
+    }
     for (Whole& whole : whole_) {
       const bool same =
           whole.in_base && entry(whole.base).info.shape == entry(whole.tuned).info.shape;
@@ -648,6 +653,12 @@ class Extraction {
   }
 
   void note() {
+    if (compared_ > 0) {
+      plan_.open.push_back(
+          fmt::format("which of {} embeddings, heads, norms and biases changed: "
+                      "all are counted here",
+                      compared_));
+    }
     if (skipped_ > 0) {
       problems_.warn(
           Code::usage,
@@ -723,7 +734,7 @@ class Extraction {
   std::set<std::string> saved_;                                 // modules
   std::shared_ptr<Campaign> campaign_;                          // shared by the factors of the plan
   PeftFolder folder_;
-  std::size_t skipped_ = 0;
+  std::size_t skipped_ = 0, compared_ = 0;
 };
 
 }  // namespace

@@ -108,6 +108,36 @@ void for_each(std::size_t count, int wanted, const Work& work) {
   if (error) std::rethrow_exception(error);
 }
 
+// Tells how many bytes of the modules are measured.
+class Watch {
+ public:
+  Watch(const Plan& plan, const std::vector<Measured>& modules) : plan_(plan) {
+    for (const Measured& module : modules) progress_.bytes_total += bytes_of(module);
+    progress_.phase = Phase::measure;
+    if (plan_.options.watcher) plan_.options.watcher(progress_);
+  }
+  void done(const Measured& module) {
+    const std::lock_guard lock(mutex_);
+    progress_.bytes_done += bytes_of(module);
+    progress_.tensor = module.name;
+    if (plan_.options.watcher) plan_.options.watcher(progress_);
+  }
+
+ private:
+  [[nodiscard]] std::uint64_t bytes_of(const Measured& module) const {
+    std::uint64_t sum = 0;
+    const std::unique_ptr<adapter::Target> target = module.target();
+    for (const Ingredient& at : target->ingredients()) {
+      sum += plan_.models[at.model].checkpoint.entries()[at.entry].info.bytes();
+    }
+    return sum;
+  }
+
+  const Plan& plan_;
+  std::mutex mutex_;
+  Progress progress_;
+};
+
 // The smallest rank that keeps the energy of every expert. A rank that falls short is doubled.
 std::uint64_t by_energy(const Plan& plan, Room& room, const Measured& module, double energy) {
   const std::unique_ptr<adapter::Target> target = module.target();
@@ -129,7 +159,7 @@ std::uint64_t by_energy(const Plan& plan, Room& room, const Measured& module, do
 // Takes the singular value with the most energy per byte, again and again, while there is room.
 std::vector<std::uint64_t> by_bytes(const Plan& plan, Room& room, std::uint64_t bytes,
                                     std::uint64_t element_bytes,
-                                    const std::vector<Measured>& modules) {
+                                    const std::vector<Measured>& modules, Watch& watch) {
   std::vector<std::vector<double>> gains(modules.size());  // by rank, per byte
   for_each(modules.size(), plan.options.threads, [&](std::size_t i) {
     const Measured& module = modules[i];
@@ -144,6 +174,7 @@ std::vector<std::uint64_t> by_bytes(const Plan& plan, Room& room, std::uint64_t 
                    static_cast<double>(module.experts * module.length * element_bytes);
       }
     }
+    watch.done(module);
   });
   std::vector<std::uint64_t> ranks(modules.size(), 1);  // each module has to have one
   std::priority_queue<std::pair<double, std::size_t>> best;
@@ -223,12 +254,26 @@ std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wish
     const std::uint64_t first = wishes.bytes > 0 ? kDeepest : kStart;
     room.check(module, module.target()->memory(std::min(first, module.most)) + run);
   }
+  if (!plan.options.measure) {
+    // The largest that a search by energy starts with; all that a budget pays for, evenly.
+    std::uint64_t guess = kStart;
+    if (wishes.bytes > 0) guess = std::clamp<std::uint64_t>(wishes.bytes / least, 1, kDeepest);
+    for (const Measured& module : modules) ranks[module.name] = std::min(guess, module.most);
+    const std::string wish = wishes.bytes > 0 ? fmt::format("{} bytes", wishes.bytes)
+                                              : fmt::format("energy {}", wishes.energy);
+    plan.open.push_back(fmt::format("the ranks of {} modules, by {}: {} is assumed here",
+                                    modules.size(), wish, guess));
+    return ranks;
+  }
+  Watch watch(plan, modules);
   std::vector<std::uint64_t> found(modules.size());
   if (wishes.bytes > 0) {
-    found = by_bytes(plan, room, wishes.bytes, element_bytes, modules);
+    found = by_bytes(plan, room, wishes.bytes, element_bytes, modules, watch);
   } else {
-    for_each(modules.size(), plan.options.threads,
-             [&](std::size_t i) { found[i] = by_energy(plan, room, modules[i], wishes.energy); });
+    for_each(modules.size(), plan.options.threads, [&](std::size_t i) {
+      found[i] = by_energy(plan, room, modules[i], wishes.energy);
+      watch.done(modules[i]);
+    });
   }
   std::string& text = plan.recipe.text;
   if (!text.ends_with('\n')) text += '\n';

@@ -389,6 +389,11 @@ class MachineDisk final : public Disk {
     while (at.has_relative_path() && kind(at.string()) == Kind::absent) at = at.parent_path();
     return free_bytes_at(at.empty() ? "." : at.string());
   }
+  [[nodiscard]] bool writable(const std::string& folder) override {
+    std::filesystem::path at(folder);
+    while (at.has_relative_path() && kind(at.string()) == Kind::absent) at = at.parent_path();
+    return ::access(at.empty() ? "." : at.c_str(), W_OK | X_OK) == 0;
+  }
 };
 
 }  // namespace

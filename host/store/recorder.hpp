@@ -61,6 +61,7 @@ class Recorder final : public Disk {
                                            std::string& holder) override {
     return disk_.lock(path, text, holder);
   }
+  [[nodiscard]] bool writable(const std::string& folder) override { return disk_.writable(folder); }
   [[nodiscard]] std::uint64_t free_bytes(const std::string& path) override {
     return disk_.free_bytes(path);
   }

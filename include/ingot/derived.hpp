@@ -56,6 +56,8 @@ class Joint {
   // Host bytes of the largest of its results, and of all of them.
   [[nodiscard]] virtual std::uint64_t least() const = 0;
   [[nodiscard]] virtual std::uint64_t most() const = 0;
+  // About how much all of it is to compute, as linalg::recombine_work() counts.
+  [[nodiscard]] virtual double work() const = 0;
   // It may hold so many bytes of results whose jobs are not under way. Before the first begin().
   virtual void allow(std::uint64_t bytes) = 0;
 };

@@ -33,6 +33,17 @@ struct Crowd {
 // for what this machine has.
 [[nodiscard]] Crowd crowd(const Plan& plan, const MergeOptions& options, int available = 0);
 
+// What a run will take, from the plan alone.
+struct Estimate {
+  Crowd crowd;
+  double compute = 0;        // seconds of arithmetic, on all threads at once, by the CPU
+  std::uint64_t memory = 0;  // most resident bytes of the process, mapped files included
+};
+
+// Throws as crowd() does. Counts this process's memory so far as the run's own beginning, and times
+// a small product of matrices.
+[[nodiscard]] Estimate estimate(const Plan& plan, const MergeOptions& options);
+
 // What a run did and what it cost. Depends on the machine; never written into the folder.
 struct Report {
   std::string out;
@@ -55,22 +66,16 @@ struct Report {
   std::vector<std::string> derived;
 };
 
-// Called from the run's own threads, at most about ten times a second.
-struct Progress {
-  std::uint64_t bytes_done = 0, bytes_total = 0;
-  std::string tensor;
-};
-using Watcher = std::function<void(const Progress&)>;
-
 // Runs a sound plan and puts the folder `out` in place by rename. All or nothing; see
 // docs/architecture.md.
 [[nodiscard]] Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& out,
                            const MergeOptions& options, const Watcher& watcher = {});
 
 // Throws the Error{usage} that a merge to OUT would end in because of what is there: a folder that
-// ingot did not write, one that holds an input, a mount point, an OUT that exists (without
-// `force`). Writes nothing.
-void check_target(Disk& disk, const Plan& plan, const std::string& out, bool force);
+// ingot did not write, one that holds an input, a mount point, an OUT that exists or was begun
+// (without options.force or options.resume), one begun by another job. Writes nothing.
+void check_target(Disk& disk, const Plan& plan, const std::string& out,
+                  const MergeOptions& options);
 
 struct VerifyOptions {
   bool all = false;           // recompute every element instead of a sample

@@ -10,6 +10,7 @@
 #include "ingot/backend.hpp"
 #include "ingot/derived.hpp"
 #include "ingot/error.hpp"
+#include "ingot/progress.hpp"
 #include "ingot/recipe.hpp"
 #include "ingot/store.hpp"
 
@@ -39,6 +40,10 @@ struct PlanOptions {
   std::string root;
   int threads = 0;
   std::uint64_t memory = 0;
+  // False: no number of a model is read. What depends on them is left open (Plan::open), and such a
+  // plan cannot be merged.
+  bool measure = true;
+  Watcher watcher;  // of measuring
 };
 
 // Rows of an input matrix rearranged to the output's vocabulary. Row r of the input is the mean (in
@@ -150,6 +155,9 @@ struct Plan {
   std::vector<std::string> notes;  // of an adapter's folder: its ranks, what loads it
   double whole_change = 0;         // norm of what an extraction brings in full
   std::vector<Problem> problems;   // all of them, in the order found
+  // What only the models' numbers decide, a clause each ("the ranks of 14 modules, ..."): sizes are
+  // guesses then. Empty where PlanOptions::measure.
+  std::vector<std::string> open;
   std::vector<std::string> read;   // paths of all files that planning opened, sorted
   Waived waived;
   // Companions that hold code of a model or name some (`auto_map`): programs run it where they are

@@ -100,6 +100,9 @@ class Disk {
   [[nodiscard]] virtual std::optional<Identity> identity(const std::string& path) = 0;
   // True if another file system, or another part of one, is mounted at the path.
   [[nodiscard]] virtual bool mount_point(const std::string&) { return false; }
+  // False if nothing can be made in this folder, or where it is absent in the nearest above it that
+  // is there.
+  [[nodiscard]] virtual bool writable(const std::string& /*folder*/) { return true; }
   // Creates the file `path`, or takes it over from a process that is gone, and writes `text` to
   // it. Null if another process holds it, whose text is then in `holder`. Works on network file
   // systems that have locks; where there are none, a file that exists is Error{usage}, since nobody

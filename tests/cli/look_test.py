@@ -1,6 +1,9 @@
 """ingot plan, inspect and diff from outside."""
 
 import json
+import re
+import shlex
+import shutil
 import struct
 import shutil
 import unittest
@@ -8,6 +11,21 @@ import unittest
 from program import DIFFERS, EXAMPLES, INPUT, TIES, USAGE, Case, bytes_of, ingot
 
 MODELS = EXAMPLES / "models"
+
+
+# A gradient for one kind of tensor, a number that f32 does not have for the others.
+GRADIENT = """\
+models:
+  - model: models/python
+    parameters:
+      weight:
+        - filter: mlp
+          value: [0.9, 0.1]
+        - value: 0.88
+  - model: models/c
+    parameters: {weight: 0.3}
+merge_method: linear
+"""
 
 
 def header_of(path):
@@ -65,6 +83,81 @@ class Plan(Case):
         for word in ("LlamaForCausalLM", "models/python", "ties", "bfloat16", "read", "write", "disk",
                      "memory"):
             self.assertIn(word, text)
+
+    def test_ends_with_ready_and_the_command_that_does_it(self):
+        recipe, out = self.write("my recipe.yml", TIES), self.folder / "out"
+        text = self.run_ok("plan", recipe, out, "--root", EXAMPLES, "--memory", "200MiB", "--no-probe").stdout
+        last = text.splitlines()[-1]
+        self.assertTrue(last.startswith("ready "), text)
+        command = shlex.split(last)[1:]
+        self.assertEqual(command[:2], ["ingot", "merge"])
+        self.run_ok(*command[1:])
+        self.assertTrue((out / "ingot.json").exists())
+
+    def test_ends_without_ready_where_it_cannot_run(self):
+        for text in (TIES.replace("models/c", "models/gone"), TIES.replace("density: 0.5", "density: 1.5")):
+            done = ingot("plan", self.write("recipe.yml", text), "--root", EXAMPLES)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn("not ready", done.stdout.splitlines()[-1])
+            self.assertNotIn("0 tensors in 0 shards", done.stdout)
+            self.assertNotIn("\nwrite ", done.stdout)
+
+    def test_a_dry_run_is_the_plan(self):
+        models, adapters, out = EXAMPLES / "models", EXAMPLES / "adapters", self.folder / "out"
+        recipe = self.write("recipe.yml", TIES)
+        plan = ingot("plan", recipe, out, "--root", EXAMPLES, "--no-probe")
+        dry = ingot("merge", recipe, out, "--root", EXAMPLES, "--no-probe", "--dry-run")
+        drop = lambda text: re.sub(r"(?m)^(time|memory|disk) .*\n", "", text)
+        self.assertEqual((drop(dry.stdout), dry.stderr, dry.returncode), (drop(plan.stdout), plan.stderr, 0))
+        for words in (["bake", models / "base", adapters / "c-lora"],
+                      ["adapter", "merge", adapters / "c-lora", adapters / "python-lora"],
+                      ["extract", models / "base", models / "python", "--rank", "4"]):
+            with self.subTest(words=words[0]):
+                done = self.run_ok(*words, "-o", out, "--dry-run")
+                self.assertFalse(out.exists())
+                command = shlex.split(done.stdout.splitlines()[-1])
+                self.assertEqual(command[0], "ready")
+                self.run_ok(*command[2:])
+                report = json.loads(self.run_ok(*words, "-o", out, "--dry-run", "--force", "--json").stdout)
+                self.assertTrue(report["sound"])
+                blocked = ingot(*words, "-o", out, "--dry-run")
+                self.assertEqual(blocked.returncode, USAGE)
+                self.assertEqual(blocked.stderr, ingot(*words, "-o", out).stderr)
+                shutil.rmtree(out)
+
+    def test_what_the_target_and_the_ceilings_forbid_is_a_problem(self):
+        recipe, out = self.write("recipe.yml", TIES), self.folder / "out"
+        out.write_text("a file")
+        self.assertEqual(ingot("plan", recipe, out, "--root", EXAMPLES).returncode,
+                         ingot("merge", recipe, out, "--root", EXAMPLES).returncode)
+        out.unlink()
+        for words in (["--memory", "2MiB"], ["--memory", "60MiB", "-j", "64"], ["--device", "cuda"]):
+            plan = ingot("plan", recipe, out, "--root", EXAMPLES, *words)
+            merge = ingot("merge", recipe, out, "--root", EXAMPLES, *words)
+            self.assertEqual((plan.returncode, plan.stderr), (merge.returncode, merge.stderr))
+            if merge.returncode == 0:
+                shutil.rmtree(out)
+
+    def test_ranks_that_the_numbers_decide_are_left_open(self):
+        models = EXAMPLES / "models"
+        for wish in (["--rank", "auto", "--energy", "0.9"], ["--bytes", "100kB"]):
+            done = self.run_ok("extract", models / "base", models / "python", *wish, "-o", self.folder / "o", "--dry-run")
+            self.assertIn("the ranks of 14 modules", done.stdout)
+            self.assertTrue(done.stdout.splitlines()[-1].startswith("ready "))
+
+    def test_parameters_of_each_layer_are_a_table(self):
+        recipe = self.write("recipe.yml", GRADIENT)
+        text = self.run_ok("plan", recipe, "--root", EXAMPLES).stdout
+        self.assertRegex(text, r"parameters +everywhere normalize 1, c weight 0\.3\n +python weight\n")
+        self.assertRegex(text, r"\n +layer 0: mlp +0\.9\n +layer 1: mlp +0\.1\n")
+        self.assertRegex(text, r"\n +layers 0-1: .*input_layernorm.* 0\.88\n")
+        self.assertRegex(text, r"\n +outside layers +0\.88\n")
+        rows = self.plan(GRADIENT)["weights"]
+        self.assertEqual(sum(row["tensors"] for row in rows), 21)
+        self.assertIn([0.88, 0.3], [row["parameters"]["weight"] for row in rows])
+        text = self.run_ok("plan", recipe, "--root", EXAMPLES, "--tensors").stdout
+        self.assertNotIn("0.87999", text)
+        self.assertNotIn("{", text)
 
     def test_shows_every_problem_and_exits_as_the_merge_would(self):
         recipe = self.write("recipe.yml", TIES.replace("density: 0.5", "density: 1.5"))

@@ -311,12 +311,12 @@ class Mergekit(Case):
              "--no-unsafe-truncate-embeddings", "--copy-tokenizer", "--no-copy-tokenizer",
              "--write-model-card", "--no-write-model-card", "--safe-serialization", "--no-cuda",
              "--no-gpu-rich", "--out-shard-size 5B", "--random-seed 7", "--num-threads 1", "-j 1",
-             "--device cpu", "--quiet", "--no-quiet"]
+             "--device cpu", "--quiet", "--no-quiet", "-v", "--verbose"]
     MOOT = ["--transformers-cache x", "--lora-merge-cache x", "--lora-merge-dtype float16",
             "--low-cpu-memory", "--no-low-cpu-memory", "--clone-tensors", "--no-clone-tensors",
             "--trust-remote-code", "--no-trust-remote-code", "--lazy-unpickle", "--no-lazy-unpickle",
             "--read-to-gpu", "--no-read-to-gpu", "--multi-gpu", "--no-multi-gpu", "--async-write",
-            "--no-async-write", "--write-threads 2", "-v"]
+            "--no-async-write", "--write-threads 2"]
 
     def plan(self, words):
         recipe = self.write("recipe.yml", TIES)

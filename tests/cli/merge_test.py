@@ -20,7 +20,7 @@ class Merge(Case):
                      "ingot.json"):
             self.assertTrue((out / name).is_file(), name)
         self.assertEqual((out / "recipe.yml").read_text(), TIES)
-        self.assertRegex(done.stdout.splitlines()[-1], r"^[\d.]+ s, .*/s \(.*\), peak memory \d+ MiB$")
+        self.assertRegex(done.stdout.splitlines()[-1], r"^[\d.]+ s, .*/s, peak memory \d+ MiB$")
         self.assertEqual(done.stderr, "")
         self.run_ok("verify", out, "--root", EXAMPLES, "--all")
 

@@ -1,6 +1,5 @@
 #include "size.hpp"
 #include "ingot/text.hpp"
-#include "progress.hpp"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -110,12 +109,6 @@ TEST(Show, CountsAreGrouped) {
   EXPECT_EQ(show_count(7), "7");
   EXPECT_EQ(show_count(1234), "1,234");
   EXPECT_EQ(show_count(6'738'415'616), "6,738,415,616");
-}
-
-TEST(Show, NoShareIsMoreThanAll) {
-  EXPECT_EQ(percent(1, 4), 25);
-  EXPECT_EQ(percent(9, 4), 100);
-  EXPECT_EQ(percent(UINT64_MAX, 1), 100);
 }
 
 TEST(Show, NamesCannotDriveTheTerminal) {

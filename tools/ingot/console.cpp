@@ -40,6 +40,9 @@ std::mutex told;            // guards kept
 std::vector<Failure> kept;  // errors, as they came
 std::atomic<bool> data;     // is on stdout
 
+std::atomic<bool> drawn;  // a line that the next one replaces
+constexpr const char* kClear = "\r\x1b[K";
+
 // One call for a whole line, so that those of several threads do not mix. A stderr that takes
 // nothing is no reason to stop.
 void write_error(const std::string& line) { std::fwrite(line.data(), 1, line.size(), stderr); }
@@ -67,22 +70,30 @@ void Console::remark(std::string_view text) const { say("error", "\x1b[31m", tex
 void Console::plain(std::string_view text) const { write_error(printable(text, Breaks::kept)); }
 
 void Console::say(std::string_view label, std::string_view style, std::string_view text) const {
-  std::string line = colour_ ? fmt::format("ingot: {}{}:\x1b[0m ", style, label)
-                             : fmt::format("ingot: {}: ", label);
+  std::string line = drawn.exchange(false) ? kClear : "";
+  line += colour_ ? fmt::format("ingot: {}{}:\x1b[0m ", style, label)
+                  : fmt::format("ingot: {}: ", label);
   line += printable(shorten(text, kLongestMessage));
   line += '\n';
   write_error(line);
 }
 
-void Console::status(std::string_view text) const {
-  const std::string shown = printable(text);
-  write_error(terminal_ ? fmt::format("\r\x1b[K{}", cut(shown, width() - 1)) : shown + '\n');
+void Console::redraw(std::string_view text) const {
+  drawn = true;
+  write_error(fmt::format("{}{}", kClear, cut(printable(text), width() - 1)));
 }
 
-void Console::clear() const { write_error("\r\x1b[K"); }
+void Console::status(std::string_view text) const { write_error(printable(text) + '\n'); }
+
+void Console::clear() const {
+  if (drawn.exchange(false)) write_error(kClear);
+}
+
+void Console::event(std::string_view json) const { write_error(fmt::format("{}\n", json)); }
 
 void print(std::string_view text) {
   data = true;
+  if (drawn.exchange(false)) write_error(kClear);
   const std::string shown = printable(text, Breaks::kept);
   if (std::fwrite(shown.data(), 1, shown.size(), stdout) == shown.size() &&
       std::fflush(stdout) == 0) {

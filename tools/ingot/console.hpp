@@ -30,10 +30,14 @@ class Console {
   void remark(std::string_view text) const;
   // Lines as they are, without a label.
   void plain(std::string_view text) const;
-  // How far a run is: on a terminal a line that the next call redraws, else a line of its own.
+  // How far a run is: a line that the next call replaces, whatever stderr is, and one that stays.
+  void redraw(std::string_view text) const;
   void status(std::string_view text) const;
-  // Clears a line that status() drew, so that what follows starts on an empty one.
+  // Clears a line that redraw() drew, so that what follows starts on an empty one. Messages and
+  // what is printed do so by themselves.
   void clear() const;
+  // A line for programs, as it is.
+  void event(std::string_view json) const;
 
   [[nodiscard]] bool quiet() const noexcept { return quiet_; }
   // True if stderr is a terminal that can redraw a line.

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <set>
 
 #include <fmt/format.h>
@@ -105,6 +106,7 @@ class DiffCommand final : public Command {
         ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1'000'000'000}).description(""));
     app().add_flag("-q,--quiet", quiet_, "Print nothing; the exit code tells");
     app().add_flag("--json", json_, "Print JSON");
+    progress_.emplace(app());
     app().footer(
         "Exit code 0 if every tensor is the same bit for bit, 1 if anything differs.\n"
         "differ: share of the elements that are not equal. An ulp is one step between neighbouring "
@@ -124,8 +126,9 @@ class DiffCommand final : public Command {
     const Checkpoint b = open_any(*disk, b_);
     std::vector<Row> rows = match(a, b);
     Likeness total;
-    Meter meter(console, 0);
+    Meter meter(console, progress_->style(console), Phase::compare);
     Progress progress;
+    progress.phase = Phase::compare;
     for (const Row& row : rows) {
       if (row.comparable()) progress.bytes_total += row.a->info.bytes() + row.b->info.bytes();
     }
@@ -141,7 +144,7 @@ class DiffCommand final : public Command {
       }
       total.add(row.likeness);
     }
-    meter.clear();
+    meter.finish();
     const bool same =
         std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.equal(); });
     const std::size_t all = rows.size();
@@ -204,6 +207,7 @@ class DiffCommand final : public Command {
   std::string a_, b_;
   std::uint64_t top_ = 0;  // 0: all
   bool quiet_ = false, json_ = false;
+  std::optional<ProgressOption> progress_;
 };
 
 }  // namespace

@@ -36,7 +36,6 @@ constexpr std::array kForeign{
     Foreign{"--multi-gpu", "mergekit", "", kNoted, false, "name the devices, as in --device cuda:0,1"},
     Foreign{"--async-write", "mergekit", "", kNoted, false, "writing always overlaps reading and arithmetic"},
     Foreign{"--write-threads", "mergekit", "", kNoted, true, "writing always overlaps reading and arithmetic"},
-    Foreign{"-v,--verbose", "mergekit", "", kNoted, false, "there is one level of messages; --json gives every detail"},
     // mergekit's other programs.
     Foreign{"--base-model", "mergekit", "extract", kAdvised, true, "the base is the first argument: ingot extract BASE TUNED -o OUT"},
     Foreign{"--model", "mergekit", "extract", kAdvised, true, "the tuned model is the second argument: ingot extract BASE TUNED -o OUT"},
@@ -74,11 +73,13 @@ constexpr std::array kForeign{
     Foreign{"--safe-merge", "PEFT", "", kAdvised, false, "leave it out: results that are not finite are always refused"},
     Foreign{"--merge-and-unload", "PEFT", "", kAdvised, false, "use the command 'ingot bake BASE ADAPTER... -o OUT'"},
     Foreign{"--target-modules,--modules,--include,--exclude", "PEFT", "", kAdvised, true, "leave it out: the adapter's own configuration names its modules"},
-    Foreign{"--progressbar,--progress-bar,--no-progress", "PEFT", "", kAdvised, false, "leave it out: progress is shown on a terminal; --quiet hides it"},
+    Foreign{"--progressbar,--progress-bar,--no-progress", "PEFT", "", kAdvised, false, "use --progress none"},
     // Common names.
     Foreign{"--output,--output-dir,--output-path,--out-path,--out-dir,--outdir,--output-folder,--save-path,--save-dir,--dest,--destination,--target", "others", "merge plan bake adapter extract", kAdvised, true, "use -o OUT"},
     Foreign{"--overwrite,--overwrite-output-dir,--replace,--clobber,--yes,-y,-f,--assume-yes", "others", "merge plan bake adapter extract", kAdvised, false, "use --force, which replaces only a folder that ingot wrote"},
-    Foreign{"--dry-run,--dryrun,-n,--simulate,--check,--no-op", "others", "merge plan", kAdvised, false, "use 'ingot plan RECIPE OUT', which writes nothing"},
+    Foreign{"--dryrun,-n,--simulate,--check,--no-op", "others", "merge bake adapter extract", kAdvised, false, "use --dry-run, which writes nothing"},
+    Foreign{"--dry-run,--dryrun,-n,--simulate,--check,--no-op", "others", "plan", kAdvised, false, "leave it out: 'ingot plan' writes nothing"},
+    Foreign{"-v,--verbose", "others", "verify inspect diff", kAdvised, false, "leave it out: --json prints every detail"},
     Foreign{"--continue,--restart,--resume-from", "others", "merge bake adapter extract", kAdvised, false, "use --resume with the same command"},
     Foreign{"--gpu,--gpus,--use-gpu,--use-cuda,--cuda-device,--device-map,--n-gpus", "others", "", kAdvised, true, "use --device cuda or --device cuda:N"},
     Foreign{"--cpu,--no-gpu", "others", "", kAdvised, false, "leave it out or use --device cpu: the CPU is the default"},

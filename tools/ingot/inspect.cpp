@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 #include <set>
 #include <tuple>
 
@@ -14,6 +15,7 @@
 #include "ingot/recipe.hpp"
 #include "json.hpp"
 #include "model.hpp"
+#include "progress.hpp"
 #include "size.hpp"
 #include "spectra.hpp"
 #include "sweep.hpp"
@@ -210,6 +212,7 @@ class InspectCommand final : public Command {
         ->type_name("TENSOR");
     app().add_flag("--names", names_, "Print the names of the tensors, one a line");
     app().add_flag("--json", json_, "Print JSON");
+    progress_.emplace(app());
     app().footer(
         "Examples:\n"
         "  ingot inspect ./model\n"
@@ -255,7 +258,10 @@ class InspectCommand final : public Command {
     for (std::size_t i = 0; i < paths_.size(); ++i) {
       adapters.push_back(open_adapter(disk, folders_[i], paths_[i]));
     }
+    const Console console;
+    Meter meter(console, progress_->style(console), Phase::read);
     const Spectra spectra = tool::measure(adapters);
+    meter.finish();
     if (json_) {
       print_json(tool::describe(spectra));
     } else {
@@ -272,8 +278,16 @@ class InspectCommand final : public Command {
                        model.shown(), info.name, name(info.dtype)));
     }
     Statistics all;
+    const Console console;
+    Meter meter(console, progress_->style(console), Phase::read);
+    Progress progress{Phase::read, 0, entry.info.bytes(), entry.info.name};
     Sweep sweep(model, entry);
-    while (sweep.next()) all.add(sweep.values());
+    while (sweep.next()) {
+      all.add(sweep.values());
+      progress.bytes_done += sweep.bytes().size();
+      meter.show(progress);
+    }
+    meter.finish();
     if (json_) {
       Json json{{"tensor", info.name},
                 {"dtype", word(info.dtype)},
@@ -311,6 +325,7 @@ class InspectCommand final : public Command {
   std::vector<std::string> paths_, folders_;
   std::string tensor_;
   bool json_ = false, names_ = false;
+  std::optional<ProgressOption> progress_;
 };
 
 }  // namespace

@@ -61,19 +61,27 @@ Json describe(const Report& report, const std::vector<Activity>& devices) {
 // Threads that compute for so much of the time wait for no disk.
 constexpr double kBound = 0.9;
 
-// The last line of a run: seconds, rate, share of what the storage can do, peak memory.
+// How the work was done: for who looks at speed.
+std::string ways(const Report& report) {
+  std::string text = fmt::format("computed by {}\n", report.backend);
+  if (!report.storage.empty()) text += fmt::format("files by {}\n", report.storage);
+  if (!report.solver.empty()) text += fmt::format("decomposed by {}\n", report.solver);
+  if (report.storage_rate > 0) {
+    const auto moved = static_cast<double>(report.bytes_read + report.bytes_written);
+    // The page cache gives more than the storage.
+    text += fmt::format(
+        "storage gives {}, of which this run used {:.0f} %\n", show_rate(report.storage_rate),
+        std::min(100.0, 100 * moved / std::max(report.seconds, 1e-9) / report.storage_rate));
+  }
+  return text;
+}
+
+// The last line of a run: seconds, rate, peak memory.
 std::string cost(const Report& report, const std::vector<Activity>& devices) {
   const double moved = static_cast<double>(report.bytes_read + report.bytes_written);
   const double rate = report.seconds > 0 ? moved / report.seconds : 0;
-  std::string share = "storage rate not measured";
-  if (report.storage_rate > 0) {
-    // The page cache gives more than the storage.
-    share = fmt::format("{:.0f} % of the storage's {}",
-                        std::min(100.0, 100 * rate / report.storage_rate),
-                        show_rate(report.storage_rate));
-  }
-  std::string text = fmt::format("{}, {} ({}), peak memory {}", show_time(report.seconds),
-                                 show_rate(rate), share, show_memory(report.peak_memory));
+  std::string text = fmt::format("{}, {}, peak memory {}", show_time(report.seconds),
+                                 show_rate(rate), show_memory(report.peak_memory));
   for (const Activity& device : devices) {
     text += fmt::format(", {} on {}", show_memory(device.memory), device.device);
   }
@@ -100,7 +108,7 @@ std::string busy(const Activity& device, double seconds) {
       rate_of(device.bytes_out, device.copy_out, device.link_out, "its link"));
 }
 
-std::string narrate(const Report& report, const std::vector<Activity>& devices) {
+std::string narrate(const Report& report, const std::vector<Activity>& devices, bool verbose) {
   if (report.complete) {
     return fmt::format("{} is complete: {} verified, nothing was left to do\n", report.out,
                        show_count(report.tensors, "tensor"));
@@ -116,9 +124,8 @@ std::string narrate(const Report& report, const std::vector<Activity>& devices) 
     text += fmt::format("{} left out; the receipt says why\n",
                         show_count(report.unused, "input tensor"));
   }
-  text += fmt::format("receipt {}\n{}{}{}\n", report.receipt, report.backend,
-                      report.storage.empty() ? "" : ", ", report.storage);
-  if (!report.solver.empty()) text += fmt::format("decomposed by {}\n", report.solver);
+  text += fmt::format("receipt {}\n", report.receipt);
+  if (verbose) text += ways(report);
   for (const Activity& device : devices) text += busy(device, report.seconds);
   if (report.busy >= kBound) {
     text += fmt::format("compute-bound: {} busy {:.0f} % of the time\n",
@@ -129,9 +136,8 @@ std::string narrate(const Report& report, const std::vector<Activity>& devices) 
 }
 
 Report run(const Console& console, Disk& disk, Backend& backend, const Plan& plan,
-           const Request& request) {
+           const Request& request, Meter& meter) {
   const Interrupt interrupt;
-  Meter meter(console, console.quiet() ? 0 : probe(plan));
   try {
     return merge(disk, backend, plan, request.out(), request.options(),
                  [&meter](const Progress& progress) {
@@ -141,7 +147,7 @@ Report run(const Console& console, Disk& disk, Backend& backend, const Plan& pla
   } catch (...) {
     if (Interrupt::signal() == 0) throw;
   }
-  meter.clear();
+  meter.finish(false);
   console.remark("stopped; the same command with --resume goes on from the last finished tensor");
   Interrupt::die();
 }
@@ -172,7 +178,7 @@ void tell(const Console& console, const Request& request, const Plan& plan, cons
     print_json(json);
   } else if (!console.quiet()) {
     print(narrate(changes) + (model ? "" : narrate(fits, plan)) +
-          narrate(done, backend.activity()));
+          narrate(done, backend.activity(), request.verbose()));
   }
 }
 
@@ -203,16 +209,28 @@ class MergeCommand final : public Command {
 int merge_by(Request& request) {
   const Console console(request.quiet());
   request.settle(console);
+  if (request.dry()) return plan_by(request);
   const std::unique_ptr<Disk> disk = system_disk();
   // That a device cannot be had is said before anything is read, but for what the plan has to say
   // how the device is used.
   std::unique_ptr<Backend> backend;
   if (!request.may_decompose()) backend = request.backend(console, false);
-  const Plan plan = request.plan(*disk);
+  Meter meter(console, request.progress(console), Phase::plan);
+  const Watcher watcher = [&meter](const Progress& progress) { meter.show(progress); };
+  Plan plan = request.plan(*disk, false, watcher);
+  if (plan.sound() && !plan.open.empty()) {
+    // What stands in the way is said before minutes of measuring.
+    check_target(*disk, plan, request.out(), request.options());
+    plan = request.plan(*disk, true, watcher);
+  }
   report(console, plan);
   if (!plan.sound()) return verdict(plan);
   if (backend == nullptr) backend = request.backend(console, !plan.joints().empty());
-  const Report done = run(console, *disk, *backend, plan, request);
+  if (request.progress(console) != Meter::Style::none && request.probes()) {
+    meter.expect(seconds_of(plan, estimate(plan, request.options()), probe(plan)));
+  }
+  const Report done = run(console, *disk, *backend, plan, request, meter);
+  meter.finish();
   try {
     tell(console, request, plan, *backend, done);
   } catch (...) {

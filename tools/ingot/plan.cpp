@@ -1,6 +1,7 @@
 #include "ingot/plan.hpp"
 #include "ingot/merge.hpp"
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <utility>
@@ -12,8 +13,10 @@
 #include "ingot/math/methods.hpp"
 #include "json.hpp"
 #include "probe.hpp"
+#include "progress.hpp"
 #include "request.hpp"
 #include "size.hpp"
+#include "weights.hpp"
 
 namespace ingot::tool {
 namespace {
@@ -43,49 +46,46 @@ std::string rule(const Plan& plan, const Job& job) {
   return fmt::format("{}: {}", method(plan), kind);
 }
 
-// The parameters of a job by name: globals as numbers, those of the sources as lists.
-Json parameters(const Job& job) {
-  Json result = Json::object();
-  if (job.action != Action::merge) return result;
-  const math::Rule& rule = job.work.rule;
-  const math::Method& method = math::method(rule.method);
-  int global = 0;
-  int local = 0;
-  for (int i = 0; i < method.parameter_count; ++i) {
-    const math::Parameter& parameter = method.parameters[i];
-    if (parameter.scope == math::Scope::global) {
-      result[parameter.name] = rule.globals[global++];
-      continue;
-    }
-    Json list = Json::array();
-    for (int s = 0; s < rule.sources; ++s) list.push_back(rule.locals[s][local]);
-    result[parameter.name] = std::move(list);
-    ++local;
-  }
-  return result;
-}
-
 struct Forecast {
   std::uint64_t needed = 0;  // bytes on disk
   std::uint64_t free = 0;
-  std::string place;  // where
-  double rate = 0;    // bytes per second of reading, 0 if unknown
-  double seconds = 0;
+  std::string place;   // where
+  double rate = 0;     // bytes per second of reading, 0 if unknown
+  double seconds = 0;  // 0 if unknown
+  Estimate run;
 };
 
-Forecast forecast(Disk& disk, const Plan& plan, const std::string& out, bool probing) {
+// Problems that the target, its disk, the ceilings and the device bring are added to the plan.
+Forecast forecast(Disk& disk, Plan& plan, const Request& request) {
   Forecast result;
+  const auto check = [&plan](const auto& look) {
+    try {
+      look();
+    } catch (const Error& error) {
+      plan.problems.push_back({true, error.code(), error.what()});
+    }
+  };
+  result.place = request.out().empty() ? "." : request.out();
   for (const Shard& shard : plan.shards) result.needed += shard.header.size() + shard.data_bytes;
   for (const Companion& companion : plan.companions) {
     result.needed +=
         companion.from.empty() ? companion.text.size() : disk.open(companion.from)->size();
   }
-  result.place = out.empty() ? "." : out;
-  result.free = disk.free_bytes(result.place);
-  result.rate = probing ? probe(plan) : 0;
-  if (result.rate > 0) {
-    result.seconds = static_cast<double>(plan.bytes_in + plan.bytes_out) / result.rate;
+  check([&] { result.free = disk.free_bytes(result.place); });
+  if (!request.out().empty()) {
+    check([&] { check_target(disk, plan, request.out(), request.options()); });
+    if (result.needed > result.free) {
+      plan.problems.push_back({true, Code::io,
+                               fmt::format("{} needs {} of disk and {} is free", result.place,
+                                           show_bytes(result.needed), show_bytes(result.free))});
+    }
   }
+  check([&] { (void)request.backend(Console(true), !plan.joints().empty()); });
+  if (plan.jobs.empty()) return result;
+  check([&] { result.run = estimate(plan, request.options()); });
+  if (!request.probes()) return result;
+  result.rate = probe(plan);
+  result.seconds = seconds_of(plan, result.run, result.rate);
   return result;
 }
 
@@ -135,9 +135,9 @@ std::uint64_t weight_bytes(const Model& model) {
   return bytes;
 }
 
-Json describe(const Plan& plan, const Forecast& cost, const Request& request, bool tensors) {
+Json describe(const Plan& plan, const Forecast& cost, const Request& request) {
   Json json = Json::object();
-  json["recipe"] = request.recipe();
+  json["recipe"] = plan.recipe.file;
   json["method"] = method(plan);
   json["architecture"] = plan.architecture;
   json["models"] = Json::array();
@@ -154,6 +154,7 @@ Json describe(const Plan& plan, const Forecast& cost, const Request& request, bo
     json["adapted"][plan.models[model].ref.text] = count;
   json["rules"] = rules(plan);
   json["dtypes"] = dtypes(plan);
+  json["weights"] = weights_of(plan);
   json["tensor_count"] = plan.jobs.size();
   json["shards"] = Json::array();
   for (const Shard& shard : plan.shards) {
@@ -172,15 +173,19 @@ Json describe(const Plan& plan, const Forecast& cost, const Request& request, bo
   json["bytes_in"] = plan.bytes_in;
   json["bytes_out"] = plan.bytes_out;
   json["disk"] = {{"needed", cost.needed}, {"free", cost.free}, {"folder", cost.place}};
-  json["memory"] = request.options().memory;
-  json["time"] = {{"seconds", cost.seconds}, {"storage_rate", cost.rate}};
+  json["memory"] = {{"ceiling", request.options().memory}, {"peak", cost.run.memory}};
+  json["threads"] = cost.run.crowd.threads;
+  json["time"] = {
+      {"seconds", cost.seconds}, {"compute", cost.run.compute}, {"storage_rate", cost.rate}};
+  json["open"] = plan.open;
   json["waived"] = plan.recipe.waived;
   json["problems"] = Json::array();
   for (const Problem& problem : plan.problems) {
     json["problems"].push_back({{"fatal", problem.fatal}, {"text", problem.text}});
   }
   json["sound"] = plan.sound();
-  if (!tensors) return json;
+  json["command"] = request.command();
+  if (!request.tensors()) return json;
   json["tensors"] = Json::array();
   for (const Job& job : plan.jobs) {
     Json entry{{"name", job.output.name}, {"dtype", word(job.output.dtype)},
@@ -194,13 +199,13 @@ Json describe(const Plan& plan, const Forecast& cost, const Request& request, bo
   return json;
 }
 
-std::string narrate(const Plan& plan, const Forecast& cost, const Request& request, bool tensors) {
+std::string narrate(const Plan& plan, const Forecast& cost, const Request& request) {
   std::string text;
   const auto line = [&](std::string_view label, const std::string& value) {
     text += fmt::format("{:<14}{}\n", label, printable(value));
   };
-  line("recipe", fmt::format("{} ({})", request.recipe(), method(plan)));
-  line("architecture", plan.architecture);
+  line("recipe", fmt::format("{} ({})", plan.recipe.file, method(plan)));
+  if (!plan.architecture.empty()) line("architecture", plan.architecture);
   for (const Model& model : plan.models) {
     line(model.adapter ? "adapter" : "model",
          fmt::format("{}: {}, {}{}", model.ref.text,
@@ -208,50 +213,62 @@ std::string narrate(const Plan& plan, const Forecast& cost, const Request& reque
                      show_bytes(weight_bytes(model)),
                      model.checkpoint.pickled() ? ", pickled" : ""));
   }
-  for (const auto& [model, count] : adapted(plan)) {
-    line("adapted",
-         fmt::format("{} by {}", show_count(count, "tensor"), plan.models[model].ref.text));
+  const std::uint64_t fatal = std::count_if(plan.problems.begin(), plan.problems.end(),
+                                            [](const Problem& problem) { return problem.fatal; });
+  if (!plan.shards.empty()) {
+    for (const auto& [model, count] : adapted(plan)) {
+      line("adapted",
+           fmt::format("{} by {}", show_count(count, "tensor"), plan.models[model].ref.text));
+    }
+    for (const auto& [name, count] : rules(plan)) {
+      line("rule", fmt::format("{} {}", show_count(count, "tensor"), name));
+    }
+    text += printable(table_of(weights_of(plan)), Breaks::kept);
+    std::map<std::string, std::uint64_t> unused;
+    for (const Unused& entry : plan.unused) {
+      ++unused[plan.models[entry.model].ref.text + ": " + entry.reason];
+    }
+    for (const auto& [reason, count] : unused) {
+      line("unused", fmt::format("{} of {}", show_count(count, "tensor"), reason));
+    }
+    std::string kinds;
+    for (const auto& [kind, count] : dtypes(plan)) {
+      kinds += (kinds.empty() ? "" : ", ") + fmt::format("{} {}", show_count(count), kind);
+    }
+    line("output", fmt::format("{} ({}) in {}, {}", show_count(plan.jobs.size(), "tensor"), kinds,
+                               show_count(plan.shards.size(), "shard"),
+                               show_count(plan.companions.size(), "other file")));
+    for (const std::string& open : plan.open) line("open", open);
+    line("read", show_bytes(plan.bytes_in));
+    line("write", show_bytes(plan.bytes_out));
+    line("disk", fmt::format("{} needed, {} free for {}", show_bytes(cost.needed),
+                             show_bytes(cost.free), cost.place));
   }
-  for (const auto& [name, count] : rules(plan)) {
-    line("rule", fmt::format("{} {}", show_count(count, "tensor"), name));
+  if (cost.run.memory > 0) {
+    line("memory",
+         fmt::format("about {}; the ceiling is {} (--memory)", show_memory(cost.run.memory),
+                     show_memory(request.options().memory)));
   }
-  std::map<std::string, std::uint64_t> unused;
-  for (const Unused& entry : plan.unused) {
-    ++unused[plan.models[entry.model].ref.text + ": " + entry.reason];
+  if (cost.seconds > 0) {
+    line("time",
+         fmt::format("{} with {}",
+                     cost.seconds < 1 ? "under a second" : "about " + show_time(cost.seconds),
+                     show_count(static_cast<std::uint64_t>(cost.run.crowd.threads), "thread")));
   }
-  for (const auto& [reason, count] : unused) {
-    line("unused", fmt::format("{} of {}", show_count(count, "tensor"), reason));
-  }
-  std::string kinds;
-  for (const auto& [kind, count] : dtypes(plan)) {
-    kinds += (kinds.empty() ? "" : ", ") + fmt::format("{} {}", show_count(count), kind);
-  }
-  line("output", fmt::format("{} ({}) in {}, {}", show_count(plan.jobs.size(), "tensor"), kinds,
-                             show_count(plan.shards.size(), "shard"),
-                             show_count(plan.companions.size(), "other file")));
-  line("read", show_bytes(plan.bytes_in));
-  line("write", show_bytes(plan.bytes_out));
-  line("disk", fmt::format("{} needed, {} free for {}", show_bytes(cost.needed),
-                           show_bytes(cost.free), cost.place));
-  line("memory", fmt::format("at most {} resident", show_memory(request.options().memory)));
-  if (cost.rate > 0) {
-    line("time", fmt::format("about {} at the {} a quick probe of the inputs read",
-                             show_time(cost.seconds), show_rate(cost.rate)));
-  }
-  if (tensors) {
+  if (request.tensors()) {
     for (const Job& job : plan.jobs) {
       std::string sources;
       for (const Operand& operand : job.operands) {
         sources += (sources.empty() ? "" : ", ") + source(plan, operand);
       }
-      const Json values = parameters(job);
-      text +=
-          printable(fmt::format("{}  {} {}  {}{}  from {}", job.output.name, word(job.output.dtype),
-                                job.output.shape.text(), rule(plan, job),
-                                values.empty() ? "" : " " + values.dump(), sources));
+      text += printable(fmt::format("{}  {} {}  {}{}  from {}", job.output.name,
+                                    word(job.output.dtype), job.output.shape.text(),
+                                    rule(plan, job), shown(parameters(job)), sources));
       text += '\n';
     }
   }
+  line(fatal == 0 ? "ready" : "not ready",
+       fatal == 0 ? request.command() : show_count(fatal, "error") + " in the way");
   return text;
 }
 
@@ -261,10 +278,9 @@ class PlanCommand final : public Command {
       : Command(program, "plan",
                 "Show all a merge would do, from headers alone, and every problem"),
         request_(app(), Request::Form::plan) {
-    app().add_flag("--tensors", tensors_, "List every output tensor with its rule and sources");
-    app().add_flag("--no-probe", no_probe_, "Do not read from the inputs to estimate the time");
     app().footer(
         "Nothing is written. Exit code 0 if the merge can run, else the one it would fail with.\n"
+        "The commands that write take --dry-run, which does the same for them.\n"
         "\n"
         "Examples:\n"
         "  ingot plan recipe.yml\n"
@@ -272,46 +288,29 @@ class PlanCommand final : public Command {
         "  ingot plan recipe.yml --json | jq .problems");
   }
 
-  int run() override {
-    const Console console(request_.quiet());
-    request_.settle(console);
-    const std::unique_ptr<Disk> disk = system_disk();
-    Plan plan = request_.plan(*disk);
-    const Forecast cost = forecast(*disk, plan, request_.out(), !no_probe_);
-    if (!request_.out().empty()) {
-      try {
-        check_target(*disk, plan, request_.out(), request_.options().force);
-      } catch (const Error& error) {
-        plan.problems.push_back({true, error.code(), error.what()});
-      }
-    }
-    if (!request_.out().empty() && cost.needed > cost.free) {
-      plan.problems.push_back({true, Code::io,
-                               fmt::format("{} needs {} of disk and {} is free", cost.place,
-                                           show_bytes(cost.needed), show_bytes(cost.free))});
-    }
-    if (plan.sound()) {
-      try {
-        (void)crowd(plan, request_.options());
-      } catch (const Error& error) {
-        plan.problems.push_back({true, error.code(), error.what()});
-      }
-    }
-    if (request_.json()) {
-      print_json(describe(plan, cost, request_, tensors_));
-    } else {
-      print(narrate(plan, cost, request_, tensors_));
-    }
-    report(console, plan);
-    return verdict(plan);
-  }
+  int run() override { return merge_by(request_); }
 
  private:
   Request request_;
-  bool tensors_ = false, no_probe_ = false;
 };
 
 }  // namespace
+
+int plan_by(Request& request) {
+  const Console console(request.quiet());
+  const std::unique_ptr<Disk> disk = system_disk();
+  Meter meter(console, request.progress(console), Phase::plan);
+  Plan plan = request.plan(*disk, false, {});
+  const Forecast cost = forecast(*disk, plan, request);
+  meter.finish();
+  if (request.json()) {
+    print_json(describe(plan, cost, request));
+  } else if (!request.quiet()) {
+    print(narrate(plan, cost, request));
+  }
+  report(console, plan);
+  return verdict(plan);
+}
 
 std::unique_ptr<Command> make_plan(CLI::App& program) {
   return std::make_unique<PlanCommand>(program);

@@ -35,4 +35,9 @@ double probe(const Plan& plan) {
   return static_cast<double>(count * kBlock) / std::max(elapsed.count(), 1e-9);
 }
 
+double seconds_of(const Plan& plan, const Estimate& run, double storage_rate) {
+  if (storage_rate <= 0) return run.compute;
+  return std::max(run.compute, static_cast<double>(plan.bytes_in + plan.bytes_out) / storage_rate);
+}
+
 }  // namespace ingot::tool

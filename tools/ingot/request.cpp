@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -56,7 +57,7 @@ std::string no_seed(const std::string& text) {
 // Standard input to its end, or as much of it as shows that it is too long for a recipe.
 std::string read_input() {
   constexpr std::size_t kMost = std::size_t{2} << 20;
-  std::string text;
+  static std::string text;  // planned from twice where numbers are measured
   std::array<char, 4096> block{};
   while (text.size() < kMost) {
     const std::size_t count = std::fread(block.data(), 1, block.size(), stdin);
@@ -111,9 +112,24 @@ std::string title_of(std::string_view out) {
   return out == "." || out == ".." ? "" : std::string(out);
 }
 
+// Options that say how to plan and not what to do.
+const std::set<std::string> kPlanOnly{"--dry-run", "--tensors", "--no-probe", "--json",
+                                      "--quiet",   "--verbose", "--progress"};
+
+// As a shell reads it.
+std::string shell_word(const std::string& text) {
+  constexpr std::string_view kPlain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789%+,-./:=@_";
+  if (!text.empty() && text.find_first_not_of(kPlain) == std::string::npos) return text;
+  std::string quoted = "'";
+  for (const char c : text) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
 }  // namespace
 
-Request::Request(CLI::App& command, Form form) : form_(form), command_(command) {
+Request::Request(CLI::App& command, Form form)
+    : form_(form), command_(command), progress_(command) {
   const bool writes = form != Form::plan;
   if (form == Form::bake) {
     command.add_option("BASE", base_, "The model, a folder or a name in the Hub cache")
@@ -192,7 +208,13 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
       ->type_name("DIR");
   command.add_flag("--force", options_.force,
                    "Replace OUT if ingot wrote all of it, once the new one is done");
+  command.add_flag("--tensors", tensors_,
+                   writes ? "With --dry-run: list every output tensor with its rule and sources"
+                          : "List every output tensor with its rule and sources");
+  command.add_flag("--no-probe", no_probe_, "Do not read from the inputs to estimate the time");
   if (writes) {
+    command.add_flag("--dry-run", dry_,
+                     "Show what would be done and every problem, and write nothing");
     command.add_flag("--resume", options_.resume,
                      "Continue an interrupted run into OUT; a finished one is verified");
     command.add_flag("--no-sync", no_sync_,
@@ -204,6 +226,8 @@ Request::Request(CLI::App& command, Form form) : form_(form), command_(command) 
         ->group("For measurements");
   }
   command.add_flag("-q,--quiet,!--no-quiet", quiet_, "Show warnings and errors only");
+  command.add_flag("-v,--verbose", verbose_,
+                   "Say how it was computed, read and written, and how fast the storage is");
   command.add_flag("--json", json_, "Print the report as JSON on standard output");
 
   const char* waivers = "Waivers (the receipt lists each)";
@@ -580,7 +604,36 @@ std::string Request::extraction(Disk& disk) const {
   return text;
 }
 
-Plan Request::plan(Disk& disk) const {
+std::string Request::command() const {
+  std::string placed, options;
+  for (const CLI::Option* option : command_.get_options()) {
+    const auto& names = option->get_lnames();
+    const std::string name = names.empty() ? "" : "--" + names.front();
+    const bool moot = option->get_description().starts_with("No effect");
+    if (option->count() == 0 || moot || kPlanOnly.contains(name)) continue;
+    for (const std::string& value : option->results()) {
+      if (name.empty()) {  // an argument
+        placed += " " + shell_word(value);
+      } else if (option->get_items_expected_max() == 0) {  // a flag
+        options += value == "false" ? " --no-" + names.front() : " " + name;
+      } else {
+        options += fmt::format(" {} {}", name, shell_word(value));
+      }
+    }
+  }
+  std::string words = "ingot";
+  for (const CLI::App* app = &command_; app->get_parent() != nullptr; app = app->get_parent()) {
+    const std::string name = form_ == Form::plan ? "merge" : app->get_name();
+    words.insert(std::string_view("ingot").size(), " " + name);
+  }
+  if (form_ == Form::plan && out_.empty()) placed += " OUT";
+  return words + placed + options;
+}
+
+Plan Request::plan(Disk& disk, bool measure, const Watcher& watcher) const {
+  PlanOptions options = planning_;
+  options.measure = measure;
+  options.watcher = watcher;
   const bool own = recipe_.empty();
   const bool streamed = recipe_ == "-";
   const std::string text = own        ? synthesise(disk)
@@ -590,7 +643,7 @@ Plan Request::plan(Disk& disk) const {
   const auto made = [&] {
     Recipe recipe =
         parse(text, name, {.allow_unknown_keys = planning_.allow_unknown_keys, .collect = true});
-    return build(disk, std::move(recipe), planning_);
+    return build(disk, std::move(recipe), options);
   };
   if (!own) return made();
   // Who typed options is answered in options.

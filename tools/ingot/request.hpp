@@ -12,6 +12,7 @@
 
 #include "console.hpp"
 #include "ingot/merge.hpp"
+#include "progress.hpp"
 
 namespace ingot::tool {
 
@@ -35,13 +36,24 @@ class Request {
   // Whether a plan of this command may have decompositions.
   [[nodiscard]] bool may_decompose() const;
   // Reads the recipe and builds the plan.
-  [[nodiscard]] Plan plan(Disk& disk) const;
+  [[nodiscard]] Plan plan(Disk& disk, bool measure, const Watcher& watcher) const;
+  // The command line that does what this one plans: of its words those that matter to a merge.
+  [[nodiscard]] std::string command() const;
 
   [[nodiscard]] const std::string& recipe() const noexcept { return recipe_; }
   [[nodiscard]] const std::string& out() const noexcept { return out_; }
   [[nodiscard]] const MergeOptions& options() const noexcept { return options_; }
   [[nodiscard]] bool quiet() const noexcept { return quiet_; }
   [[nodiscard]] bool json() const noexcept { return json_; }
+  [[nodiscard]] bool verbose() const noexcept { return verbose_; }
+  // True for `plan`, and for others with --dry-run: nothing is written.
+  [[nodiscard]] bool dry() const noexcept { return form_ == Form::plan || dry_; }
+  // Every tensor is listed; the inputs are not read to learn their rate.
+  [[nodiscard]] bool tensors() const noexcept { return tensors_; }
+  [[nodiscard]] bool probes() const noexcept { return !no_probe_; }
+  [[nodiscard]] Meter::Style progress(const Console& console) const {
+    return progress_.style(console);
+  }
 
  private:
   // `argument` is OUT as an argument; null where the adapters take all arguments.
@@ -82,16 +94,21 @@ class Request {
   std::string device_memory_ = "2GiB";
   std::uint64_t device_memory_bytes_ = 0;
   std::string device_ = "cpu", storage_ = "auto", libraries_;
-  bool quiet_ = false, json_ = false, no_sync_ = false, no_hash_ = false;
+  bool quiet_ = false, json_ = false, verbose_ = false, no_sync_ = false, no_hash_ = false;
+  bool dry_ = false, tensors_ = false, no_probe_ = false;
   // mergekit's.
   bool cuda_ = false, gpu_rich_ = false, safe_ = true, copy_tokenizer_ = true, card_ = true;
   PlanOptions planning_;
   MergeOptions options_;
   CLI::App& command_;
+  ProgressOption progress_;
 };
 
-// Plans and merges as asked and reports it; the exit code.
+// Plans and merges as asked and reports it, or plans alone where the request is dry(); the exit
+// code.
 [[nodiscard]] int merge_by(Request& request);
+// Plans as asked and prints it: what would be done, and every problem. The exit code of the run.
+[[nodiscard]] int plan_by(Request& request);
 
 // The exit code of a plan: that of its first fatal problem, 0 if it has none.
 [[nodiscard]] int verdict(const Plan& plan);

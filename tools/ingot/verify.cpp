@@ -1,5 +1,7 @@
 #include "ingot/merge.hpp"
 
+#include <optional>
+
 #include <fmt/format.h>
 
 #include "command.hpp"
@@ -31,6 +33,7 @@ class VerifyCommand final : public Command {
         ->capture_default_str();
     app().add_flag("-q,--quiet", quiet_, "Print nothing but shortfalls");
     app().add_flag("--json", json_, "Print the result as JSON on standard output");
+    progress_.emplace(app());
     app().footer(
         "The folder is planned again from its recipe, every file is compared with what belongs "
         "there,\n"
@@ -50,10 +53,10 @@ class VerifyCommand final : public Command {
   int run() override {
     const Console console(quiet_);
     const std::unique_ptr<Disk> disk = system_disk();
-    Meter meter(console, 0);
+    Meter meter(console, progress_->style(console), Phase::plan);
     const Verdicts verdicts =
         verify(*disk, out_, options_, [&meter](const Progress& progress) { meter.show(progress); });
-    meter.clear();
+    meter.finish();
     const bool sound = verdicts.findings.empty();
     if (json_) {
       Json json{{"out", out_},
@@ -142,6 +145,7 @@ class VerifyCommand final : public Command {
   std::string out_;
   VerifyOptions options_;
   bool quiet_ = false, json_ = false;
+  std::optional<ProgressOption> progress_;
 };
 
 }  // namespace
