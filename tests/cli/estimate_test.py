@@ -1,0 +1,83 @@
+"""What a plan says of memory and time, beside what the run measures."""
+
+import json
+import struct
+import time
+import unittest
+
+from program import BUILD, EXAMPLES, Case, ingot
+
+MODELS, ADAPTERS = EXAMPLES / "models", EXAMPLES / "adapters"
+# A sanitizer's own memory is none of the program's.
+PLAIN = "INGOT_SANITIZE:STRING=\n" in (BUILD / "CMakeCache.txt").read_text()
+SHARE = 0.15
+MIB = 1 << 20
+
+
+def model(folder, layers, width):
+    """bf16 layers of width * width elements; the data are a hole in the file."""
+    folder.mkdir()
+    header, end = {}, 0
+    for layer in range(layers):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            begin, end = end, end + 2 * width * width
+            header[f"model.layers.{layer}.self_attn.{name}.weight"] = {
+                "dtype": "BF16", "shape": [width, width], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 4096)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": layers}))
+    return folder
+
+
+@unittest.skipUnless(PLAIN, "sanitizers have memory of their own")
+class Memory(Case):
+    def compare(self, *words):
+        with self.subTest(words=[str(word) for word in words]):
+            plan = json.loads(self.run_ok(*words, "--dry-run", "--json").stdout)
+            run = json.loads(self.run_ok(*words, "--json", "--force", "--no-sync", "--allow-unchanged").stdout)
+            ratio = plan["memory"]["peak"] / run["peak_memory"]
+            self.assertTrue(1 - SHARE <= ratio <= 1 + SHARE,
+                            f"{plan['memory']['peak'] / MIB:.1f} MiB planned, {run['peak_memory'] / MIB:.1f} measured")
+            self.assertEqual(plan["threads"], run["threads"])
+
+    def test_of_small_models(self):
+        for number, name in enumerate(("linear", "slerp", "ties", "task_arithmetic", "dare_ties")):
+            recipe = EXAMPLES / "recipes" / f"{name}.yml"
+            if recipe.exists():
+                for threads in ("1", "2"):
+                    self.compare("merge", recipe, self.folder / f"out-{number}-{threads}", "--root", EXAMPLES, "-j", threads)
+
+    def test_of_bakes_and_adapters(self):
+        self.compare("bake", MODELS / "base", ADAPTERS / "c-lora", "-o", self.folder / "baked")
+        self.compare("adapter", "merge", ADAPTERS / "c-lora", ADAPTERS / "python-lora", "-o", self.folder / "cat")
+
+    def test_of_runs_that_take_all_they_may(self):
+        # 3 x 128 MiB under ceilings that leave room for some chunks.
+        models = [model(self.folder / name, 4, 2048) for name in ("base", "a", "b")]
+        entries = "".join(f"- model: {m}\n  parameters: {{weight: 0.5}}\n" for m in models)
+        recipe = self.write("recipe.yml", f"merge_method: linear\ndtype: bfloat16\nmodels:\n{entries}")
+        for memory in ("80MiB", "96MiB"):
+            self.compare("merge", recipe, self.folder / f"out-{memory}", "--memory", memory, "-j", "1", "--storage", "direct")
+
+
+class Headers(Case):
+    def test_a_plan_of_measured_ranks_reads_headers_alone(self):
+        base, tuned = model(self.folder / "base", 8, 2048), model(self.folder / "tuned", 8, 2048)
+        begin = time.monotonic()
+        for wish in (["--rank", "auto", "--energy", "0.9"], ["--bytes", "20MB"]):
+            self.run_ok("extract", base, tuned, *wish, "-o", self.folder / "out", "--dry-run", "--no-probe")
+        self.assertLess(time.monotonic() - begin, 10, "measuring 32 modules takes minutes")
+
+    def test_decompositions_count_in_the_time(self):
+        base, tuned = model(self.folder / "base", 8, 2048), model(self.folder / "tuned", 8, 2048)
+        seconds = [json.loads(self.run_ok("extract", base, tuned, "--rank", rank, "-o", self.folder / "out",
+                                          "--dry-run", "--json").stdout)["time"]["compute"] for rank in ("8", "64")]
+        self.assertGreater(seconds[0], 0.2)
+        self.assertGreater(seconds[1], 3 * seconds[0])
+
+
+if __name__ == "__main__":
+    unittest.main()
