@@ -29,6 +29,8 @@ std::vector<Changes> changes_of(const std::vector<std::string>& entries) {
     for (const nlohmann::json& source : tensor.at("sources")) {
       if (!source.contains("found") || !source["found"].contains("change")) continue;
       const nlohmann::json& found = source["found"];
+      // At weight 0, say.
+      if (found.at("change").get<double>() == 0 && found.value("skipped", 0) == 0) continue;
       const std::string name = pattern(tensor.at("name").get<std::string>());
       Changes& kind = kinds[name];
       kind.kind = name;

@@ -23,7 +23,7 @@ struct Changes {
   std::uint64_t skipped = 0;  // rows or columns without a value, kept as they were
 };
 
-// Empty where nothing was adapted.
+// Empty where nothing was changed.
 [[nodiscard]] std::vector<Changes> changes_of(const std::vector<std::string>& entries);
 
 // A warning where less than 99 % of the change survives: the commonest way to lose an adapter.
