@@ -213,8 +213,9 @@ std::string narrate(const Plan& plan, const Forecast& cost, const Request& reque
                      show_bytes(weight_bytes(model)),
                      model.checkpoint.pickled() ? ", pickled" : ""));
   }
-  const std::uint64_t fatal = std::count_if(plan.problems.begin(), plan.problems.end(),
-                                            [](const Problem& problem) { return problem.fatal; });
+  const auto fatal = static_cast<std::uint64_t>(
+      std::count_if(plan.problems.begin(), plan.problems.end(),
+                    [](const Problem& problem) { return problem.fatal; }));
   if (!plan.shards.empty()) {
     for (const auto& [model, count] : adapted(plan)) {
       line("adapted",
