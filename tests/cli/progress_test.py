@@ -83,13 +83,16 @@ class Long(Case):
         self.assertTrue(text.endswith("\r\x1b[K"), text[-200:])
 
     def test_a_pipe_gets_few_plain_lines(self):
+        begin = time.monotonic()
         code, seen = watch(self.words, False)
+        took = time.monotonic() - begin
         text = "".join(t for _, t in seen)
         self.assertEqual(code, 0, text)
         self.assertNotRegex(text, r"[\r\x1b]")
         lines = [line for line in text.splitlines() if "so far" in line]
-        self.assertGreater(len(lines), 0, text)
-        self.assertLessEqual(len(lines), 4 + seen[-1][0])
+        if took > 3:
+            self.assertGreater(len(lines), 0, text)
+        self.assertLessEqual(len(lines), 4 + took)
         for line in lines:
             self.assertRegex(line, r"^ingot: (planning|merging|finishing)(: \d+ %, \S+ \w?B of \S+ \w?B)?, .* so far")
 

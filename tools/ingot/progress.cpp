@@ -15,8 +15,9 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto kTick = 100ms;
-// A run that is over before is not worth a line.
+// A run that is over before is not worth a bar, or a line that stays.
 constexpr double kFirst = 0.4;
+constexpr double kFirstLine = 2;
 // Each phase that lasts so long is told of in a pipe.
 constexpr double kPhase = 1;
 constexpr double kLine = 5;     // between lines in a pipe
@@ -137,7 +138,8 @@ void Meter::draw(Clock::time_point now) {
       console_.redraw(bar(seconds));
       break;
     case Style::lines:
-      if (!(told_ ? (phase_told_ ? last >= kLine : phase >= kPhase) : seconds >= kFirst)) return;
+      if (!(told_ ? (phase_told_ ? last >= kLine : phase >= kPhase) : seconds >= kFirstLine))
+        return;
       console_.status(line(seconds));
       break;
     case Style::json:
@@ -163,7 +165,8 @@ std::string Meter::bar(double seconds) const {
     text += "  " + show_bytes(now_.bytes_done);
   }
   text += "  " + clock(seconds);
-  if (const auto left = pace_.left(now_.bytes_total); left && now_.bytes_total > 0) {
+  const bool more = now_.bytes_done < now_.bytes_total;
+  if (const auto left = pace_.left(now_.bytes_total); left && more) {
     text += fmt::format(", {} left", clock(*left));
   }
   return now_.tensor.empty() ? text : text + "  " + now_.tensor;
@@ -179,7 +182,8 @@ std::string Meter::line(double seconds) const {
     text += ": " + show_bytes(now_.bytes_done);
   }
   text += fmt::format(", {} so far", show_time(seconds));
-  if (const auto left = pace_.left(now_.bytes_total); left && now_.bytes_total > 0) {
+  const bool more = now_.bytes_done < now_.bytes_total;
+  if (const auto left = pace_.left(now_.bytes_total); left && more) {
     text += fmt::format(", about {} left", show_time(*left));
   }
   return text;
