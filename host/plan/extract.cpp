@@ -459,12 +459,15 @@ class Extraction {
 
   // Which whole tensors changed, and how much is left out.
   void compare() {
-    double kept = 0;
-    if (!plan_.options.measure) {  // all count as changed, as they are set up
-      compared_ = static_cast<std::size_t>(std::count_if(
-          whole_.begin(), whole_.end(), [](const Whole& whole) { return whole.in_base; }));
+    if (!plan_.options.measure) {  // all count as changed, but where that could break a budget
+      for (Whole& whole : whole_) {
+        if (!whole.in_base) continue;
+        whole.changed = wishes_.bytes == 0;
+        ++compared_;
+      }
       return;
     }
+    double kept = 0;
     for (Whole& whole : whole_) {
       const bool same =
           whole.in_base && entry(whole.base).info.shape == entry(whole.tuned).info.shape;
@@ -656,8 +659,8 @@ class Extraction {
     if (compared_ > 0) {
       plan_.open.push_back(
           fmt::format("which of {} embeddings, heads, norms and biases changed: "
-                      "all are counted here",
-                      compared_));
+                      "{} counted here",
+                      compared_, wishes_.bytes == 0 ? "all are" : "none is"));
     }
     if (skipped_ > 0) {
       problems_.warn(

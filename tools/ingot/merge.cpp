@@ -218,9 +218,9 @@ int merge_by(Request& request) {
   Meter meter(console, request.progress(console), Phase::plan);
   const Watcher watcher = [&meter](const Progress& progress) { meter.show(progress); };
   Plan plan = request.plan(*disk, false, watcher);
-  if (plan.sound() && !plan.open.empty()) {
+  if (!plan.open.empty()) {
     // What stands in the way is said before minutes of measuring.
-    check_target(*disk, plan, request.out(), request.options());
+    if (plan.sound()) check_target(*disk, plan, request.out(), request.options());
     plan = request.plan(*disk, true, watcher);
   }
   report(console, plan);
