@@ -297,6 +297,14 @@ class Writer {
         out.order.joined.push_back(names_.stacks[s].prefix);
       }
     }
+    std::map<std::string, std::uint64_t> lists;  // "queries.0", "queries.1": one for each
+    for (const Spot& spot : names_.listings[draft_.donor].range(kNoStack)) {
+      const std::string& whole = names_.templates[spot.part].before;
+      const std::string_view last = last_component(whole);
+      const bool number = last.find_first_not_of("0123456789") == std::string_view::npos;
+      const std::uint64_t members = number ? ++lists[std::string(parent(whole))] : 0;
+      if (members > 1 && members == out.old_count) out.order.joined.emplace_back(parent(whole));
+    }
     for (const Spot& spot : names_.listings[draft_.donor].range(kNoStack)) {
       const Template& name = names_.templates[spot.part];
       if (name.before.find("per_layer") == std::string::npos ||

@@ -483,6 +483,30 @@ TEST_F(PlanTest, SlicesOfAModelForImagesAreOfItsText) {
   }
 }
 
+TEST_F(PlanTest, SlicesDoNotLeaveBehindWhatEachLayerHasOutsideIt) {
+  const char* config = "{\"num_hidden_layers\": 3, \"tie_word_embeddings\": true}";
+  const auto stacked = [&](const std::string& name, const std::string& beside, Shape shape) {
+    Tensors tensors = {{"model.embed_tokens.weight", Dtype::bf16, {10, 4}}};
+    for (int i = 0; i < 3; ++i) {
+      tensors.push_back({fmt::format("model.layers.{}.w", i), Dtype::bf16, {4}});
+      tensors.push_back({fmt::format(fmt::runtime(beside), i), Dtype::bf16, shape});
+      if (beside.find('{') == std::string::npos) break;
+    }
+    for (int i = 1; i < 3 && beside.find('{') == std::string::npos; ++i) {
+      tensors.push_back({fmt::format("model.layers.{}.w", i), Dtype::bf16, {4}});
+    }
+    model(name, tensors, config);
+    return plan(
+        fmt::format("merge_method: passthrough\nslices:\n"
+                    "- sources: [{{model: {}, layer_range: [1, 3]}}]\n",
+                    name));
+  };
+  EXPECT_SAYS(stacked("queries", "model.queries.{}", {4}),
+              "model.queries of queries has a part for each layer");
+  EXPECT_SAYS(stacked("wide", "model.embed_tokens_per_layer.weight", {10, 12}),
+              "model.embed_tokens_per_layer.weight of wide has a part for each layer");
+}
+
 // --- modules -------------------------------------------------------------------------------------
 
 Tensors encoder_decoder() {
