@@ -7,7 +7,7 @@
 namespace ingot {
 namespace {
 
-std::uint64_t line_of(std::string_view name) {
+std::uint64_t status_of(std::string_view name) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
     if (line.starts_with(name)) return std::stoull(line.substr(name.size())) * 1024;
@@ -17,7 +17,7 @@ std::uint64_t line_of(std::string_view name) {
 
 }  // namespace
 
-std::uint64_t peak_memory() { return line_of("VmHWM:"); }
-std::uint64_t resident_memory() { return line_of("VmRSS:"); }
+std::uint64_t peak_memory() { return status_of("VmHWM:"); }
+std::uint64_t resident_memory() { return status_of("VmRSS:"); }
 
 }  // namespace ingot

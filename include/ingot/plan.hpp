@@ -158,7 +158,7 @@ struct Plan {
   // What only the models' numbers decide, a clause each ("the ranks of 14 modules, ..."): sizes are
   // guesses then. Empty where PlanOptions::measure.
   std::vector<std::string> open;
-  std::vector<std::string> read;   // paths of all files that planning opened, sorted
+  std::vector<std::string> read;  // paths of all files that planning opened, sorted
   Waived waived;
   // Companions that hold code of a model or name some (`auto_map`): programs run it where they are
   // told to trust it.

@@ -17,7 +17,7 @@ namespace {
 
 // Rows of a table that a person reads; JSON has all.
 constexpr std::size_t kMostRows = 100;
-constexpr std::size_t kWidth = 79;
+constexpr std::size_t kTableWidth = 79;
 constexpr std::size_t kMostKinds = 3;
 
 // A parameter as people wrote it: 0.3, not what the nearest f32 is in f64.
@@ -53,14 +53,14 @@ struct Cell {
 };
 
 // Kinds of tensors that have the same parameters in every layer.
-struct Group {
+struct Alike {
   std::vector<std::string> kinds;
   std::map<std::uint64_t, Cell> layers;
   std::optional<Cell> alone;  // of what is in no layer
 };
 
-std::vector<Group> groups_of(const Plan& plan) {
-  std::vector<Group> kinds;
+std::vector<Alike> groups_of(const Plan& plan) {
+  std::vector<Alike> kinds;
   std::map<std::string, std::size_t> places;
   for (const Job& job : plan.jobs) {
     if (job.action != Action::merge) continue;
@@ -72,16 +72,16 @@ std::vector<Group> groups_of(const Plan& plan) {
     const auto [at, fresh] = places.emplace((number ? "layer " : "") + kind, kinds.size());
     if (fresh) kinds.push_back({{kind}, {}, {}});
     Cell cell{sources_of(plan, job), std::move(values)};
-    Group& group = kinds[at->second];
+    Alike& group = kinds[at->second];
     if (number) {
       group.layers[*number] = std::move(cell);
     } else {
       group.alone = std::move(cell);
     }
   }
-  std::vector<Group> groups;
-  for (Group& kind : kinds) {
-    const auto same = std::find_if(groups.begin(), groups.end(), [&](const Group& group) {
+  std::vector<Alike> groups;
+  for (Alike& kind : kinds) {
+    const auto same = std::find_if(groups.begin(), groups.end(), [&](const Alike& group) {
       return group.layers == kind.layers && group.alone == kind.alone;
     });
     if (same == groups.end()) {
@@ -194,12 +194,12 @@ std::string shown(const Json& parameters) {
 }
 
 Json weights_of(const Plan& plan) {
-  const std::vector<Group> groups = groups_of(plan);
+  const std::vector<Alike> groups = groups_of(plan);
   const auto layered = std::count_if(groups.begin(), groups.end(),
-                                     [](const Group& group) { return !group.layers.empty(); });
+                                     [](const Alike& group) { return !group.layers.empty(); });
   const auto others = static_cast<std::ptrdiff_t>(groups.size()) - layered;
   Json rows = Json::array();
-  const auto add = [&](const Group& group, const Json& layers, std::size_t tensors,
+  const auto add = [&](const Alike& group, const Json& layers, std::size_t tensors,
                        const Cell& cell) {
     rows.push_back({{"layers", layers},
                     {"whole", (layers.is_null() ? others : layered) == 1},
@@ -208,7 +208,7 @@ Json weights_of(const Plan& plan) {
                     {"models", cell.models},
                     {"parameters", cell.parameters}});
   };
-  for (const Group& group : groups) {
+  for (const Alike& group : groups) {
     if (group.alone) add(group, nullptr, 1, *group.alone);
     for (auto at = group.layers.begin(); at != group.layers.end();) {
       const auto first = at;
@@ -275,7 +275,7 @@ std::string table_of(const Json& weights) {
     for (; end < columns.all.size(); ++end) {
       std::size_t width = columns.all[end].first.size();
       for (const std::string& cell : columns.all[end].second) width = std::max(width, cell.size());
-      if (end > begin && all + 2 + width > kWidth) break;
+      if (end > begin && all + 2 + width > kTableWidth) break;
       all += 2 + width;
       widths.push_back(width);
     }
