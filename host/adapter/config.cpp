@@ -26,28 +26,30 @@ constexpr const char* kBake =
     "bake it with PEFT (merge_and_unload), save the model, and ingot extract makes a LoRA of the "
     "difference";
 
-// Types whose result cannot be had here, and why. An empty reason: formulas that hardly any public
-// adapter uses.
+constexpr const char* kFollows =
+    "its change follows from its files and the base, by a formula that ingot does not have";
+
+// Types whose result cannot be had here, and why.
 struct Refusal {
   std::string_view type, reason;
 };
 constexpr std::array kGenerated{
-    Refusal{"PVERA", ""},
-    Refusal{"RANDLORA", ""},
-    Refusal{"HIRA", ""},
-    Refusal{"SHIRA", ""},
-    Refusal{"C3A", ""},
-    Refusal{"DELORA", ""},
-    Refusal{"GRALORA", ""},
-    Refusal{"ROAD", ""},
-    Refusal{"GLORA", ""},
-    Refusal{"VBLORA", ""},
-    Refusal{"TINYLORA", ""},
-    Refusal{"OSF", ""},
-    Refusal{"BEFT", ""},
-    Refusal{"PEANUT", ""},
-    Refusal{"SUPERTUNING", ""},
-    Refusal{"BONE", ""},
+    Refusal{"PVERA", "its projections come from a PyTorch generator unless they were saved"},
+    Refusal{"RANDLORA", "its projections come from a PyTorch generator unless they were saved"},
+    Refusal{"HIRA", kFollows},
+    Refusal{"SHIRA", kFollows},
+    Refusal{"C3A", kFollows},
+    Refusal{"DELORA", kFollows},
+    Refusal{"GRALORA", kFollows},
+    Refusal{"ROAD", kFollows},
+    Refusal{"GLORA", kFollows},
+    Refusal{"VBLORA", kFollows},
+    Refusal{"TINYLORA", "it rests on a decomposition of the base that PEFT makes"},
+    Refusal{"OSF", "part of it is a decomposition of the base that PEFT makes when it loads it"},
+    Refusal{"BEFT", kFollows},
+    Refusal{"PEANUT", kFollows},
+    Refusal{"SUPERTUNING", "its positions are chosen from the base unless they were saved"},
+    Refusal{"BONE", "PEFT has replaced it by MISS"},
     Refusal{"FOURIERFT", "its positions come from a PyTorch generator"},
     Refusal{"WAVEFT", "its positions come from a PyTorch generator"},
     Refusal{"UNILORA", "its indices come from a NumPy generator"},
@@ -233,8 +235,8 @@ class Reader {
     }
     for (const Refusal& known : kGenerated) {
       if (known.type != name) continue;
-      refuse(fmt::format("{} adapters are not among those ingot computes{}{}; {}", name,
-                         known.reason.empty() ? "" : ": ", known.reason, kBake));
+      refuse(fmt::format("{} adapters are not among those ingot computes: {}; {}", name,
+                         known.reason, kBake));
     }
     for (const std::string_view known : kWeightless) {
       if (known != name) continue;

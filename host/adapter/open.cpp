@@ -460,6 +460,15 @@ class Account {
               "that saved without gathering leave such tensors",
               (sa.rank() < 2 ? sa : sb).text()));
     }
+    // Convolutions never stand in an owner of experts.
+    if (sa.rank() == 3 && within(module.path, "experts")) {
+      bad(Code::shape, a,
+          fmt::format(
+              "has shape {}: factors of experts with a dimension for the experts, which PEFT "
+              "does not read; save them as PEFT does for target_parameters, lora_A with the "
+              "rows of all experts (experts * rank) in two dimensions",
+              sa.text()));
+    }
     if (sa[0] != sb[1]) {
       if (sa.rank() == 2 && sa[1] == sb[0]) {
         bad(Code::shape, a,
@@ -652,9 +661,11 @@ class Account {
 
   [[noreturn]] void no_parameter(const Adapted& module) const {
     bad(Code::format, module.factors.front().entry,
-        fmt::format("is of a parameter wrapped {} deep, of which the configuration names none in "
-                    "target_parameters",
-                    module.nesting));
+        fmt::format(
+            "is of a parameter wrapped {} deep, of which the configuration names none: name "
+            "the parameters in target_parameters, as [\"experts.gate_up_proj\", "
+            "\"experts.down_proj\"]",
+            module.nesting));
   }
 
   // Which of a module's parameters each level is: the one defined first lies innermost, and all
@@ -807,11 +818,62 @@ Adapter read_adapter(Checkpoint checkpoint, std::string folder, std::string_view
                      std::string shown, const AdapterOptions& options) {
   std::vector<std::string> warnings;
   AdapterConfig parsed = parse_adapter_config(config, shown, options, warnings);
-  Adapter out{std::move(checkpoint), std::move(folder), std::move(parsed), {}, {}, {}, {}, {}, {}};
+  Adapter out{
+      std::move(checkpoint), std::move(folder), std::move(parsed), {}, {}, {}, {}, {}, false, {}};
   adapter::Account(out, shown, warnings).run();
   out.warnings = std::move(warnings);
   return out;
 }
+
+namespace adapter {
+namespace {
+
+// What trainers leave beside an adapter, and forms of it that other programs read.
+bool leftover(std::string_view name) {
+  for (const char* start : {"adapter_model.", "optimizer", "scheduler", "scaler", "rng_state",
+                            "random_states", "training_args", "sampler", "."}) {
+    if (name.starts_with(start)) return true;
+  }
+  return false;
+}
+
+// Weights beside the adapter's own were trained or saved with it, and PEFT does not read them: what
+// they change would be lost without a word.
+void look_beside(Disk& disk, Adapter& out, const AdapterOptions& options) {
+  std::vector<std::string> found;
+  for (const std::string& name : disk.list(out.folder)) {
+    const std::size_t dot = name.rfind('.');
+    const std::string_view kind =
+        dot == std::string::npos ? "" : std::string_view(name).substr(dot);
+    bool weights = false;
+    for (const char* known : {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}) {
+      weights = weights || kind == known;
+    }
+    if (!weights || leftover(name) || disk.kind(out.folder + "/" + name) != Disk::Kind::file) {
+      continue;
+    }
+    found.push_back(clip(name));
+  }
+  if (found.empty()) return;
+  std::sort(found.begin(), found.end());
+  const std::size_t count = found.size();
+  found.resize(std::min(count, kShown));
+  const std::string text = fmt::format(
+      "{} has weights beside the adapter: {}{}. They are no part of it, and PEFT does not read "
+      "them",
+      out.folder, fmt::join(found, ", "), count > kShown ? ", ..." : "");
+  if (!options.allow_extra) {
+    fail(Code::format,
+         text +
+             ": put them into the base first (load_state_dict, then save_pretrained) and bake "
+             "the adapter into the result, or leave them out with --ignore-extra-weights");
+  }
+  out.extra = true;
+  out.warnings.push_back(text + "; they were left out");
+}
+
+}  // namespace
+}  // namespace adapter
 
 Adapter open_adapter(Disk& disk, const std::string& folder, std::string shown,
                      const AdapterOptions& options) {
@@ -826,7 +888,10 @@ Adapter open_adapter(Disk& disk, const std::string& folder, std::string shown,
   for (const char* name : {"adapter_model.safetensors", "adapter_model.bin"}) {
     const auto weights = seek_member(disk, folder, name);
     if (!weights) continue;
-    return read_adapter(Checkpoint::open(disk, *weights, shown), folder, text, shown, options);
+    Adapter out =
+        read_adapter(Checkpoint::open(disk, *weights, shown), folder, text, shown, options);
+    adapter::look_beside(disk, out, options);
+    return out;
   }
   // The configuration may already say why there is nothing to do.
   std::vector<std::string> warnings;

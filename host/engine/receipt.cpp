@@ -192,6 +192,8 @@ constexpr Waiver kWaivers[] = {
      [](const Plan& plan, const Lines&) {
        return plan.waived.unknown_keys || !plan.recipe.waived.empty();
      }},
+    {"ignore_extra_weights", &PlanOptions::ignore_extra_weights,
+     [](const Plan& plan, const Lines&) { return plan.waived.extra_weights; }},
     {"allow_mixed", &PlanOptions::allow_mixed,
      [](const Plan& plan, const Lines&) { return plan.waived.mixed; }},
     {"allow_layer_mismatch", &PlanOptions::allow_layer_mismatch,

@@ -662,12 +662,17 @@ class Overlay {
                        clip(entry(model_, saved.entry).info.name, 160), shown_,
                        clip(saved.name, 120), base_.ref.text));
     }
+    const Shape& shape = entry(model_, saved.entry).info.shape;
+    const std::string_view last = last_component(parent(saved.name));
+    const bool labels = shape.rank() == 2 && (last == "score" || last == "classifier" ||
+                                              (first == "classifier" && last == "out_proj"));
     draft_.problems.warn(
         Code::missing,
         fmt::format(
             "adapter {} brings {}, which {} does not have: it was added, and 'architectures' in "
-            "config.json must name the class that has it",
-            shown_, clip(saved.name, 120), base_.ref.text));
+            "config.json must name the class that has it{}",
+            shown_, clip(saved.name, 120), base_.ref.text,
+            labels ? fmt::format(", 'num_labels' must be {}", shape[0]) : ""));
     const Item* any = nullptr;
     for (const Item& item : view_.items) {
       if (any == nullptr && is_float(item.type)) any = &item;

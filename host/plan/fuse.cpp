@@ -210,11 +210,13 @@ class Fusion {
         }
         std::string folder = resolve(disk_, ref, plan_.options.root);
         Adapter opened = open_adapter(disk_, folder, ref.text,
-                                      {.allow_unknown = plan_.options.allow_unknown_keys});
+                                      {.allow_unknown = plan_.options.allow_unknown_keys,
+                                       .allow_extra = plan_.options.ignore_extra_weights});
         for (const std::string& warning : opened.warnings) {
           problems_.warn(Code::format, warning);
         }
         plan_.waived.unknown_keys = plan_.waived.unknown_keys || opened.config.waived;
+        plan_.waived.extra_weights = plan_.waived.extra_weights || opened.extra;
         listed.push_back({folder, ref.text});
         plan_.models.push_back({ref, std::move(folder), std::move(opened.checkpoint)});
         adapters_.push_back(std::move(opened));

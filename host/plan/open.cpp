@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 #include <set>
@@ -122,12 +123,15 @@ class Opener {
     try {
       AdapterOptions options;
       options.allow_unknown = draft_.plan.options.allow_unknown_keys;
+      options.allow_extra = draft_.plan.options.ignore_extra_weights;
       Adapter opened = with_advice(
           folder, [&] { return ingot::open_adapter(disk_, folder, ref.text, options); });
       for (const std::string& warning : opened.warnings) {
         draft_.problems.warn(Code::format, warning);
       }
       draft_.plan.waived.unknown_keys = draft_.plan.waived.unknown_keys || opened.config.waived;
+      draft_.plan.waived.extra_weights = draft_.plan.waived.extra_weights || opened.extra;
+      bases_.push_back(adapter_below(opened));
       auto& models = draft_.plan.models;
       const auto model = static_cast<std::uint32_t>(models.size());
       models.push_back({std::move(ref), std::move(folder), std::move(opened.checkpoint), true});
@@ -137,6 +141,43 @@ class Opener {
       throw;
     }
     return it->second;
+  }
+
+  // The folder of the adapter that an adapter was trained on, if its base is one; empty: it is not,
+  // or not on this machine.
+  std::string adapter_below(const Adapter& adapter) const {
+    if (adapter.config.base.empty()) return {};
+    try {
+      ModelRef ref;
+      ref.text = ref.path = adapter.config.base;
+      const std::string folder = resolve(disk_, settle(disk_, ref, root()), root());
+      const bool below = disk_.kind(folder + "/adapter_config.json") == Disk::Kind::file &&
+                         disk_.kind(folder + "/config.json") != Disk::Kind::file;
+      return below ? normal(folder) : std::string();
+    } catch (const Error&) {
+      return {};
+    }
+  }
+
+  // An adapter that was trained on top of another changes little without it.
+  void warn_below(const ModelRef& ref, const std::vector<Applied>& applied) {
+    for (std::size_t i = 0; i < applied.size(); ++i) {
+      const std::string& below = bases_[applied[i].adapter];
+      if (below.empty()) continue;
+      const auto found = adapters_.find(below);
+      const auto end = applied.begin() + static_cast<std::ptrdiff_t>(i);
+      if (found != adapters_.end() && std::any_of(applied.begin(), end, [&](const Applied& other) {
+            return other.adapter == found->second;
+          })) {
+        continue;
+      }
+      draft_.problems.warn(
+          Code::usage,
+          fmt::format("{}: adapter {} was trained on the adapter {}, not on a model: name both, "
+                      "that one first, unless it is in {} already",
+                      ref.text, ref.adapters[i].text,
+                      draft_.adapters[applied[i].adapter].adapter.config.base, ref.path));
+    }
   }
 
   bool add_view(const ModelRef& ref, std::uint32_t model) {
@@ -156,6 +197,7 @@ class Opener {
     draft_.by_text[ref.text] = it->second;
     if (!fresh) return true;
     warn_repeated(listed, draft_.place(ref.mark), draft_.problems);
+    warn_below(ref, applied);
     draft_.views.push_back(plain_view(draft_.plan, model, ref.text));
     applied_.push_back(std::move(applied));
     return true;
@@ -169,6 +211,7 @@ class Opener {
   Draft& draft_;
   std::map<std::string, std::uint32_t> by_folder_, adapters_, views_;
   std::vector<std::vector<Applied>> applied_;  // by view
+  std::vector<std::string> bases_;             // by adapter: the folder of the adapter below it
 };
 
 void read_configs(Draft& draft) {

@@ -169,11 +169,13 @@ struct Adapter {
   std::vector<Saved> saved;
   std::vector<Tokens> tokens;
   std::vector<Idle> idle;
+  bool extra = false;  // weights beside its own were left out (AdapterOptions::allow_extra)
   std::vector<std::string> warnings;
 };
 
 struct AdapterOptions {
   bool allow_unknown = false;  // config fields that are not known: a warning instead of an error
+  bool allow_extra = false;    // weight files beside the adapter's: likewise
 };
 
 // Reads a folder of PEFT: adapter_config.json and adapter_model.safetensors or, without it,

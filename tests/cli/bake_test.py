@@ -1,12 +1,68 @@
 """ingot bake from outside."""
 
+import array
 import json
+import random
 import shutil
+import struct
 import unittest
 
 from program import EXAMPLES, INPUT, USAGE, Case, bytes_of, ingot
 
 BASE, ADAPTERS = EXAMPLES / "models" / "base", EXAMPLES / "adapters"
+
+
+def save(path, tensors):
+    """A safetensors file of float32 matrices, as lists of rows."""
+    header, data = {}, b""
+    for name, rows in sorted(tensors.items()):
+        values = array.array("f", [x for row in rows for x in row]).tobytes()
+        header[name] = {"dtype": "F32", "shape": [len(rows), len(rows[0])],
+                        "data_offsets": [len(data), len(data) + len(values)]}
+        data += values
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def load(path):
+    """The float32 matrices of a safetensors file."""
+    data = path.read_bytes()
+    size, = struct.unpack("<Q", data[:8])
+    header, data = json.loads(data[8:8 + size]), data[8 + size:]
+    out = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            values = array.array("f", data[slice(*entry["data_offsets"])]).tolist()
+            width = entry["shape"][1]
+            out[name] = [values[i:i + width] for i in range(0, len(values), width)]
+    return out
+
+
+def product(a, b):
+    return [[sum(x * y for x, y in zip(row, column)) for column in zip(*b)] for row in a]
+
+
+def transposed(a):
+    return [list(column) for column in zip(*a)]
+
+
+def cayley(q):
+    """(I - Q)(I + Q)^-1 in double precision."""
+    n = len(q)
+    left = [[(i == j) + q[i][j] for j in range(n)] + [float(i == j) for j in range(n)] for i in range(n)]
+    for i in range(n):
+        k = max(range(i, n), key=lambda r: abs(left[r][i]))
+        left[i], left[k] = left[k], left[i]
+        left[i] = [x / left[i][i] for x in left[i]]
+        for r in range(n):
+            if r != i:
+                left[r] = [x - left[r][i] * y for x, y in zip(left[r], left[i])]
+    return product([[(i == j) - q[i][j] for j in range(n)] for i in range(n)], [row[n:] for row in left])
+
+
+def apart(a, b):
+    return max(abs(x - y) for row, other in zip(a, b) for x, y in zip(row, other))
 
 
 class Bake(Case):
@@ -56,6 +112,60 @@ class Bake(Case):
         done = self.bake(small)
         self.assertIn("of the change survives the rounding", done.stderr)
         self.assertNotIn("survives", self.bake(small, "--dtype", "float32", out="wide").stderr)
+
+    def test_weight_zero_is_told_in_one_way(self):
+        done = self.bake(f"{ADAPTERS}/c-lora:0", "--dtype", "bfloat16")
+        said = done.stdout + done.stderr
+        self.assertIn("0 tensors changed by adapters", said)
+        self.assertNotIn("survives", said)
+
+    def test_weights_beside_an_adapter_are_refused_or_waived(self):
+        beside = self.folder / "beside"
+        shutil.copytree(ADAPTERS / "c-lora", beside)
+        (beside / "non_lora_trainables.bin").write_bytes(b"x")
+        (beside / "optimizer.pt").write_bytes(b"x")
+        said = self.refused(INPUT, beside)
+        self.assertIn("non_lora_trainables.bin", said)
+        self.assertNotIn("optimizer.pt", said)
+        self.assertIn("left out", self.bake(beside, "--ignore-extra-weights").stderr)
+        receipt = json.loads((self.folder / "out" / "ingot.json").read_text())
+        self.assertEqual(receipt["options"]["waivers"], ["ignore_extra_weights"])
+        self.run_ok("verify", self.folder / "out")
+
+    def test_messages_speak_of_the_command_line(self):
+        done = ingot("bake", self.folder / "absent", ADAPTERS / "c-lora", "-o", self.folder / "out")
+        self.assertNotIn("bake:", done.stderr)
+
+    def test_two_rotations_of_an_embedding_act_first_to_last(self):
+        draw = random.Random(5).gauss
+        table, linear = ([[draw(0, 1) for _ in range(4)] for _ in range(rows)] for rows in (6, 4))
+        base = self.folder / "base"
+        base.mkdir()
+        save(base / "model.safetensors", {"emb.weight": table, "lin.weight": linear})
+        (base / "config.json").write_text('{"model_type": "custom"}')
+        turns = []
+        for name in ("one", "two"):
+            folder, skew = self.folder / name, [draw(0, 0.4) for _ in range(6)]
+            folder.mkdir()
+            save(folder / "adapter_model.safetensors",
+                 {"base_model.model.emb.oft_embedding_R": [skew], "base_model.model.lin.oft_R.weight": [skew]})
+            (folder / "adapter_config.json").write_text(json.dumps(
+                {"peft_type": "OFT", "r": 0, "oft_block_size": 4, "target_modules": ["emb", "lin"],
+                 "use_cayley_neumann": False}))
+            q, values = [[0.0] * 4 for _ in range(4)], iter(skew)
+            for i in range(4):
+                for j in range(i + 1, 4):
+                    q[i][j] = next(values)
+                    q[j][i] = -q[i][j]
+            turns.append(cayley(q))
+        self.run_ok("bake", base, self.folder / "one", self.folder / "two", "-o", self.folder / "out",
+                    "--no-sync")
+        out = load(self.folder / "out" / "model.safetensors")
+        # The rows of an embedding are its outputs, turned by one adapter after the other. A linear
+        # layer's input is: W (x R1) R2 is x times (W R2' R1')'.
+        one, two = turns
+        self.assertLess(apart(out["emb.weight"], product(product(table, one), two)), 2e-6)
+        self.assertLess(apart(out["lin.weight"], product(product(linear, transposed(two)), transposed(one))), 2e-6)
 
     def test_machine_options_change_no_byte(self):
         words = (ADAPTERS / "c-lora", ADAPTERS / "python-dora")

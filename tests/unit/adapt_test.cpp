@@ -822,6 +822,16 @@ TEST_F(AdaptTest, BasesAndAdaptersThatCannotMeetAreRefused) {
   expect_refused(plan("base+none"), "the model 'none' is neither");
 }
 
+TEST_F(AdaptTest, AnAdapterTrainedOnAnAdapterNeedsIt) {
+  base(llama(1), llama_config(1));
+  adapter("low", lora_config(R"("base_model_name_or_path": "base")"), kPair);
+  adapter("top", lora_config(R"("base_model_name_or_path": "low")"), kPair);
+  expect_says(plan("base+top"), "adapter top was trained on the adapter low");
+  expect_says(plan("base+top+low"), "adapter top was trained on the adapter low");
+  EXPECT_EQ(problems(plan("base+low+top")).find("was trained on"), std::string::npos);
+  EXPECT_EQ(problems(plan("base+low")).find("was trained on"), std::string::npos);
+}
+
 TEST_F(AdaptTest, AnAdapterThatIsListedTwiceIsReported) {
   base(llama(2), llama_config(2));
   adapter("a", lora_config(), kPair);

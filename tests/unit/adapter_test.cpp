@@ -438,6 +438,42 @@ TEST(Adapter, VariantsAndInitialisationsThatNoFileHoldsAreRefused) {
   EXPECT_EQ(a.config.residual, AdapterConfig::Residual::olora);
 }
 
+TEST(Adapter, WeightsBesideAnAdapterAreNeverPassedOverInSilence) {
+  const auto open = [](const std::string& name, bool allow) {
+    test::MemoryDisk disk({{"/a/adapter_config.json", lora_config()},
+                           {"/a/adapter_model.safetensors", test::zeros(lora_pair("q"))},
+                           {"/a/" + name, "x"}});
+    return open_adapter(disk, "/a", "a", {.allow_extra = allow});
+  };
+  for (const char* name : {"non_lora_trainables.bin", "non_lora_state_dict.bin", "vit.safetensors",
+                           "new_embeddings.safetensors", "v_head.pt", "model.safetensors"}) {
+    try {
+      (void)open(name, false);
+      ADD_FAILURE() << name;
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find("--ignore-extra-weights"), std::string::npos);
+    }
+    const Adapter left = open(name, true);
+    EXPECT_TRUE(left.extra);
+    ASSERT_EQ(left.warnings.size(), 1U);
+    EXPECT_NE(left.warnings[0].find(name), std::string::npos);
+  }
+  for (const char* name : {"optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state_0.pth",
+                           "scaler.pt", "adapter_model.bin", "tokenizer.json", "notes.md"}) {
+    EXPECT_FALSE(open(name, false).extra) << name;
+  }
+}
+
+TEST(Adapter, FactorsOfExpertsInThreeDimensionsAreToldApartFromConvolutions) {
+  const std::string path = "layers.0.mlp.experts.gate_up_proj";
+  expect_refused(
+      lora_config(),
+      (test::Tensors{{"base_model.model." + path + ".lora_A.weight", Dtype::f32, {3, 2, 4}},
+                     {"base_model.model." + path + ".lora_B.weight", Dtype::f32, {3, 6, 2}}}),
+      "dimension for the experts");
+}
+
 TEST(Adapter, OrderOfExpertColumnsIsPeftsOwnOrRefused) {
   const auto config = [](const char* layout) {
     return lora_config(fmt::format(R"("lora_B_layout": "{}")", layout));

@@ -256,7 +256,7 @@ class InspectCommand final : public Command {
     }
     std::vector<Adapter> adapters;
     for (std::size_t i = 0; i < paths_.size(); ++i) {
-      adapters.push_back(open_adapter(disk, folders_[i], paths_[i]));
+      adapters.push_back(open_adapter(disk, folders_[i], paths_[i], {.allow_extra = true}));
     }
     const Console console;
     Meter meter(console, progress_->style(console), Phase::read);

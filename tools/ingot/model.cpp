@@ -50,8 +50,9 @@ Checkpoint open_model(Disk& disk, const std::string& name) {
 
 Checkpoint open_any(Disk& disk, const std::string& name) {
   const std::string folder = locate(disk, name);
-  return is_adapter(disk, folder) ? open_adapter(disk, folder, name).checkpoint
-                                  : Checkpoint::open(disk, folder, name);
+  return is_adapter(disk, folder)
+             ? open_adapter(disk, folder, name, {.allow_extra = true}).checkpoint
+             : Checkpoint::open(disk, folder, name);
 }
 
 std::string pattern(std::string_view name) {

@@ -236,6 +236,10 @@ Request::Request(CLI::App& command, Form form)
                 "Warn about unknown keys in the recipe, in place of an error")
       ->group(waivers);
   command
+      .add_flag("--ignore-extra-weights", planning_.ignore_extra_weights,
+                "Leave out weight files that lie beside an adapter")
+      ->group(waivers);
+  command
       .add_flag("--allow-unchanged", planning_.allow_unchanged,
                 "Accept an output that is equal to one of its inputs")
       ->group(waivers);
