@@ -754,7 +754,7 @@ class Overlay {
       found = called(other);
     }
     if (found == uses_.end() && role(own, Shape{2, 2}, family_) == Role::head) {
-      found = called(ties_.head);
+      found = uses_.begin() + 1;
     }
     return found == uses_.end() ? nullptr : &*found;
   }

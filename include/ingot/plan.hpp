@@ -27,7 +27,7 @@ struct PlanOptions {
   bool fast_product = false;
   bool allow_unknown_keys = false;
   bool ignore_extra_weights = false;  // weights in an adapter's folder beside the adapter
-  bool allow_mixed = false;  // --allow-crimes: architectures that differ
+  bool allow_mixed = false;           // --allow-crimes: architectures that differ
   // --allow-layer-mismatch: config.json cannot say which kind each layer is
   bool allow_layer_mismatch = false;
   bool allow_unchanged = false;  // output equal to an input is no failure
@@ -127,7 +127,8 @@ struct Companion {
 
 // Waivers without which there would be no plan, or another one.
 struct Waived {
-  bool unknown_keys = false, extra_weights = false, mixed = false, truncated = false, layers = false;
+  bool unknown_keys = false, extra_weights = false, mixed = false, truncated = false,
+       layers = false;
   bool tokenizer = false;  // one was left behind by PlanOptions::copy_tokenizer
 };
 

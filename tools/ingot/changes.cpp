@@ -77,12 +77,6 @@ std::string narrate(const std::vector<Changes>& changes) {
     width = std::max(width, printable(kind.kind).size());
     tensors += kind.tensors;
   }
-  if (std::all_of(changes.begin(), changes.end(),
-                  [](const Changes& kind) { return kind.change == 0; })) {
-    return fmt::format(
-        "0 tensors changed by adapters: the weights or the factors of all {} are zeros\n",
-        show_count(tensors, "tensor"));
-  }
   std::string text = fmt::format("{} changed by adapters\n  {:<{}}  {:>7}  {:>8}  {:>8}  {:>8}\n",
                                  show_count(tensors, "tensor"), "kind", width, "tensors", "mean",
                                  "largest", "survives");

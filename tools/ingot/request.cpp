@@ -94,6 +94,11 @@ std::string in_options(std::string text, std::string_view name) {
     while (end < text.size() && (text[end] == ':' || (text[end] >= '0' && text[end] <= '9'))) ++end;
     if (end < text.size() && text[end] == ' ') text.erase(0, end + 1);
   }
+  const std::string of = fmt::format(" of {}:", name);  // "reading model 'a' of bake:4"
+  for (std::size_t at = text.find(of); at != std::string::npos; at = text.find(of, at)) {
+    const std::size_t end = text.find_first_not_of("0123456789", at + of.size());
+    text.erase(at, std::min(end, text.size()) - at);
+  }
   for (const auto& [key, option] : kOptions) {
     for (std::size_t at = text.find(key); at != std::string::npos;
          at = text.find(key, at + option.size())) {
