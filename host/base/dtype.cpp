@@ -31,6 +31,8 @@ constexpr std::array<Row, kDtypes> kRows{{
     {"BOOL", "bool", 8},
     {"C64", "complex64", 64},
     {"F8_E8M0", "float8_e8m0fnu", 8},
+    {"F8_E4M3FNUZ", "float8_e4m3fnuz", 8},
+    {"F8_E5M2FNUZ", "float8_e5m2fnuz", 8},
     {"F6_E2M3", "float6_e2m3fn", 6},
     {"F6_E3M2", "float6_e3m2fn", 6},
     {"F4", "float4_e2m1fn", 4},

@@ -1,6 +1,7 @@
 #include "engine/output.hpp"
 
 #include <algorithm>
+#include <set>
 
 #include <fmt/format.h>
 
@@ -196,9 +197,10 @@ void Output::reopen(const Record& record) {
   const std::string& folder = target_.folder();
   const std::vector<std::string> known = names();
   for (const std::string& name : disk_.list(folder)) {
-    if (name == kJournalName || std::find(known.begin(), known.end(), name) != known.end()) {
-      continue;
-    }
+    const bool ours = std::any_of(known.begin(), known.end(), [&](const std::string& file) {
+      return file == name || file.starts_with(name + "/");
+    });
+    if (name == kJournalName || ours) continue;
     fail(Code::usage, fmt::format("{} holds {}, which this merge did not write: move it away, then "
                                   "--resume",
                                   folder, name));
@@ -282,8 +284,13 @@ void Output::publish() {
   keep();
   flush();
   std::vector<std::pair<std::string, Digest>> files;
+  std::set<std::string> folders;
   for (const Companion& companion : plan_.companions) {
     const std::string to = target_.folder() + "/" + companion.name;
+    if (const auto slash = companion.name.rfind('/'); slash != std::string::npos) {
+      folders.insert(target_.folder() + "/" + companion.name.substr(0, slash));
+      disk_.make_folder(target_.folder() + "/" + companion.name.substr(0, slash));
+    }
     // What a former run left there may be a link to something else by now.
     disk_.remove(to);
     files.emplace_back(companion.name, companion.from.empty()
@@ -312,6 +319,7 @@ void Output::publish() {
   }
   if (options_.sync) {
     for (auto& file : shards_) file->sync();
+    for (const std::string& folder : folders) disk_.sync_folder(folder);
   }
   shards_.clear();
   target_.publish(*journal_, hash.digest().text());

@@ -94,12 +94,14 @@ Json describe_plan(const Plan& plan, const Job& job) {
   for (std::size_t i = 0; i < job.operands.size(); ++i) {
     const Operand& operand = job.operands[i];
     const Model& model = plan.models[operand.model];
-    const TensorInfo& info = model.checkpoint.entries()[operand.entry].info;
+    const Entry& stored = model.checkpoint.entries()[operand.entry];
+    const TensorInfo& info = stored.info;
     Json source = Json::object();
     if (!operand.derived || operand.derived->own()) {
       source["model"] = model.ref.text;
       source["tensor"] = info.name;
       source["dtype"] = std::string(name(info.dtype));
+      if (!stored.origin.empty()) source["arranged"] = stored.origin;
     }
     if (operand.rows) source["rows"] = "rearranged to the output's vocabulary";
     if (operand.derived) {
@@ -325,6 +327,10 @@ PlanOptions effective(const Plan& plan, const Lines& lines) {
   };
   if (!narrow || (o.overflow != standard.overflow && !overflows())) o.overflow = standard.overflow;
   o.copy_tokenizer = o.copy_tokenizer || !plan.waived.tokenizer;
+  if (std::none_of(plan.models.begin(), plan.models.end(),
+                   [](const Model& model) { return model.checkpoint.chosen(); })) {
+    o.prefer = standard.prefer;
+  }
   o.fast_product =
       o.fast_product && std::any_of(plan.jobs.begin(), plan.jobs.end(), [](const Job& job) {
         return std::any_of(job.operands.begin(), job.operands.end(), [](const Operand& operand) {
@@ -348,6 +354,7 @@ Json describe_options(const PlanOptions& o) {
   if (!o.copy_tokenizer) json["copy_tokenizer"] = false;
   if (!o.model_card) json["model_card"] = false;
   if (o.model_card && !o.title.empty()) json["title"] = o.title;
+  if (o.prefer != standard.prefer) json["prefer"] = o.prefer == Prefer::file ? "file" : "index";
   Json waivers = Json::array();
   for (const Waiver& waiver : kWaivers) {
     if (o.*waiver.flag) waivers.push_back(waiver.name);
@@ -367,6 +374,9 @@ PlanOptions parse_options(const Json& json, const std::string& path) {
     o.copy_tokenizer = json.value("copy_tokenizer", o.copy_tokenizer);
     o.model_card = json.value("model_card", o.model_card);
     o.title = json.value("title", o.title);
+    if (json.contains("prefer")) {
+      o.prefer = json.at("prefer") == "file" ? Prefer::file : Prefer::index;
+    }
     for (const Waiver& waiver : kWaivers) {
       const Json none = Json::array();
       const Json& told = json.contains("waivers") ? json.at("waivers") : none;

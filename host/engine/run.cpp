@@ -151,7 +151,7 @@ class Run {
   [[nodiscard]] double cached(const Job& job) const {
     double in_cache = 0, all = 0;
     for (const Operand& o : job.operands) {
-      if (!lands(o)) continue;
+      if (!lands(o) || !entry_of(o).dense()) continue;
       const auto bytes = static_cast<double>(entry_of(o).info.bytes());
       in_cache += bytes * resident(file_of(o), entry_of(o).offset, entry_of(o).info.bytes());
       all += bytes;

@@ -84,7 +84,8 @@ std::uint64_t metadata_bytes(const Plan& plan) {
     const auto& entries = model.checkpoint.entries();
     sum += entries.capacity() * sizeof(Entry);
     for (const Entry& entry : entries) {
-      sum += info(entry.info) + entry.strides.capacity() * sizeof(entry.strides[0]);
+      sum += info(entry.info) + entry.strides.capacity() * sizeof(entry.strides[0]) +
+             entry.patches.capacity() * sizeof(Patch) + text_bytes(entry.origin);
     }
   }
   sum += plan.jobs.capacity() * sizeof(Job);

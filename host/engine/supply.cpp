@@ -66,11 +66,11 @@ Dtype staged_dtype(const Plan& plan, const Operand& operand) {
 
 bool dense(const Plan& plan, const Operand& operand, bool merging) {
   const Entry& entry = entry_of(plan, operand.model, operand.entry);
-  if (!merging) return entry.strides.empty();
+  if (!merging) return entry.dense();
   // The header of a safetensors file may have any length, and elements are read where they lie:
   // a device traps at an address that is no multiple of their size.
   const bool aligned = entry.offset % (bits(entry.info.dtype) / 8) == 0;
-  return entry.strides.empty() && aligned && !operand.rows && entry.info.dtype != Dtype::f64;
+  return entry.dense() && aligned && !operand.rows && entry.info.dtype != Dtype::f64;
 }
 
 void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_t first,

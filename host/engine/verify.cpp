@@ -329,9 +329,26 @@ class Verifier {
     for (const Json& file : receipt_.at("files")) {
       expected.insert(file.at("file").get<std::string>());
     }
-    for (const std::string& name : disk_.list(out_)) {
+    check_folder("", expected);
+    for (const std::string& name : expected) {
+      if (!names_.contains(name)) {
+        find("files that are missing", fmt::format("{}/{}: the file is missing", out_, name));
+      }
+    }
+  }
+
+  // `prefix` is a folder below OUT with its `/`, or empty.
+  void check_folder(const std::string& prefix, const std::set<std::string>& expected) {
+    for (const std::string& own : disk_.list(out_ + (prefix.empty() ? "" : "/" + prefix))) {
+      const std::string name = prefix + own;
       const std::string path = out_ + "/" + name;
       const auto kind = disk_.kind(path);
+      const auto below = expected.lower_bound(printed(name) + "/");
+      if (kind == Disk::Kind::folder && !disk_.is_link(path) && below != expected.end() &&
+          below->starts_with(printed(name) + "/")) {
+        check_folder(name + "/", expected);
+        continue;
+      }
       const bool link = disk_.is_link(path) && !cached(name);
       if (!expected.contains(printed(name))) {
         find("that the merge did not write",
@@ -347,11 +364,6 @@ class Verifier {
                                                     link                         ? "a link"
                                                     : kind == Disk::Kind::folder ? "a folder"
                                                                                  : "something"));
-      }
-    }
-    for (const std::string& name : expected) {
-      if (!names_.contains(name)) {
-        find("files that are missing", fmt::format("{}/{}: the file is missing", out_, name));
       }
     }
   }

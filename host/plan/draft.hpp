@@ -55,4 +55,8 @@ struct Draft {
 // False if a model is missing, so that nothing more can be said.
 [[nodiscard]] bool open_models(Disk& disk, Draft& draft);
 
+// The class of a view: the one that the recipe gives it, else that of its config.json; may be
+// empty.
+[[nodiscard]] std::string architecture(const Draft& draft, std::uint32_t view);
+
 }  // namespace ingot::plan

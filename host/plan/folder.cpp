@@ -4,11 +4,13 @@
 #include <charconv>
 #include <initializer_list>
 #include <optional>
+#include <set>
 #include <string_view>
 
 #include <fmt/format.h>
 
 #include "ingot/text.hpp"
+#include "plan/subfolder.hpp"
 #include "store/json.hpp"
 #include "token/template.hpp"
 
@@ -84,6 +86,48 @@ void check_companion(Disk& disk, Problems& problems, const std::string& name,
   }
 }
 
+// Files of a folder that the model names. Everything in it is meant, weights of small modules
+// included: these are copied, never merged.
+class Subfolder {
+ public:
+  Subfolder(Disk& disk, Problems& problems, const std::string& folder,
+            std::vector<Companion>& files)
+      : disk_(disk), problems_(problems), folder_(folder), files_(files) {}
+
+  void take(const std::string& path) {
+    if (disk_.is_link(folder_ + "/" + path)) {
+      fail(Code::format,
+           fmt::format("{}/{} is a link to a folder; put the folder itself there", folder_, path));
+    }
+    for (const std::string& name : disk_.list(folder_ + "/" + path)) {
+      const std::string inner = fmt::format("{}/{}", path, name);
+      const std::string from = fmt::format("{}/{}", folder_, inner);
+      const bool weights = is_one_of(extension(name), {".safetensors", ".bin", ".pt", ".pth"});
+      if (disk_.kind(from) == Disk::Kind::folder) continue;  // one that is named comes by itself
+      const bool wanted = name == "config.json" || weights || taken_over(name);
+      if (!wanted || printable(inner) != inner) continue;
+      const std::uint64_t bytes = disk_.open(member(disk_, folder_, inner))->size();
+      if (bytes > kLargest) {
+        problems_.warn(Code::io,
+                       fmt::format("{} was left out: a companion file of {} bytes", from, bytes));
+        continue;
+      }
+      if (weights) {
+        problems_.warn(Code::usage, fmt::format("{} is copied as it is: weights of modules in "
+                                                "folders are not merged",
+                                                from));
+      }
+      files_.push_back({inner, from, {}, {}});
+    }
+  }
+
+ private:
+  Disk& disk_;
+  Problems& problems_;
+  const std::string& folder_;
+  std::vector<Companion>& files_;
+};
+
 // Puts the chat template that the recipe asks for where readers look for it.
 void set_template(Disk& disk, Draft& draft, std::vector<Companion>& files) {
   if (draft.recipe().chat_template.empty()) return;
@@ -106,9 +150,9 @@ void set_template(Disk& disk, Draft& draft, std::vector<Companion>& files) {
 bool of_tokenizer(const std::string& name) {
   return name.starts_with("tokenizer") || name.starts_with("chat_template") ||
          name.starts_with("vocab.") || extension(name) == ".tiktoken" ||
-         is_one_of(name,
-                   {"special_tokens_map.json", "added_tokens.json", "merges.txt", "spiece.model",
-                    "sentencepiece.bpe.model", "normalizer.json", "tekken.json", "bpe.codes"});
+         is_one_of(name, {"special_tokens_map.json", "added_tokens.json", "merges.txt",
+                          "spiece.model", "additional_chat_templates", "sentencepiece.bpe.model",
+                          "normalizer.json", "tekken.json", "bpe.codes"});
 }
 
 bool taken_over(const std::string& name) {
@@ -180,9 +224,20 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
     problems.warn_like(fmt::format("left out {} {}", folder, why), code,
                        fmt::format("{} was left out: {}", path, why));
   };
+  const std::set<std::string> named = named_folders(disk, problems, folder, share);
+  for (const std::string& path : named) {
+    try {
+      Subfolder(disk, problems, folder, files).take(path);
+    } catch (const Error& error) {
+      problems.error(error.code(), error.what());
+    }
+  }
   for (const std::string& name : disk.list(folder)) {
     if (!taken_over(name) || of_tokenizer(name) != (share == Share::tokenizer)) continue;
     const std::string path = folder + "/" + name;
+    // Its own files are taken, or those of a folder in it.
+    const auto below = named.lower_bound(name);
+    if (below != named.end() && (*below == name || below->starts_with(name + "/"))) continue;
     if (printable(name) != name) {
       leave_out(Code::format, path, "its name is not UTF-8, or has characters that cannot be seen");
       continue;
@@ -191,7 +246,7 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
     if (kind == Disk::Kind::folder && share == Share::rest && !of_file(name)) {
       if (belongs(disk, path)) {
         leave_out(Code::missing, path,
-                  "files in folders of a model are not taken over; copy it if the model needs it");
+                  "the model's files do not name this folder; copy it if the model needs it");
       }
       continue;
     }
@@ -244,7 +299,9 @@ void attribute(const Draft& draft, const std::string& tokenizer, std::vector<Com
     return draft.recipe().vocabulary.model.text;  // of which nothing but the tokenizer is read
   };
   for (Companion& file : files) {
-    if (!file.from.empty()) file.model = model_at(file.from.substr(0, file.from.rfind('/')));
+    if (!file.from.empty()) {
+      file.model = model_at(file.from.substr(0, file.from.size() - file.name.size() - 1));
+    }
     if (file.from.empty() && file.name == "tokenizer_config.json") file.model = model_at(tokenizer);
   }
 }

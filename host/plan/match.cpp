@@ -4,11 +4,14 @@
 #include <charconv>
 #include <map>
 #include <optional>
+#include <set>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
 #include <fmt/format.h>
+
+#include "plan/aliases.hpp"
 
 namespace ingot::plan {
 namespace {
@@ -106,6 +109,43 @@ std::vector<Number> numbers(std::string_view name) {
   return found;
 }
 
+// Where the layers of the text are, and its head: "model.language_model." and "lm_head.".
+struct Standing {
+  std::string body, head;
+};
+
+template <class Names>
+Standing standing_of(const Names& names) {
+  std::map<std::string, std::uint64_t, std::less<>> depths;
+  Standing found;
+  for (const std::string& name : names) {
+    if (module(name, false) != "text_decoder") continue;
+    if (name.ends_with("lm_head.weight")) found.head = name.substr(0, name.size() - 6);
+    for (const Number& number : numbers(name)) {
+      const std::string_view before = std::string_view(name).substr(0, number.begin - 1);
+      if (!counts_layers(last_component(before))) continue;
+      std::uint64_t& depth = depths[std::string(parent(before))];
+      depth = std::max(depth, std::uint64_t{number.value} + 1);
+      break;
+    }
+  }
+  const auto deepest =
+      std::max_element(depths.begin(), depths.end(),
+                       [](const auto& a, const auto& b) { return a.second < b.second; });
+  if (deepest != depths.end() && !deepest->first.empty()) found.body = deepest->first + ".";
+  return found;
+}
+
+// The renames that lay the text of one model over the text of another, whatever stands before it:
+// text-only and image-text forms of one model.
+Renames laid_over(const Standing& own, const Standing& other) {
+  Renames renames;
+  if (own.body.empty() || other.body.empty()) return renames;
+  if (!own.head.empty() && !other.head.empty()) renames.emplace_back(own.head, other.head);
+  renames.emplace_back(own.body, other.body);
+  return renames;
+}
+
 std::vector<std::string> names_of(const View& view) {
   std::vector<std::string> names;
   names.reserve(view.items.size());
@@ -133,6 +173,7 @@ class Cataloguer {
     }
     name_single_module();
     for (std::uint32_t m = 0; m < models_.size(); ++m) count_layers(m);
+    find_gaps();
     return std::move(out_);
   }
 
@@ -152,18 +193,24 @@ class Cataloguer {
         continue;
       }
       if (known.empty()) known.insert(sorted.begin(), sorted.end());
-      const Renames renames = match_names(names_of(models_[m]), known);
-      if (!renames.empty()) translate(m, renames);
+      translate(m, match_names(names_of(models_[m]), known), &known);
     }
   }
 
-  void translate(std::uint32_t m, const Renames& renames) {
+  // `known`: the donor's names, to find those that are spelt another way.
+  void translate(std::uint32_t m, const Renames& renames,
+                 const std::unordered_set<std::string>* known = nullptr) {
     const auto& entries = models_[m].items;
     names_[m].clear();
     names_[m].reserve(entries.size());
     bool changed = false;
     for (const Item& entry : entries) {
       names_[m].push_back(rename(entry.info.name, renames));
+      if (known != nullptr && !known->contains(names_[m].back())) {
+        for (std::string& other : aliases(names_[m].back())) {
+          if (known->contains(other)) names_[m].back() = std::move(other);
+        }
+      }
       changed = changed || names_[m].back() != entry.info.name;
     }
     if (!changed) return;
@@ -266,10 +313,146 @@ class Cataloguer {
           part.trailing = trailing(name, part.role);
         }
         out_.templates.push_back(std::move(part));
+        matrix_.push_back(false);
       }
+      matrix_[it->second] = matrix_[it->second] || entries[i].info.shape.rank() >= 2;
       listing.spots.push_back({out_.templates[it->second].stack, layer, it->second, i});
     }
     std::sort(listing.spots.begin(), listing.spots.end());
+  }
+
+  // True for modules beside the text.
+  [[nodiscard]] bool is_tower(std::uint32_t module) const {
+    const std::string& name = out_.modules[module];
+    return name == "vision_tower" || name == "audio_tower" || name == "multi_modal_projector";
+  }
+
+  // Names from the left, component by component: act("model"), act("model.layers"), ... until it
+  // returns true. No module stands deeper than the last.
+  template <class Act>
+  static void prefixes(std::string_view name, Act act) {
+    std::size_t dot = name.find('.');
+    for (int depth = 0; depth < 8; ++depth, dot = name.find('.', dot + 1)) {
+      if (act(name.substr(0, dot)) || dot == std::string_view::npos) return;
+    }
+  }
+
+  static bool inside(std::string_view name, std::string_view root) {
+    return name.starts_with(root) && (name.size() == root.size() || name[root.size()] == '.');
+  }
+
+  // What no module that may be missing holds: the text's layers and its embedding.
+  [[nodiscard]] std::set<std::string> vital() const {
+    std::set<std::string> names;
+    for (const Listing& listing : out_.listings) {
+      std::vector<const Stack*> deepest(out_.modules.size());
+      std::vector<std::uint64_t> most(out_.modules.size());
+      for (std::size_t s = 0; s < out_.stacks.size(); ++s) {
+        const std::uint32_t module = out_.stacks[s].module;
+        if (is_tower(module) || listing.counts[s] <= most[module]) continue;
+        most[module] = listing.counts[s];
+        deepest[module] = &out_.stacks[s];
+      }
+      for (const Stack* stack : deepest) {
+        if (stack != nullptr) names.insert(stack->prefix);
+      }
+    }
+    for (const Spot& spot : out_.listings[donor_].spots) {
+      const Template& part = out_.templates[spot.part];
+      if (part.stack != kNoStack || part.role != Role::embedding) continue;
+      names.insert(part.before);
+      break;
+    }
+    return names;
+  }
+
+  // How much stands below a name.
+  struct Bulk {
+    std::uint64_t tensors = 0;
+    bool matrix = false;
+  };
+
+  void find_gaps() {
+    const std::size_t parts = out_.templates.size();
+    std::vector<std::vector<std::uint64_t>> held(models_.size(), std::vector<std::uint64_t>(parts));
+    for (std::uint32_t m = 0; m < models_.size(); ++m) {
+      for (const Spot& spot : out_.listings[m].spots) ++held[m][spot.part];
+    }
+    find_beyond();
+    const auto all = [](const auto& counts) {
+      return std::find(counts.begin(), counts.end(), 0U) == counts.end();
+    };
+    if (std::all_of(held.begin(), held.end(), all)) return;
+
+    std::map<std::string, Bulk, std::less<>> below;
+    for (std::uint32_t p = 0; p < parts; ++p) {
+      const auto owner =
+          std::find_if(held.begin(), held.end(), [&](const auto& counts) { return counts[p] > 0; });
+      prefixes(out_.templates[p].before, [&](std::string_view prefix) {
+        auto at = below.find(prefix);
+        if (at == below.end()) at = below.emplace(prefix, Bulk{}).first;
+        at->second.tensors += (*owner)[p];
+        at->second.matrix = at->second.matrix || matrix_[p];
+        return false;
+      });
+    }
+    const std::set<std::string> needed = vital();
+    std::map<std::string, std::int32_t, std::less<>> gaps;  // -1: not a module
+    const auto gap_at = [&](std::string_view root, bool tower) {
+      if (const auto at = gaps.find(root); at != gaps.end()) return at->second;
+      const Bulk& bulk = below.find(root)->second;
+      const bool whole = (tower || (bulk.tensors >= 2 && bulk.matrix)) &&
+                         std::none_of(needed.begin(), needed.end(),
+                                      [&](const std::string& name) { return inside(name, root); });
+      const std::int32_t index = whole ? static_cast<std::int32_t>(out_.gaps.size()) : -1;
+      if (whole) out_.gaps.push_back({std::string(root), bulk.tensors});
+      gaps.emplace(root, index);
+      return index;
+    };
+    out_.lacking.assign(models_.size(), std::vector<std::int32_t>(parts, -1));
+    for (std::uint32_t m = 0; m < models_.size(); ++m) {
+      if (all(held[m])) continue;
+      std::set<std::string, std::less<>> known;
+      std::set<std::uint32_t> towers;  // modules
+      for (std::uint32_t p = 0; p < parts; ++p) {
+        if (held[m][p] == 0) continue;
+        prefixes(out_.templates[p].before, [&](std::string_view prefix) {
+          known.emplace(prefix);
+          return false;
+        });
+        if (is_tower(out_.templates[p].module)) towers.insert(out_.templates[p].module);
+      }
+      for (std::uint32_t p = 0; p < parts; ++p) {
+        const Template& part = out_.templates[p];
+        if (held[m][p] > 0 || towers.contains(part.module)) continue;
+        prefixes(part.before, [&](std::string_view prefix) {
+          if (known.contains(prefix)) return false;
+          out_.lacking[m][p] = gap_at(prefix, is_tower(part.module));
+          return true;
+        });
+      }
+    }
+  }
+
+  void find_beyond() {
+    // Layers beyond the counted ones.
+    for (std::uint32_t m = 0; m < models_.size(); ++m) {
+      std::map<std::pair<std::int32_t, std::uint64_t>, std::uint64_t> extra;
+      for (const Spot& spot : out_.listings[m].spots) {
+        if (spot.stack == kNoStack ||
+            spot.layer < out_.listings[m].counts[static_cast<std::size_t>(spot.stack)]) {
+          continue;
+        }
+        ++extra[{spot.stack, spot.layer}];
+      }
+      for (const auto& [place, tensors] : extra) {
+        const auto [at, fresh] =
+            out_.beyond.emplace(place, static_cast<std::int32_t>(out_.gaps.size()));
+        if (!fresh) continue;
+        const std::string& prefix = out_.stacks[static_cast<std::size_t>(place.first)].prefix;
+        out_.gaps.push_back({fmt::format("{}.{}", prefix, place.second), tensors});
+      }
+    }
   }
 
   void name_single_module() {
@@ -315,6 +498,7 @@ class Cataloguer {
   Catalogue out_;
   bool paired_ = false;
   std::vector<std::vector<std::string>> names_;  // the output's name of every entry
+  std::vector<bool> matrix_;                     // by part: some model has it as a matrix
   std::unordered_set<std::string> odd_;
   std::unordered_map<std::string, std::int32_t> stacks_;
   std::unordered_map<std::string, std::uint32_t> parts_;
@@ -340,13 +524,14 @@ Renames match_names(std::span<const std::string> names,
   Renames best;
   auto most = hits(best);
   if (most == static_cast<std::ptrdiff_t>(names.size())) return best;
-  for (const Renames& renames : candidates()) {
+  const auto attempt = [&](const Renames& renames) {
     const auto count = hits(renames);
-    if (count > most) {
-      best = renames;
-      most = count;
-    }
-  }
+    if (count <= most) return;
+    best = renames;
+    most = count;
+  };
+  for (const Renames& renames : candidates()) attempt(renames);
+  attempt(laid_over(standing_of(names), standing_of(known)));
   return best;
 }
 
@@ -368,6 +553,24 @@ const Spot* Listing::find(std::uint32_t part) const {
   const Spot wanted{kNoStack, 0, part, 0};
   const auto it = std::lower_bound(spots.begin(), spots.end(), wanted);
   return it != spots.end() && it->stack == kNoStack && it->part == part ? &*it : nullptr;
+}
+
+const Gap* Catalogue::gap(std::uint32_t model, std::uint32_t part, std::uint64_t layer) const {
+  const std::int32_t stack = templates[part].stack;
+  if (const auto at = beyond.find({stack, layer}); stack != kNoStack && at != beyond.end()) {
+    const bool absent = listings[model].range(stack, layer, layer + 1).empty();
+    return absent ? &gaps[static_cast<std::size_t>(at->second)] : nullptr;
+  }
+  const std::int32_t index = lacking.empty() ? -1 : lacking[model][part];
+  return index < 0 ? nullptr : &gaps[static_cast<std::size_t>(index)];
+}
+
+const Gap* Catalogue::gap(std::uint32_t model, std::int32_t stack) const {
+  for (std::uint32_t p = 0; p < templates.size(); ++p) {
+    if (templates[p].stack != stack || lacking.empty() || lacking[model][p] < 0) continue;
+    return &gaps[static_cast<std::size_t>(lacking[model][p])];
+  }
+  return nullptr;
 }
 
 Catalogue catalogue(std::span<const View> models, std::span<const Config> configs,

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -59,6 +61,13 @@ struct Listing {
   [[nodiscard]] const Spot* find(std::uint32_t part) const;
 };
 
+// A whole module that some models have and others lack: a tower for images or sound, a head for
+// multi-token prediction.
+struct Gap {
+  std::string root;           // "mtp", "model.visual", "model.layers.61"
+  std::uint64_t tensors = 0;  // that the first model with it has
+};
+
 // All models' tensors under the names that the output uses.
 struct Catalogue {
   const Family* family = nullptr;
@@ -67,6 +76,20 @@ struct Catalogue {
   std::vector<std::string> modules;               // "default" if there is but one
   std::vector<Listing> listings;                  // by model
   std::vector<std::optional<LayerCount>> counts;  // by stack: the donor's config key
+
+  std::vector<Gap> gaps;
+  // By model and part: index into gaps, or -1. Empty where all models have all parts.
+  std::vector<std::vector<std::int32_t>> lacking;
+  std::map<std::pair<std::int32_t, std::uint64_t>, std::int32_t> beyond;  // by stack and layer
+
+  // The whole module that `model` lacks and that the tensor is in; null where it lacks less than a
+  // module, which makes no model. A module is all that stands below one name, outside the layers
+  // that the models share: of vision, sound or a projector, or at least two tensors and a matrix
+  // among them; or a layer beyond those that config.json counts. No module holds the text's layers
+  // or its embedding. A model that has other parts of a vision or sound tower lacks no tower.
+  [[nodiscard]] const Gap* gap(std::uint32_t model, std::uint32_t part, std::uint64_t layer) const;
+  // The same of all layers of a stack.
+  [[nodiscard]] const Gap* gap(std::uint32_t model, std::int32_t stack) const;
 };
 
 // Prefixes of a checkpoint's names and what others call them. The first that fits counts.

@@ -7,6 +7,7 @@
 
 #include "plan/adapt.hpp"
 #include "plan/draft.hpp"
+#include "plan/experts.hpp"
 #include "plan/repeat.hpp"
 #include "plan/types.hpp"
 
@@ -27,6 +28,14 @@ class Opener {
       const auto index = attempt(written.text, written.mark, [&] { return open_model(written); });
       if (index) open.emplace_back(settle(disk_, written, root()), *index);
       good = good && index;
+    }
+    if (good && !open.empty()) {
+      std::uint32_t donor = open.front().second;
+      for (std::size_t i = 0; i < open.size(); ++i) {
+        const auto& base = draft_.recipe().base_model;
+        if (base && all[i].text == base->text) donor = open[i].second;
+      }
+      arrange_experts(draft_, donor);
     }
     for (const auto& [ref, model] : open) good = add_view(ref, model) && good;
     return good;
@@ -94,8 +103,12 @@ class Opener {
       ModelRef own = ref;
       own.adapters.clear();
       if (!ref.adapters.empty()) own.text = path_text(ref.path, ref.revision);
-      Checkpoint checkpoint =
-          with_advice(folder, [&] { return Checkpoint::open(disk_, folder, own.text); });
+      Checkpoint checkpoint = with_advice(folder, [&] {
+        return Checkpoint::open(disk_, folder, own.text, draft_.plan.options.prefer);
+      });
+      for (const std::string& warning : checkpoint.warnings()) {
+        draft_.problems.warn(Code::format, warning);
+      }
       models.push_back({std::move(own), std::move(folder), std::move(checkpoint), false});
     } catch (...) {
       by_folder_.erase(it);
@@ -231,9 +244,13 @@ void read_configs(Draft& draft) {
   }
 }
 
-std::string architecture(const Draft& draft, std::uint32_t m) {
-  const std::string& chosen = draft.plan.models[draft.views[m].model].ref.override_architecture;
-  return chosen.empty() ? draft.configs[m].architecture() : chosen;
+// True for the text-only and the image-text class of one model: Gemma3ForCausalLM and
+// Gemma3ForConditionalGeneration. Their texts have the same layers.
+bool two_forms(std::string_view a, std::string_view b) {
+  constexpr std::string_view kText = "ForCausalLM", kAll = "ForConditionalGeneration";
+  if (a.ends_with(kAll)) std::swap(a, b);
+  if (!a.ends_with(kText) || !b.ends_with(kAll)) return false;
+  return a.substr(0, a.size() - kText.size()) == b.substr(0, b.size() - kAll.size());
 }
 
 void check_architectures(Draft& draft) {
@@ -253,7 +270,11 @@ void check_architectures(Draft& draft) {
     const std::string text =
         fmt::format("architectures differ: {} is {}, {} is {}", draft.shown(draft.donor),
                     plan.architecture, draft.shown(m), other);
-    if (plan.options.allow_mixed) {
+    if (two_forms(plan.architecture, other)) {
+      draft.problems.warn(Code::usage, text +
+                                           "; they are two forms of one model, and the text of "
+                                           "both is merged");
+    } else if (plan.options.allow_mixed) {
       plan.waived.mixed = true;
       draft.problems.warn(Code::usage,
                           text + "; merged where names and shapes agree, as asked for");
@@ -293,6 +314,11 @@ void check_quantised(Draft& draft) {
 }
 
 }  // namespace
+
+std::string architecture(const Draft& draft, std::uint32_t view) {
+  const std::string& chosen = draft.plan.models[draft.views[view].model].ref.override_architecture;
+  return chosen.empty() ? draft.configs[view].architecture() : chosen;
+}
 
 std::string Draft::place(Mark mark) const {
   return mark.line > 0 ? fmt::format("{}:{}", plan.recipe.file, mark.line) : plan.recipe.file;

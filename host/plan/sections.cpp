@@ -147,6 +147,9 @@ class Maker {
       for (const Input& input : section.inputs) {
         const std::int32_t number = static_cast<std::int32_t>(s);
         if (depth(first, number) == depth(input.model, number)) continue;
+        // A whole module that one of the two lacks is told of where its tensors are written.
+        const std::uint32_t shallow = depth(first, number) == 0 ? first : input.model;
+        if (depth(shallow, number) == 0 && draft_.names.gap(shallow, number) != nullptr) continue;
         problems_.error(
             Code::shape,
             fmt::format("{}: {}: {} has {} layers ({}), {} has {}; models that are merged whole "

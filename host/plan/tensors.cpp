@@ -376,6 +376,10 @@ class Writer {
     const Template& what = names_.templates[p];
     const std::string output = what.name(layer);
     if (what.role == Role::buffer) return write_buffer(part, section, p, output, found);
+    std::vector<std::uint32_t> models;  // that give the tensor of each input
+    for (const Input& input : section.inputs) models.push_back(input.model);
+    std::string filled;
+    if (!fill_gaps(section, p, layer, output, found, models, filled)) return;
     const bool tieable = what.role == Role::head || what.role == Role::embedding;
     if (tieable && !stand_in(section, p, output, found)) return;
     if (std::all_of(found.begin(), found.end(), [](const Spot* s) { return s == nullptr; })) {
@@ -395,7 +399,7 @@ class Writer {
       }
       const std::uint64_t own =
           section.whole || what.stack != section.stack ? place : input.first + place;
-      Share share{i, input.model, &draft_.item(input.model, found[i]->entry),
+      Share share{i, models[i], &draft_.item(models[i], found[i]->entry),
                   names_.templates[found[i]->part].name(own)};
       const bool base = section.base && *section.base == i;
       shares.insert(base ? shares.begin() : shares.end(), std::move(share));
@@ -410,11 +414,121 @@ class Writer {
     }
     if (!same_shapes(what, shares, job)) return;
     if (!same_types(shares, job)) return;
-    if (job.action == Action::merge && !find_rule(section, shares, t, job)) return;
+    if (filled.empty() || !same_item(shares)) {
+      if (job.action == Action::merge && !find_rule(section, shares, t, job)) return;
+    } else {
+      pass_through(shares, job);
+    }
+    if (!filled.empty()) job.reason = filled;
     if (!derive(shares, job)) return;
     if (what.role == Role::head) heads_written_.insert(p);
     if (!embeddings_.empty() && p == embeddings_.front()) written_.rows = job.output.shape[0];
     add(std::move(job));
+  }
+
+  // A model without a whole module takes part with the base's, or, where there is no base or that
+  // lacks it too, with that of the first model that has it; where the donor's class has no such
+  // module it stays out of the output. False: there is nothing to write. `filled` says whose is
+  // taken for whose.
+  bool fill_gaps(const Section& section, std::uint32_t p, std::uint64_t layer,
+                 const std::string& output, Found& found, std::vector<std::uint32_t>& models,
+                 std::string& filled) {
+    std::vector<std::size_t> without;
+    std::optional<std::size_t> giver;
+    const Gap* gap = nullptr;
+    const std::optional<std::size_t> base = base_of(section);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (found[i] != nullptr) {
+        if (!giver || base == i) giver = i;
+        continue;
+      }
+      const Gap* own = names_.gap(section.inputs[i].model, p, layer);
+      if (own == nullptr) continue;
+      gap = own;
+      without.push_back(i);
+    }
+    if (gap == nullptr || !giver) return true;
+    const std::uint32_t owner = section.inputs[*giver].model;
+    const std::string& lender = draft_.shown(owner);
+    const std::string what = fmt::format("module {} ({} tensor{})", gap->root, gap->tensors,
+                                         gap->tensors == 1 ? "" : "s");
+    std::string names;
+    for (const std::size_t i : without) {
+      const std::string& name = draft_.shown(section.inputs[i].model);
+      names += (names.empty() ? "" : ", ") + name;
+    }
+    const std::string key = fmt::format("module {} {}", gap->root, names);
+    const bool several = without.size() > 1;
+    if (draft_.plan.options.strict_modules) {
+      if (told_.insert(key).second) {
+        problems_.error(Code::missing,
+                        fmt::format("{} {} no {}, which {} has, and --strict-modules asks for "
+                                    "models that have the same modules",
+                                    names, several ? "have" : "has", what, lender));
+      }
+      return false;
+    }
+    const std::string own = architecture(draft_, draft_.donor),
+                      theirs = architecture(draft_, owner);
+    const bool foreign = names_.gap(draft_.donor, p, layer) != nullptr && own != theirs &&
+                         !own.empty() && !theirs.empty();
+    if (foreign) {
+      const std::string reason = fmt::format("in module {}, which {} and its class lack", gap->root,
+                                             draft_.shown(draft_.donor));
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        if (found[i] == nullptr) continue;
+        reasons_.try_emplace(place(section.inputs[i].model, found[i]->entry), reason);
+      }
+      if (told_.insert(key).second) {
+        problems_.warn(Code::missing,
+                       fmt::format("{} of {} is left out: {} and its class {} have none; name {} "
+                                   "as base_model to keep it",
+                                   what, lender, draft_.shown(draft_.donor), own, lender));
+      }
+      return false;
+    }
+    for (const std::size_t i : without) {
+      found[i] = found[*giver];
+      models[i] = owner;
+    }
+    filled = fmt::format("module {}: {} {} none, that of {} is taken", gap->root, names,
+                         several ? "have" : "has", lender);
+    if (told_.insert(key).second) {
+      problems_.warn(Code::missing,
+                     fmt::format("{} {} no {}, which {} has: that of {} is taken for {}; "
+                                 "--strict-modules refuses this (first tensor: {})",
+                                 names, several ? "have" : "has", what, lender, lender,
+                                 several ? "them" : "it", output));
+    }
+    return true;
+  }
+
+  // The base among a section's inputs, or what the recipe calls so where the method has none.
+  [[nodiscard]] std::optional<std::size_t> base_of(const Section& section) const {
+    if (section.base || !draft_.recipe().base_model) return section.base;
+    for (std::size_t i = 0; i < section.inputs.size(); ++i) {
+      if (section.inputs[i].model == draft_.donor) return i;
+    }
+    return std::nullopt;
+  }
+
+  static bool same_item(const std::vector<Share>& shares) {
+    return std::all_of(shares.begin(), shares.end(),
+                       [&](const Share& share) { return share.item == shares.front().item; });
+  }
+
+  // The one tensor that all inputs take part with, as it is but for the type that is asked for.
+  static void pass_through(std::vector<Share>& shares, Job& job) {
+    shares.resize(1);
+    job.operands.resize(1);
+    if (job.action == Action::copy) return;
+    job.work.inputs.resize(1);
+    const bool computed = shares.front().item->effects != nullptr || job.operands.front().rows;
+    if (!computed && shares.front().item->info.dtype == job.output.dtype) {
+      job.action = Action::copy;
+      return;
+    }
+    job.work.rule = Rules::pass(job.output.count());
   }
 
   void add(Job job) {
@@ -796,6 +910,7 @@ class Writer {
   std::vector<std::uint32_t> heads_;
   std::vector<std::uint32_t> embeddings_;  // the one that stands in for absent heads first
   std::set<std::uint32_t> heads_written_;
+  std::set<std::string> told_;           // modules that some models lack, told of once
   std::vector<std::vector<bool>> used_;  // by Plan::models and entry
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::string> reasons_;  // by model and entry
   Written written_;

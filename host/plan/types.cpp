@@ -102,7 +102,14 @@ Meeting meet(std::span<const Dtype> stored, std::optional<Dtype> wanted) {
   const bool same = std::all_of(stored.begin(), stored.end(), [&](Dtype d) { return d == first; });
   for (const Dtype dtype : stored) {
     if (dtype == Dtype::c64 || (is_float(dtype) && bits(dtype) <= 8 && !has_codec(dtype))) {
-      meeting.refusal = fmt::format("{} cannot be merged", word(dtype));
+      if (stored.size() == 1) {
+        meeting.action = Action::copy;
+        meeting.output = dtype;
+        meeting.reason = fmt::format("{} of one model is copied", word(dtype));
+      } else {
+        meeting.refusal =
+            fmt::format("{} is copied from one model, and never computed with", word(dtype));
+      }
       return meeting;
     }
   }

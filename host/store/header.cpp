@@ -202,7 +202,9 @@ std::string read_json(File& file) {
   }
   std::string json(length, '\0');
   read_exact(file, 8, std::as_writable_bytes(std::span(json.data(), json.size())));
-  if (json.empty() || json.front() != '{') stop("the header does not begin with '{'");
+  // Writers pad with blanks, at either end.
+  const std::size_t first = json.find_first_not_of(" \t\r\n");
+  if (first == json.npos || json[first] != '{') stop("the header does not begin with '{'");
   return json;
 }
 
@@ -291,7 +293,7 @@ Header read_header(File& file, std::uint32_t index) {
   header.data_start = start;
   header.entries.reserve(claims.size());
   for (Claim& claim : claims) {
-    header.entries.push_back({std::move(claim.info), index, start + claim.begin, {}});
+    header.entries.push_back({std::move(claim.info), index, start + claim.begin, {}, {}, {}});
   }
   return header;
 }

@@ -15,10 +15,18 @@ namespace {
 
 bool is_control(char c) noexcept { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
 
-// A file name that cannot leave its folder, on any system.
-bool is_plain(std::string_view name) noexcept {
-  return !name.empty() && name != "." && name != ".." && name.find_first_of("/\\:") == name.npos &&
-         std::none_of(name.begin(), name.end(), is_control);
+// A file name, or a path of them with `/` between, that cannot leave its folder on any system.
+bool is_below(std::string_view path) noexcept {
+  if (path.find_first_of("\\:") != path.npos || std::any_of(path.begin(), path.end(), is_control)) {
+    return false;
+  }
+  for (;;) {
+    const std::size_t slash = path.find('/');
+    const std::string_view name = path.substr(0, slash);
+    if (name.empty() || name == "." || name == "..") return false;
+    if (slash == path.npos) return true;
+    path.remove_prefix(slash + 1);
+  }
 }
 
 // Collects weight_map; passes over everything else, however deep.
@@ -38,8 +46,8 @@ class Sax {
 
   bool string(std::string& text) {
     if (!inside_) return value("a text");
-    if (!is_plain(text)) {
-      stop(fmt::format("tensor {} is placed in {}, which is no plain file name in this folder",
+    if (!is_below(text)) {
+      stop(fmt::format("tensor {} is placed in {}, which is no file in this folder or below it",
                        cite(key_), cite(text)));
     }
     if (!text.ends_with(suffix_)) {

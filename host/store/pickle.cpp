@@ -108,7 +108,12 @@ Entry entry(const std::string& path, const Tree& tree, const Value& key, const V
            fmt::format("has {} under {} where a tensor is expected", word(value.kind), cite(name)));
   }
   const Tensor& tensor = tree.tensors[value.index];
-  return {{std::string(name), tensor.dtype, tensor.shape}, index, tensor.offset, tensor.strides};
+  return {{std::string(name), tensor.dtype, tensor.shape},
+          index,
+          tensor.offset,
+          tensor.strides,
+          {},
+          {}};
 }
 
 // Files that are often called `.bin` and are something else.

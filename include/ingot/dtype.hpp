@@ -26,6 +26,8 @@ enum class Dtype : std::uint8_t {
   // Known by name and width, so that a header with them can be read; never decoded.
   c64,
   f8_e8m0,
+  f8_e4m3fnuz,
+  f8_e5m2fnuz,
   f6_e2m3,
   f6_e3m2,
   f4,
@@ -52,8 +54,8 @@ inline constexpr int kDtypes = static_cast<int>(Dtype::f4) + 1;
 
 // True for any floating-point type, f64 and the block formats' parts included.
 [[nodiscard]] constexpr bool is_float(Dtype d) noexcept {
-  return has_codec(d) || d == Dtype::f64 || d == Dtype::f8_e8m0 || d == Dtype::f6_e2m3 ||
-         d == Dtype::f6_e3m2 || d == Dtype::f4;
+  return has_codec(d) || d == Dtype::f64 || d == Dtype::f8_e8m0 || d == Dtype::f8_e4m3fnuz ||
+         d == Dtype::f8_e5m2fnuz || d == Dtype::f6_e2m3 || d == Dtype::f6_e3m2 || d == Dtype::f4;
 }
 
 // The largest finite value of a type with a codec.

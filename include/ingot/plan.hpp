@@ -36,6 +36,10 @@ struct PlanOptions {
   bool model_card = true;
   // Of the card; empty: a general one. The program gives the name of the folder that is written.
   std::string title;
+  Prefer prefer = Prefer::neither;  // --prefer: of an index and the single file of its name
+  // --strict-modules: a module that some models lack is an error. Not in the receipt: it refuses,
+  // and changes nothing.
+  bool strict_modules = false;
   // Not in the receipt: where relative model paths start, and the threads that measure ranks (0: as
   // many as the machine has) under a ceiling on the process's resident memory (0: none).
   std::string root;

@@ -1,6 +1,7 @@
 // Files and checkpoints: what is on disk, by tensor name. Knows nothing of merging.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -147,6 +148,18 @@ class Guard {
   Guard& operator=(const Guard&) = delete;
 };
 
+// A block of a tensor that is put together of parts of stored ones, or cut out of one.
+struct Patch {
+  // Of the tensor's axes, as three with leading ones: elements begin, begin + pace, ... (count of
+  // them) are those at 0, stride, 2 stride, ... elements from the patch's first.
+  struct Axis {
+    std::uint64_t begin = 0, count = 1, pace = 1, stride = 0;
+  };
+  std::uint32_t file = 0;    // index into Checkpoint::files()
+  std::uint64_t offset = 0;  // of the first element
+  std::array<Axis, 3> axes;
+};
+
 // Where the bytes of one tensor lie.
 struct Entry {
   TensorInfo info;
@@ -155,19 +168,34 @@ struct Entry {
   // Elements between neighbours along each axis, for a view stored out of row-major order (`.bin`
   // only); empty for the usual dense tensor.
   std::vector<std::uint64_t> strides;
+  // Of a tensor that no file holds as it is (Checkpoint::arrange): every element is in one of these
+  // blocks, and `file` and `offset` are those of the first. At most three axes.
+  std::vector<Patch> patches;
+  std::string origin;  // the stored tensor, or "first to last"
+
+  // True if its bytes lie in its file one after the other.
+  [[nodiscard]] bool dense() const noexcept { return strides.empty() && patches.empty(); }
 };
 
-// A model's tensors, from safetensors or PyTorch `.bin` files, single or sharded.
+// Which weights of a folder count that has an index and the single file of its name.
+enum class Prefer : std::uint8_t { neither, index, file };
+
+// A model's tensors, from safetensors or PyTorch files (`.bin`, `.pt`, `.pth`), single or sharded.
 //
 // Only headers are read. Every rule of the format is checked; a violation is Error{format} naming
 // file, tensor, expected and found. Index files are checked against the shards.
 class Checkpoint {
  public:
   // `path` is a folder, a file of weights or an index file. `shown` is the name used in receipts.
-  // In a folder safetensors are looked for before `.bin`, and an index beside the single file of
-  // its name is an Error{format}; shards and config.json must lie in the folder itself (or in the
-  // blobs of the same Hub cache repository).
-  [[nodiscard]] static Checkpoint open(Disk& disk, const std::string& path, std::string shown);
+  // In a folder safetensors are looked for before `.bin`; shards and config.json must lie in the
+  // folder or below it (or in the blobs of the same Hub cache repository).
+  //
+  // An index beside the single file of its name: where the index places all tensors in that file
+  // they are one; where it names shards that are gone the single file counts, with a warning; else
+  // `prefer` decides, and without it this is an Error{format} that names both. Where a shard holds
+  // a tensor that the index places in another one, the index decides, with a warning.
+  [[nodiscard]] static Checkpoint open(Disk& disk, const std::string& path, std::string shown,
+                                       Prefer prefer = Prefer::neither);
 
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;
@@ -177,6 +205,9 @@ class Checkpoint {
   [[nodiscard]] const std::string& shown() const noexcept;
   [[nodiscard]] const std::vector<Entry>& entries() const noexcept;  // sorted by name
   [[nodiscard]] const Entry* find(std::string_view name) const noexcept;
+  // Puts other entries in place of those read: the same elements, under other names and in other
+  // shapes. Sorts them.
+  void arrange(std::vector<Entry> entries);
   // Opened weight files, shards in natural order. File::path() is the whole path; its last
   // component is the name in the folder.
   [[nodiscard]] File& file(std::uint32_t index) const;
@@ -184,6 +215,10 @@ class Checkpoint {
   [[nodiscard]] bool pickled() const noexcept;
   // The text of config.json, empty if there is none.
   [[nodiscard]] const std::string& config() const noexcept;
+  // What was passed over on opening: sentences.
+  [[nodiscard]] const std::vector<std::string>& warnings() const noexcept;
+  // True if `prefer` chose between two sets of weights.
+  [[nodiscard]] bool chosen() const noexcept;
 
  private:
   struct Body;

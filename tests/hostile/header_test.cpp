@@ -140,8 +140,18 @@ TEST(HostileHeader, AGitLfsPointerIsCalledByItsName) {
                  "git lfs pull");
 }
 
-TEST(HostileHeader, TheFirstByteMustOpenTheObject) {
-  EXPECT_REFUSAL(packed(std::string(" ") + kGood, 4), "does not begin with '{'");
+TEST(HostileHeader, BlanksInFrontAreTakenAsWritersPadWithThem) {
+  for (const std::string blanks : {" ", "\n\t\r      "}) {
+    Bytes padded(packed(blanks + kGood, 4)), file(packed(kGood, 4));
+    const Header header = read_header(padded), plain = read_header(file);
+    ASSERT_EQ(header.entries.size(), plain.entries.size());
+    EXPECT_EQ(header.data_start, plain.data_start + blanks.size());
+    EXPECT_EQ(header.entries[0].offset, plain.entries[0].offset + blanks.size());
+  }
+  EXPECT_REFUSAL(packed("      ", 4), "does not begin with '{'");
+}
+
+TEST(HostileHeader, TheFirstCharacterMustOpenTheObject) {
   EXPECT_REFUSAL(packed(std::string("\xef\xbb\xbf") + kGood, 4), "does not begin with '{'");
   EXPECT_REFUSAL(packed("[]"), "does not begin with '{'");
 }

@@ -125,9 +125,40 @@ TEST_F(HostileIndex, ATensorInAnotherShardThanListedIsNamed) {
                  "tensor 'b' is placed in y.safetensors but is in x.safetensors");
 }
 
-TEST_F(HostileIndex, ATensorInTwoShardsIsNamedWithBoth) {
+TEST_F(HostileIndex, OfATensorInTwoShardsTheIndexDecides) {
   test::write_file(folder_ / "m/y.safetensors", weights({"b", "c"}));
-  EXPECT_REFUSAL(kGood, "tensor 'b' is both in x.safetensors and in y.safetensors");
+  index(kGood);
+  const Checkpoint model = open();
+  ASSERT_EQ(model.entries().size(), 3U);
+  EXPECT_TRUE(model.file(model.find("b")->file).path().ends_with("/x.safetensors"));
+  ASSERT_EQ(model.warnings().size(), 1U);
+  EXPECT_PRED2(contains, model.warnings()[0],
+               "1 stale tensor was passed over: 'b' in y.safetensors, which the index places in "
+               "x.safetensors");
+}
+
+TEST_F(HostileIndex, ATensorInTwoShardsThatTheIndexDoesNotListIsNamedWithBoth) {
+  test::write_file(folder_ / "m/y.safetensors", weights({"b", "c"}));
+  EXPECT_REFUSAL(R"({"weight_map":{"a":"x.safetensors","c":"y.safetensors"}})",
+                 "tensor 'b' is both in x.safetensors and in y.safetensors");
+  test::write_file(folder_ / "m/z.safetensors", weights({"d"}));
+  EXPECT_REFUSAL(R"({"weight_map":{"a":"x.safetensors","b":"z.safetensors","c":"y.safetensors"}})",
+                 "tensor 'b' is both in x.safetensors and in y.safetensors");
+}
+
+TEST_F(HostileIndex, ShardsMayLieInFoldersBelow) {
+  test::write_file(folder_ / "m/part/deep/y.safetensors", weights({"d"}));
+  index(R"({"weight_map":{"a":"x.safetensors","b":"x.safetensors",)"
+        R"("d":"part/deep/y.safetensors"}})");
+  EXPECT_EQ(open().entries().size(), 3U);
+  ASSERT_EQ(::symlink("../..", (folder_ / "m/part/up").c_str()), 0);
+  EXPECT_PRED2(contains, refusal_of(R"({"weight_map":{"c":"part/up/outside.safetensors"}})"),
+               "outside");
+  // A shard of a series that the index leaves out is noticed there too.
+  test::write_file(folder_ / "m/sub/model-00001-of-00002.safetensors", weights({"d"}));
+  test::write_file(folder_ / "m/sub/model-00002-of-00002.safetensors", weights({"e"}));
+  EXPECT_REFUSAL(R"({"weight_map":{"d":"sub/model-00001-of-00002.safetensors"}})",
+                 "shard 'sub/model-00002-of-00002.safetensors' lies beside it");
 }
 
 TEST_F(HostileIndex, ATensorIsListedOnce) {
@@ -160,12 +191,13 @@ TEST_F(HostileIndex, NoShardLiesOutsideTheFolder) {
   const std::string outside = folder_ / "outside.safetensors";
   for (const std::string& name :
        {outside, std::string("../outside.safetensors"), std::string("./y.safetensors"),
-        std::string("sub/y.safetensors"), std::string("..\\\\outside.safetensors"),
+        std::string("sub//y.safetensors"), std::string("sub/../../outside.safetensors"),
+        std::string("/y.safetensors"), std::string("..\\\\outside.safetensors"),
         std::string("C:y.safetensors"), std::string("y\\u0000.safetensors"),
         std::string("y\\n.safetensors"), std::string(".."), std::string("."), std::string("")}) {
     EXPECT_REFUSAL(
         R"({"weight_map":{"a":"x.safetensors","b":"x.safetensors","c":")" + name + "\"}}",
-        "no plain file name in this folder");
+        "no file in this folder or below it");
   }
 }
 

@@ -139,7 +139,43 @@ TEST(Checkpoint, ShardsStandInNaturalOrder) {
   EXPECT_EQ(model.config(), "");
 }
 
-TEST(Checkpoint, SafetensorsWinOverBinAndAnIndexBesideTheFileOfItsNameIsRefused) {
+TEST(Checkpoint, AnIndexOfTheSingleFileBesideItIsThatFile) {
+  const test::Folder folder;
+  test::write_file(folder / "model.safetensors", weights({"a"}));
+  test::write_file(folder / "model.safetensors.index.json",
+                   R"({"weight_map":{"a":"model.safetensors"}})");
+  const Checkpoint model = Checkpoint::open(*system_disk(), folder.path(), "m");
+  EXPECT_EQ(names_of(model), std::vector<std::string>{"a"});
+  EXPECT_TRUE(model.warnings().empty());
+}
+
+TEST(Checkpoint, AnIndexWhoseShardsAreGoneGivesWayToTheSingleFile) {
+  const test::Folder folder;
+  test::write_file(folder / "model.safetensors", weights({"single"}));
+  test::write_file(folder / "model.safetensors.index.json",
+                   R"({"weight_map":{"sharded":"gone.safetensors"}})");
+  const Checkpoint model = Checkpoint::open(*system_disk(), folder.path(), "m");
+  EXPECT_EQ(names_of(model), std::vector<std::string>{"single"});
+  ASSERT_EQ(model.warnings().size(), 1U);
+  EXPECT_NE(model.warnings()[0].find("lists 'gone.safetensors', which is not there"),
+            std::string::npos);
+  EXPECT_FALSE(model.chosen());
+}
+
+TEST(Checkpoint, FilesOfTorchSaveAreReadUnderAnyOfTheirEndings) {
+  const test::Folder folder;
+  const auto disk = system_disk();
+  const std::string bin = test::read_file(test::example("models/python-bin/pytorch_model.bin"));
+  test::write_file(folder / "m.bin", bin);
+  for (const char* name : {"m.pt", "m.pth"}) {
+    test::write_file(folder / name, bin);
+    const Checkpoint model = Checkpoint::open(*disk, folder / name, "m");
+    EXPECT_TRUE(model.pickled());
+    EXPECT_EQ(names_of(model), names_of(Checkpoint::open(*disk, folder / "m.bin", "m")));
+  }
+}
+
+TEST(Checkpoint, SafetensorsWinOverBinAndOfAnIndexAndTheFileOfItsNameTheUserChooses) {
   const test::Folder folder;
   const auto disk = system_disk();
   test::write_file(folder / "pytorch_model.bin", "not even a zip");
@@ -156,6 +192,13 @@ TEST(Checkpoint, SafetensorsWinOverBinAndAnIndexBesideTheFileOfItsNameIsRefused)
     EXPECT_EQ(error.code(), Code::format);
     EXPECT_NE(error.message().find("has both model.safetensors.index.json and model.safetensors"),
               std::string::npos);
+  }
+  for (const auto& [prefer, name] :
+       {std::pair(Prefer::file, "single"), {Prefer::index, "sharded"}}) {
+    const Checkpoint model = Checkpoint::open(*disk, folder.path(), "m", prefer);
+    EXPECT_EQ(names_of(model), std::vector<std::string>{name});
+    EXPECT_TRUE(model.chosen());
+    ASSERT_EQ(model.warnings().size(), 1U);
   }
   EXPECT_EQ(names_of(Checkpoint::open(*disk, folder / "model.safetensors", "m")),
             std::vector<std::string>{"single"});

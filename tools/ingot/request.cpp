@@ -211,6 +211,15 @@ Request::Request(CLI::App& command, Form form)
       ->capture_default_str();
   command.add_option("--root", planning_.root, "Where relative model paths start (default: here)")
       ->type_name("DIR");
+  command
+      .add_option("--prefer", prefer_,
+                  "What to read of a model with an index and a single file (default: an error)")
+      ->type_name("index|file")
+      ->check(CLI::IsMember({"index", "file"}));
+  if (form == Form::merge || form == Form::plan) {
+    command.add_flag("--strict-modules", planning_.strict_modules,
+                     "Refuse models of which only some have a module (vision, MTP)");
+  }
   command.add_flag("--force", options_.force,
                    "Replace OUT if ingot wrote all of it, once the new one is done");
   command.add_flag("--tensors", tensors_,
@@ -332,6 +341,9 @@ void Request::settle(const Console& console) {
   planning_.threads = options_.threads;
   planning_.memory = options_.memory;
   planning_.copy_tokenizer = copy_tokenizer_;
+  planning_.prefer = prefer_.empty()     ? Prefer::neither
+                     : prefer_ == "file" ? Prefer::file
+                                         : Prefer::index;
   planning_.model_card = card_;
   planning_.title = title_of(out_);
   using Storage = MergeOptions::Storage;

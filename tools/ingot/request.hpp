@@ -90,7 +90,7 @@ class Request {
   bool keep_scaling_ = false;
   std::vector<std::string> compat_;
   std::vector<std::string> adapters_;
-  std::string memory_ = "1GiB", shard_size_ = "5GB", out_shard_size_;
+  std::string memory_ = "1GiB", shard_size_ = "5GB", out_shard_size_, prefer_;
   std::string device_memory_ = "2GiB";
   std::uint64_t device_memory_bytes_ = 0;
   std::string device_ = "cpu", storage_ = "auto", libraries_;

@@ -10,7 +10,7 @@ namespace ingot::tool {
 namespace {
 
 // Bytes read at once to pick strided elements from.
-constexpr std::uint64_t kWindow = std::uint64_t{64} << 20;
+constexpr std::uint64_t kStretch = std::uint64_t{64} << 20;
 
 template <class Word, class Convert>
 void convert(std::span<const std::byte> bytes, std::span<double> values, Convert one) {
@@ -76,12 +76,12 @@ void Sweep::gather() {
   }
   const auto [low, high] = std::minmax_element(places.begin(), places.end());
   std::vector<std::byte> window;
-  for (std::uint64_t begin = *low; begin <= *high; begin += kWindow) {
+  for (std::uint64_t begin = *low; begin <= *high; begin += kStretch) {
     // An element that starts in the window may end behind it.
-    window.resize(static_cast<std::size_t>(std::min(kWindow - 1, *high - begin) + width));
+    window.resize(static_cast<std::size_t>(std::min(kStretch - 1, *high - begin) + width));
     read_exact(model_.file(entry_.file), begin, window);
     for (std::size_t i = 0; i < places.size(); ++i) {
-      if (places[i] < begin || places[i] - begin >= kWindow) continue;
+      if (places[i] < begin || places[i] - begin >= kStretch) continue;
       std::memcpy(bytes_.data() + i * width, window.data() + (places[i] - begin), width);
     }
   }
@@ -135,6 +135,8 @@ std::span<const double> Sweep::values() {
       break;
     case Dtype::c64:
     case Dtype::f8_e8m0:
+    case Dtype::f8_e4m3fnuz:
+    case Dtype::f8_e5m2fnuz:
     case Dtype::f6_e2m3:
     case Dtype::f6_e3m2:
     case Dtype::f4:
