@@ -88,7 +88,7 @@ std::string unknown_command(const CLI::App& program, const CLI::App& command,
 
 // The parser's three sentences in our words: "OUT is required", "--memory: 1 required SIZE
 // missing", "--storage: tape not in {auto,mapped}".
-std::string plain(std::string text) {
+std::string in_words(std::string text) {
   constexpr std::string_view kRequired = " is required", kMissing = " missing",
                              kOne = ": 1 required ", kNotIn = " not in {";
   if (text.ends_with(kRequired)) {
@@ -126,7 +126,7 @@ std::string describe(const CLI::ParseError& error, const CLI::App& program,
   if (!commands_of(command).empty()) {
     return fmt::format("a command is missing; there are {}", fmt::join(commands_of(command), ", "));
   }
-  return plain(error.what());
+  return in_words(error.what());
 }
 
 }  // namespace

@@ -59,7 +59,7 @@ std::uint64_t take_number(std::string_view& text) {
   return std::stoull(std::string(digits));
 }
 
-bool exists(std::string_view path) {
+bool on_disk(std::string_view path) {
   std::error_code error;
   return path.size() < 4096 && std::filesystem::exists(std::filesystem::path(path), error);
 }
@@ -115,7 +115,7 @@ Place place_of(std::string_view message) {
        end = message.find(": ", end + 1)) {
     std::string_view head = message.substr(0, end);
     if (head.starts_with("--") && head.find(' ') == std::string_view::npos) place.option = head;
-    if (exists(head)) {
+    if (on_disk(head)) {
       place.file = head;
       place.line = place.column = 0;
       continue;

@@ -13,7 +13,7 @@ constexpr const char* kMerges = "merge plan";
 
 // One line a row, so that the table reads as a table.
 // clang-format off
-constexpr std::array kForeign{
+constexpr std::array kRows{
     // mergekit-yaml: all of its options are accepted.
     Foreign{"--allow-crimes", "mergekit", "", kTaken, false, "--allow-crimes"},
     Foreign{"--unsafe-truncate-embeddings", "mergekit", "", kTaken, false, "--unsafe-truncate-embeddings"},
@@ -128,7 +128,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 34> kCommand
 }};
 // clang-format on
 
-char plain(char c) noexcept {
+char folded(char c) noexcept {
   if (c >= 'A' && c <= 'Z') return static_cast<char>(c - 'A' + 'a');
   return c == '_' ? '-' : c;
 }
@@ -137,7 +137,7 @@ char plain(char c) noexcept {
 bool same(std::string_view a, std::string_view b) noexcept {
   if (a.size() != b.size()) return false;
   for (std::size_t i = 0; i < a.size(); ++i) {
-    if (a.size() <= 2 ? a[i] != b[i] : plain(a[i]) != plain(b[i])) return false;
+    if (a.size() <= 2 ? a[i] != b[i] : folded(a[i]) != folded(b[i])) return false;
   }
   return true;
 }
@@ -153,11 +153,11 @@ bool among(std::string_view word, std::string_view list, char between) noexcept 
 
 }  // namespace
 
-std::span<const Foreign> foreign_options() noexcept { return kForeign; }
+std::span<const Foreign> foreign_options() noexcept { return kRows; }
 
 const Foreign* advice(std::string_view option, std::string_view command) noexcept {
   const Foreign* general = nullptr;
-  for (const Foreign& row : kForeign) {
+  for (const Foreign& row : kRows) {
     const std::string_view commands = row.commands;
     if (row.answer != Answer::advised || !among(option, row.names, ',')) continue;
     if (command.empty() || among(command, commands, ' ')) return &row;

@@ -36,7 +36,7 @@ std::string upper(std::string text) {
   return text;
 }
 
-std::string describe(const Option& option) {
+std::string entry_of(const Option& option) {
   std::string names;
   for (const std::string& name : option.names) {
     names += (names.empty() ? "" : ", ") + fmt::format("\\fB{}\\fR", plain(name));
@@ -71,9 +71,9 @@ std::string page(const Table& table) {
       plain(table.summary));
   for (const Subcommand& entry : table.commands) {
     text += fmt::format(".SH {}\n{}.\n", upper("ingot " + entry.name), plain(entry.summary));
-    for (const Option& argument : entry.arguments) text += describe(argument);
+    for (const Option& argument : entry.arguments) text += entry_of(argument);
     std::map<std::string, std::string> groups;
-    for (const Option& option : entry.options) groups[option.group] += describe(option);
+    for (const Option& option : entry.options) groups[option.group] += entry_of(option);
     text += groups["Options"];
     for (const auto& [group, options] : groups) {
       if (group == "Options" || group == kForeign) continue;
