@@ -30,7 +30,11 @@ bool survives(const std::string& text) {
     edits.models = models;
     for (const char* module : {"default", "vision_tower", "encoder", "audio_tower"}) {
       if (const auto count = config.layers(module, nullptr, 2)) {
-        edits.stacks.push_back({count->place, count->value, {{0, 0}, {0, 1'000'000}}});
+        plan::Restacked stack;
+        stack.count = count->place;
+        stack.old_count = count->value;
+        stack.order.layers = {{0, 0}, {0, 1'000'000}};
+        edits.stacks.push_back(std::move(stack));
       }
     }
     static_cast<void>(config.architecture());

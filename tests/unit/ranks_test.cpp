@@ -50,6 +50,7 @@ class Even final : public adapter::Target {
   [[nodiscard]] std::span<const Ingredient> ingredients() const override { return {}; }
   [[nodiscard]] std::string describe() const override { return "{}"; }
   [[nodiscard]] std::uint64_t memory(std::uint64_t) const override { return bytes_; }
+  [[nodiscard]] double work(std::uint64_t) const override { return 1; }
   [[nodiscard]] linalg::Low solve(const Plan&, Backend*, std::uint64_t,
                                   const linalg::Cut& cut) const override {
     meeting_.come();
