@@ -662,6 +662,10 @@ class Extraction {
                       "{} counted here",
                       compared_, wishes_.bytes == 0 ? "all are" : "none is"));
     }
+    if (!plan_.options.measure && !left_.empty()) {
+      plan_.open.push_back(
+          fmt::format("how much of the change is left out with {} tensors", left_.size()));
+    }
     if (skipped_ > 0) {
       problems_.warn(
           Code::usage,

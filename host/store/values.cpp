@@ -99,7 +99,8 @@ void copy_box(const Checkpoint& checkpoint, const Patch& patch, const Box& box, 
       read_exact(file, at, {to, count * size});
       continue;
     }
-    const std::uint64_t part = std::max<std::uint64_t>(1, kPiece / size / inner.stride);
+    const std::uint64_t part =
+        std::max<std::uint64_t>(1, kPiece / size / std::max<std::uint64_t>(1, inner.stride));
     for (std::uint64_t done = 0; done < count; done += part) {
       const std::uint64_t here = std::min(part, count - done);
       strip.resize(((here - 1) * inner.stride + 1) * size);

@@ -102,7 +102,7 @@ class Methods(Case):
         self.assertEqual(sorted(types), sorted(TYPES))
         unknown = self.write("r.yml", TIES.replace("merge_method: ties", "merge_method: xyzzy"))
         stderr = self.run_fails(USAGE, "plan", unknown, "--root", EXAMPLES).stderr
-        told = re.search(r"there are (.*)", stderr)[1]
+        told = re.search(r"the methods are (.*)", stderr)[1]
         self.assertEqual(sorted(re.findall(r"\w+", told)), sorted(names))
         lora = EXAMPLES / "adapters" / "c-lora"
         stderr = self.run_fails(USAGE, "adapter", "merge", lora, lora, "--type", "xyzzy", "-o",

@@ -819,7 +819,7 @@ TEST_F(AdaptTest, BasesAndAdaptersThatCannotMeetAreRefused) {
   expect_refused(plan("base+a"), "which no adapter can change; --dtype float32");
   base(llama(1), llama_config(1));
   expect_refused(plan("base+base"), "it is a model, not an adapter");
-  expect_refused(plan("base+none"), "the model 'none' is neither");
+  expect_refused(plan("base+none"), "the model 'none' is not");
 }
 
 TEST_F(AdaptTest, AnAdapterTrainedOnAnAdapterNeedsIt) {

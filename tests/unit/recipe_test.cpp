@@ -477,7 +477,7 @@ TEST(Refusal, KeysOfAdaptersAndExtractionsAreAllKnown) {
   EXPECT_EQ(refusal("adapter_method: cat\nadapters: [{adapter: a}]\nauthor: me\n"),
             "r.yml:3: unknown key 'author' at the top level of a recipe of adapters; known there: "
             "adapter_method, adapters, parameters, rank, energy, ranks, majority_sign, "
-            "whole_tensors, keep_scaling, compat, dtype, name (a method's parameters go under "
+            "whole_tensors, keep_scaling, compat, for, dtype, name (a method's parameters go under "
             "'parameters')");
 }
 
