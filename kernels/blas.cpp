@@ -55,7 +55,7 @@ void Blas::add(std::uint64_t rows, std::uint64_t columns, std::uint32_t rank, fl
                const float* b, const float* a, float* values, std::uint64_t width) {
   const auto narrow = [](std::uint64_t n) { return static_cast<int>(n); };
   if (width > 0x7fffffff || rows > 0x7fffffff)
-    fail(Code::shape, "cuBLAS takes no matrix with " + std::to_string(width) +
+    fail(Code::shape, "cuBLAS cannot multiply a matrix with " + std::to_string(width) +
                           " columns; leave out --fast-product");
   const float one = 1.0F;
   // It counts column by column: each matrix is its transpose there.

@@ -606,7 +606,8 @@ class DeviceSession final : public linalg::Session {
   static void expect(const char* routine, std::span<const int> infos) {
     for (const int info : infos)
       if (info != 0)
-        fail(Code::internal, std::string(routine) + " of cuSOLVER answers " + std::to_string(info));
+        fail(Code::internal,
+             std::string(routine) + " of cuSOLVER failed with code " + std::to_string(info));
   }
 
   Seat seat_;

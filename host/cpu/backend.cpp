@@ -98,10 +98,9 @@ class Cpu final : public Backend {
     void* memory =
         ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
-      fail(Code::memory,
-           fmt::format("cannot allocate {} bytes of staging memory; the machine has too "
-                       "little left, lower --memory",
-                       bytes));
+      fail(Code::memory, fmt::format("cannot allocate {} bytes of staging memory; the machine has "
+                                     "too little free memory; lower --memory",
+                                     bytes));
     }
     ::madvise(memory, bytes, MADV_HUGEPAGE);
     return static_cast<std::byte*>(memory);

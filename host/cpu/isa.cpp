@@ -39,8 +39,7 @@ const Isa& isa(const std::string& name) {
       return level;
     }
   }
-  if (name.empty())
-    fail(Code::device, "this machine lacks SSE4.2 (x86-64-v2), the least ingot needs");
+  if (name.empty()) fail(Code::device, "this machine lacks SSE4.2 (x86-64-v2), which ingot needs");
   fail(Code::usage, "no instruction set is called \"" + name + "\"; expected v2, v3 or v4");
 }
 

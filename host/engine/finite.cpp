@@ -201,9 +201,8 @@ void refuse(const Plan& plan, const Job& job, const Findings& findings) {
   const bool narrow = dtype != Dtype::f32 && dtype != Dtype::bf16;
   fail(Code::range,
        fmt::format(
-           "{}: {} of {} elements (the first is number {}) are not finite, though all "
-           "inputs of these elements are: the result, or a sum on the way to it, is too large for "
-           "{}; {}{}",
+           "{}: {} of {} elements (the first is number {}) are not finite, though all inputs of "
+           "these elements are: the result, or an intermediate sum, is too large for {}; {}{}",
            job.output.name, findings.made.count, job.output.shape.count(), findings.made.first,
            word(dtype),
            narrow ? "write --dtype float32 or bfloat16, or choose other weights"

@@ -84,10 +84,9 @@ Record read_journal(Disk& disk, const std::string& path) {
       if (!members) throw Error(Code::format, "");
       note(json_of(std::string(*members) + "}", path), number, path, record);
     } catch (const std::exception&) {
-      fail(Code::format,
-           fmt::format("{}: line {} is damaged, or was written by another version of ingot: remove "
-                       "the folder to start afresh",
-                       path, number));
+      fail(Code::format, fmt::format("{}: line {} is damaged, or was written by another version of "
+                                     "ingot: remove the folder to start again",
+                                     path, number));
     }
     record.end = end + 1;
   }

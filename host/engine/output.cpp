@@ -52,14 +52,16 @@ bool holds(const Json& found, const Json& expected) {
 }
 
 [[noreturn]] void refuse_unfinished(const Target& target) {
-  fail(Code::usage, fmt::format("an unfinished merge to {} is in {}: --resume continues it, "
-                                "--force starts afresh",
-                                target.out(), target.folder()));
+  fail(Code::usage,
+       fmt::format(
+           "an unfinished merge to {} is in {}: --resume continues it, --force starts it again",
+           target.out(), target.folder()));
 }
 
 [[noreturn]] void refuse_other(const Target& target, const std::string& what) {
   fail(Code::usage,
-       fmt::format("{} was left by another job: {}; --force starts afresh", target.folder(), what));
+       fmt::format("{} was left by another merge: {}; --force removes it and starts again",
+                   target.folder(), what));
 }
 
 }  // namespace
@@ -69,10 +71,9 @@ void check_target(Disk& disk, const Plan& plan, const std::string& out,
   const std::unique_ptr<Target> found = Target::look(disk, plan, out, options.force);
   const Target& target = *found;
   if (!disk.writable(target.parent())) {
-    fail(Code::io,
-         fmt::format("{}: nothing can be written in {}: choose another folder, or get the "
-                     "right to write there",
-                     out, target.parent()));
+    fail(Code::io, fmt::format("{}: ingot cannot write in {}: choose another folder, or change its "
+                               "permissions",
+                               out, target.parent()));
   }
   const std::optional<Record>& left = target.unfinished();
   const bool begun = left && left->begun;
@@ -187,7 +188,7 @@ void Output::check_job(const Record& record) const {
     const auto at = record.inputs.find(path);
     if (at == record.inputs.end()) other(fmt::format("it did not read {}", path));
     if (at->second != state) {
-      other(fmt::format("{} is not what it was ({} then, {} now)", path, at->second, state));
+      other(fmt::format("{} changed since then ({} then, {} now)", path, at->second, state));
     }
   }
   if (now.size() != record.inputs.size()) other("it read other files");
@@ -206,7 +207,7 @@ void Output::reopen(const Record& record) {
                                   folder, name));
   }
   const auto damaged = [&](const std::string& path, const std::string& what) {
-    fail(Code::format, fmt::format("{}: {}: --force starts afresh", path, what));
+    fail(Code::format, fmt::format("{}: {}: --force starts the merge again", path, what));
   };
   for (const Shard& shard : plan_.shards) {
     const std::string path = folder + "/" + shard.file;
@@ -217,7 +218,8 @@ void Output::reopen(const Record& record) {
     }
     std::string header(shard.header.size(), '\0');
     read_exact(*file, 0, std::as_writable_bytes(std::span(header.data(), header.size())));
-    if (header != shard.header) damaged(file->path(), "its header is not the one that was written");
+    if (header != shard.header)
+      damaged(file->path(), "its header differs from the one that was written");
     shards_.push_back(std::move(file));
   }
   for (const auto& [index, line] : record.finished) {
@@ -228,8 +230,7 @@ void Output::reopen(const Record& record) {
     if (!holds(entry, describe_plan(plan_, job)) || !entry.contains("hash")) bad();
     File& shard = *shards_[job.shard];
     if (entry["hash"] != hash_part(shard, place(job), job.output.bytes()).text()) {
-      damaged(shard.path(), fmt::format("the bytes of {} are not those that the journal has the "
-                                        "hash of",
+      damaged(shard.path(), fmt::format("the bytes of {} do not match their hash in the journal",
                                         job.output.name));
     }
   }

@@ -69,8 +69,9 @@ class Inputs {
         // against them.
         if (!std::isfinite(found) && plan_.options.allow_nonfinite) continue;
         if (found == truths[k].value) continue;  // infinities
-        return fmt::format("{}: element {} of operand {} derives as {} in f32, {} in double",
-                           job_.output.name, first_ + k, i + 1, found, truths[k].value);
+        return fmt::format(
+            "{}: element {} of operand {} is computed as {} in float32 and as {} in double",
+            job_.output.name, first_ + k, i + 1, found, truths[k].value);
       }
     }
     return {};

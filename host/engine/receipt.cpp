@@ -387,7 +387,7 @@ PlanOptions parse_options(const Json& json, const std::string& path) {
   }
   if (const Json expected = describe_options(o); expected != json) {
     fail(Code::format,
-         fmt::format("{}: the receipt's options are none that ingot writes: {}", path,
+         fmt::format("{}: the receipt has options that ingot does not write: {}", path,
                      shorten(json.dump(-1, ' ', false, Json::error_handler_t::replace), 300)));
   }
   return o;

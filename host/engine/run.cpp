@@ -70,8 +70,8 @@ class Run {
     if (const auto& [working, available] = staging_.crowd;
         options.threads <= 0 && working < available) {
       report.warnings.push_back(
-          fmt::format("{} of {} threads work: --memory {} MiB has room for no more", working,
-                      available, options.memory >> 20));
+          fmt::format("only {} of {} threads work, because --memory {} MiB is too small for more",
+                      working, available, options.memory >> 20));
     }
   }
 
@@ -696,8 +696,8 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
 
   (void)divide(plan, options);  // what it refuses is refused before anything is written
   if (!plan.open.empty()) {
-    fail(Code::internal,
-         fmt::format("a plan that leaves open {} was to be merged", plan.open.front()));
+    fail(Code::internal, fmt::format("the plan cannot be merged, because it does not decide {}",
+                                     plan.open.front()));
   }
   const auto enter = [&](Phase phase) {
     if (watcher) watcher({phase, 0, 0, {}});
@@ -760,7 +760,7 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
     if (disk.kind(output.partial()) == Disk::Kind::absent &&
         disk.kind(report.out) == Disk::Kind::folder) {
       error.add(
-          fmt::format("{} is complete and in place; a power cut now may undo that", report.out));
+          fmt::format("{} is complete and in place, but a power cut now may lose it", report.out));
     }
     throw;
   }

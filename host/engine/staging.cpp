@@ -125,8 +125,8 @@ Staging divide(const Plan& plan, const MergeOptions& options, int available) {
     std::string why = "its tensors";
     if (need.plan > 0) {
       why = fmt::format(
-          "the plan of its {} tensors takes {} MiB, of which {} MiB count against it; with "
-          "their data it",
+          "the plan of its {} tensors takes {} MiB, of which {} MiB count as part of --memory; "
+          "with their data the plan",
           plan.jobs.size(), mib(need.plan + kPlan), mib(need.plan));
     }
     std::string threads;

@@ -250,9 +250,10 @@ std::unique_ptr<Target> Target::look(Disk& disk, const Plan& plan, const std::st
 
 void Target::refuse_mount() const {
   if (disk_.kind(out_) == Disk::Kind::folder && disk_.mount_point(out_)) {
-    fail(Code::usage, fmt::format("{} is a mount point, and a finished folder cannot be put in its "
-                                  "place in one step: choose a folder in it, such as {}/model",
-                                  out_, out_));
+    fail(Code::usage,
+         fmt::format("{} is a mount point, and a finished folder cannot replace a mount point in "
+                     "one step: choose a folder in it, such as {}/model",
+                     out_, out_));
   }
 }
 
@@ -385,8 +386,8 @@ void Target::examine(bool force) {
   }
   std::error_code error;
   if (fs::is_symlink(fs::symlink_status(partial_, error))) {
-    fail(Code::usage, fmt::format("{} is a link, which would become {}: remove it, or choose "
-                                  "another output",
+    fail(Code::usage, fmt::format("{} is a link, but ingot needs this name for the folder that "
+                                  "becomes {}: remove the link, or choose another output",
                                   partial_, out_));
   }
   const Disk::Kind kind = disk_.kind(partial_);
@@ -439,9 +440,10 @@ void Target::sync_parent() const {
 void Target::give_back(const std::string& reason) {
   (void)disk_.rename(moved_journal_, journal());
   sync_parent();
-  fail(Code::usage, fmt::format("{}. The finished merge is in {}: move {} away, then --resume "
-                                "puts it in place",
-                                reason, partial_, out_));
+  fail(Code::usage,
+       fmt::format(
+           "{}. The finished merge is in {}: move {} away, then run the same command with --resume",
+           reason, partial_, out_));
 }
 
 void Target::publish(Journal& journal, const std::string& receipt) {
@@ -523,9 +525,9 @@ void Target::recover() {
   if (disk_.kind(moved_journal_) != Disk::Kind::file) return;
   const Record record = read_journal(disk_, moved_journal_);
   if (!record.receipt) {
-    fail(Code::usage, moved_journal_ +
-                          " is in the way: it does not tell of a publishing that was "
-                          "interrupted; move it away");
+    fail(Code::usage,
+         moved_journal_ +
+             " is in the way: it is not the journal of an interrupted merge; move it away");
   }
   const bool in_out = receipt_hash(disk_, out_) == *record.receipt;
   const bool in_partial = receipt_hash(disk_, partial_) == *record.receipt;

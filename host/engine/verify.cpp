@@ -106,8 +106,8 @@ class Verifier {
   Verdicts go() {
     const std::string path = out_ + "/" + kReceiptName;
     if (disk_.kind(path) != Disk::Kind::file) {
-      fail(Code::missing,
-           fmt::format("{}: no {} there: not a folder that ingot merged", out_, kReceiptName));
+      fail(Code::missing, fmt::format("{} has no {}, so it is not a folder that ingot merged", out_,
+                                      kReceiptName));
     }
     try {
       receipt_ = parse_receipt(read_text(disk_, path, std::uint64_t{1} << 32), path);
@@ -197,7 +197,7 @@ class Verifier {
 
   void read_tensors() {
     const Json& tensors = receipt_.at("tensors");
-    if (!tensors.is_array()) fail(Code::format, "the receipt's tensors are no list");
+    if (!tensors.is_array()) fail(Code::format, "the receipt's 'tensors' is not a list");
     verdicts_.tensors = tensors.size();
     told_.reserve(tensors.size());
     std::set<std::string> names;
@@ -218,8 +218,9 @@ class Verifier {
           tensor.info.name == "__metadata__" || !names.insert(tensor.info.name).second ||
           tensor.shard.find('/') != std::string::npos) {
         fail(Code::format,
-             fmt::format("{}: no tensor that a receipt can tell of, or one told of twice",
-                         clip(tensor.info.name, 200)));
+             fmt::format(
+                 "{}: the receipt describes this tensor twice, or in a way that no tensor can have",
+                 clip(tensor.info.name, 200)));
       }
       by_name_[tensor.info.name] = told_.size();
       outlines_[tensor.shard].tensors.push_back(told_.size());
@@ -230,7 +231,9 @@ class Verifier {
       std::uint64_t bytes = 0;
       for (const std::size_t i : outline.tensors) {
         if (__builtin_add_overflow(bytes, told_[i].info.bytes(), &bytes)) {
-          fail(Code::format, fmt::format("{}: no file holds so many bytes", clip(name, 200)));
+          fail(Code::format,
+               fmt::format("{}: the receipt gives this file more bytes than a file can have",
+                           clip(name, 200)));
         }
         infos.push_back(told_[i].info);
       }
@@ -250,10 +253,9 @@ class Verifier {
     const bool any = std::any_of(told_.begin(), told_.end(),
                                  [&](const Told& tensor) { return tensor.hash == zero; });
     if (any) {
-      find("",
-           fmt::format("{}: merged with --no-hash, so its receipt has no hashes and cannot vouch "
-                       "for it: merge again without",
-                       out_));
+      find("", fmt::format("{}: merged with --no-hash, so its receipt has no hashes to check the "
+                           "folder with: merge again without --no-hash",
+                           out_));
     }
     return any;
   }
@@ -266,9 +268,10 @@ class Verifier {
     options.threads = options_.threads;
     const std::string path = out_ + "/recipe.yml";
     if (disk_.kind(path) != Disk::Kind::file) {
-      fail(Code::format, fmt::format("{}: the file is missing, and nothing can be checked without "
-                                     "it but by --outputs-only",
-                                     path));
+      fail(Code::format,
+           fmt::format(
+               "{}: the file is missing, and without it only --outputs-only can check the folder",
+               path));
     }
     Recipe recipe = parse(read_text(disk_, path), path, {options.allow_unknown_keys});
     Plan plan = build(disk_, std::move(recipe), options);
@@ -291,11 +294,9 @@ class Verifier {
     const std::string home = disk_.resolve(out_) + "/";
     for (const Model& model : plan.models) {
       if (!(disk_.resolve(model.folder) + "/").starts_with(home)) continue;
-      find(
-          "inputs in the folder",
-          fmt::format("{}: the recipe's model {} lies in the folder itself, which cannot vouch for "
-                      "it",
-                      out_, clip(model.ref.text, 200)));
+      find("inputs in the folder", fmt::format("{}: the recipe's model {} is in the folder itself, "
+                                               "so it cannot be used to check the folder",
+                                               out_, clip(model.ref.text, 200)));
     }
     plan_.emplace(std::move(plan));
     digests_.emplace(*plan_);
@@ -360,10 +361,11 @@ class Verifier {
       }
       names_[printed(name)] = name;
       if (link || kind != Disk::Kind::file) {
-        find("that are no plain files", fmt::format("{}: {} where the merge wrote a file", path,
-                                                    link                         ? "a link"
-                                                    : kind == Disk::Kind::folder ? "a folder"
-                                                                                 : "something"));
+        find("that are not regular files",
+             fmt::format("{}: expected the file that the merge wrote, found {}", path,
+                         link                         ? "a link"
+                         : kind == Disk::Kind::folder ? "a folder"
+                                                      : "something"));
       }
     }
   }
@@ -406,10 +408,9 @@ class Verifier {
       return;
     }
     const auto at = std::mismatch(header.begin(), header.end(), outline.header.begin()).first;
-    find("changed headers",
-         fmt::format("{}: the header is not the one of these tensors from its byte {} on: their "
-                     "order, the metadata or the padding was changed",
-                     file.path(), at - header.begin()));
+    find("changed headers", fmt::format("{}: the header is wrong from its byte {} on: the order of "
+                                        "the tensors, the metadata or the padding was changed",
+                                        file.path(), at - header.begin()));
   }
 
   // Tells what a header has that the receipt has not and the other way round; false: nothing. What
@@ -434,7 +435,7 @@ class Verifier {
       const auto at = by_name_.find(entry.info.name);
       if (at == by_name_.end() || told_[at->second].shard != name_of(file)) {
         tell("tensors that the receipt does not name",
-             fmt::format("{}: the folder holds it, the receipt does not name it",
+             fmt::format("{}: the folder has this tensor, but the receipt does not name it",
                          clip(entry.info.name, 200)));
       }
     }
@@ -442,7 +443,7 @@ class Verifier {
       const auto at = entries.find(told_[i].info.name);
       if (at == entries.end()) {
         tell("tensors that are not there",
-             fmt::format("{}: the receipt names it, the folder does not hold it",
+             fmt::format("{}: the receipt names this tensor, but the folder does not have it",
                          clip(told_[i].info.name, 200)));
         continue;
       }
@@ -494,13 +495,13 @@ class Verifier {
       const auto at = outlines_.find(shard.file);
       if (at == outlines_.end()) {
         find("shards that the receipt does not name",
-             fmt::format("{}: the recipe makes this shard, the receipt does not name it",
+             fmt::format("{}: the recipe makes this shard, but the receipt does not name it",
                          shard.file));
       } else if (at->second.header != shard.header ||
                  at->second.bytes != shard.header.size() + shard.data_bytes) {
         find("shards of other tensors",
-             fmt::format("{}: the recipe puts other tensors into it than the receipt tells of, or "
-                         "in another order",
+             fmt::format("{}: the tensors of this shard, or their order, differ between the recipe "
+                         "and the receipt",
                          shard.file));
       }
     }
@@ -514,7 +515,8 @@ class Verifier {
     if (outlines_.size() < 2) {
       if (file) {
         find("files that are not what the merge makes",
-             fmt::format("{}: an index, and the receipt names one shard", file->path()));
+             fmt::format("{}: the folder has this index, but the receipt names only one shard",
+                         file->path()));
       }
       return;
     }
@@ -530,11 +532,11 @@ class Verifier {
     if (found == expected) return;
     const auto at = std::mismatch(found.begin(), found.end(), expected.begin(), expected.end());
     find("files that are not what the merge makes",
-         file ? fmt::format("{}: not the index of the receipt's tensors and shards from its byte "
-                            "{} on",
+         file ? fmt::format("{}: the index does not match the receipt's tensors and shards from "
+                            "its byte {} on",
                             file->path(), at.first - found.begin())
-              : fmt::format("{}/{}: missing, and the receipt names {} shards", out_, name,
-                            outlines_.size()));
+              : fmt::format("{}/{}: the index is missing, but the receipt names {} shards", out_,
+                            name, outlines_.size()));
   }
 
   // Byte for byte.
@@ -543,7 +545,7 @@ class Verifier {
     if (!file) {
       if (!names_.contains(printed(companion.name))) {
         find("files that are missing",
-             fmt::format("{}/{}: the recipe makes this file, and it is missing", out_,
+             fmt::format("{}/{}: the recipe makes this file, but it is missing", out_,
                          companion.name));
       }
       return;
@@ -599,8 +601,8 @@ class Verifier {
     if (job != nullptr && check_inputs(*job, *tensor.entry, outcome, i)) {
       // Unlike hashes, which find accidents, this finds lies.
       if (!same) {
-        find("copies that do not equal what they were copied from",
-             fmt::format("{}: a copy that does not equal what it was copied from", name), i);
+        find("copies that differ from their source",
+             fmt::format("{}: the copy differs from its source", name), i);
       }
       const Seen seen = fits && job->action == Action::merge
                             ? recompute(*job, *file, *tensor.place, i, outcome)
@@ -646,14 +648,15 @@ class Verifier {
     const auto at = jobs_.find(name);
     if (at == jobs_.end()) {
       find("tensors that the recipe does not make",
-           fmt::format("{}: the receipt names it, the recipe does not make it", clip(name, 200)),
+           fmt::format("{}: the receipt names this tensor, but the recipe does not make it",
+                       clip(name, 200)),
            i);
       return nullptr;
     }
     if (at->second != i) {
       find("tensors at another place",
-           fmt::format("{}: number {} in the receipt, and number {} by the recipe", clip(name, 200),
-                       i + 1, at->second + 1),
+           fmt::format("{}: the tensor is number {} in the receipt, but number {} by the recipe",
+                       clip(name, 200), i + 1, at->second + 1),
            i);
     }
     return &plan_->jobs[at->second];
@@ -969,7 +972,8 @@ class Verifier {
       const std::string name = printed(plan_->jobs[j].output.name);
       if (by_name_.contains(name)) continue;
       find("tensors that the receipt does not name",
-           fmt::format("{}: the recipe makes it, the receipt does not name it", clip(name, 200)),
+           fmt::format("{}: the recipe makes this tensor, but the receipt does not name it",
+                       clip(name, 200)),
            j);
     }
     std::vector<std::pair<std::string, Digest>> files;
@@ -995,19 +999,21 @@ class Verifier {
         find("fields of the receipt", fmt::format("the receipt has no {}", key));
       } else if (const auto what = difference(value, receipt_[key], false)) {
         find("fields of the receipt",
-             fmt::format("the recipe and its inputs give another {} than the receipt",
+             fmt::format("the recipe and its inputs do not give the receipt's {}",
                          words(key + *what)));
       }
     }
     for (const auto& [key, value] : receipt_.items()) {
       if (expected.contains(key)) continue;
-      find("fields of the receipt", fmt::format("the receipt has a field {} too many", clip(key)));
+      find("fields of the receipt",
+           fmt::format("the receipt has an unexpected field {}", clip(key)));
     }
     if (!shortfalls_.none() || expected.size() != receipt_.size()) return;
     auto theirs = receipt_.begin();
     for (auto ours = expected.begin(); ours != expected.end(); ++ours, ++theirs) {
       if (ours.key() == theirs.key()) continue;
-      find("", fmt::format("the receipt has {} where {} belongs", clip(theirs.key()), ours.key()));
+      find("", fmt::format("the receipt has the field {} where {} is expected", clip(theirs.key()),
+                           ours.key()));
       return;
     }
   }

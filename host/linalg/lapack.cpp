@@ -72,7 +72,7 @@ class Turn {
 void succeeded(const char* routine, int info) {
   if (info == 0) return;
   // What comes here is finite, so that no iteration fails to converge for want of numbers.
-  fail(Code::internal, fmt::format("{} of LAPACK answers {}", routine, info));
+  fail(Code::internal, fmt::format("{} of LAPACK failed with code {}", routine, info));
 }
 
 }  // namespace

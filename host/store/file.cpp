@@ -117,9 +117,10 @@ std::unique_ptr<Lock> lock_file(const std::string& path, const std::string& text
       // No locks on this file system: that the file could be created is all there is.
       if (!created) {
         fail(Code::usage,
-             fmt::format("{} exists, and its file system has no locks that would tell whether its "
-                         "writer lives ({}): if no other ingot is at work there, remove the file",
-                         path, holder.substr(0, holder.find('\n'))));
+             fmt::format(
+                 "{} exists, and this file system has no locks that show whether the process that "
+                 "made it ({}) still runs: if no other ingot works there, remove the file",
+                 path, holder.substr(0, holder.find('\n'))));
       }
     }
     struct stat now {};

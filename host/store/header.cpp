@@ -55,7 +55,7 @@ class Sax {
   bool string(std::string& text) {
     if (where_ == Where::metadata) {
       if (!metadata.emplace(key_, std::move(text)).second) {
-        stop(fmt::format("the key {} stands twice in {}", cite(key_), kMetadata));
+        stop(fmt::format("the key {} is given twice in {}", cite(key_), kMetadata));
       }
       return true;
     }
@@ -179,7 +179,9 @@ std::string read_json(File& file) {
   };
   if (size < 8) {
     stop(
-        fmt::format("{} bytes are no safetensors file, which begins with 8 bytes of length", size));
+        fmt::format("the file has {} bytes, but a safetensors file begins with 8 bytes that give "
+                    "the length of its header",
+                    size));
   }
   std::array<std::byte, 8> raw{};
   read_exact(file, 0, raw);
@@ -192,13 +194,14 @@ std::string read_json(File& file) {
   }
   if (length > kHeaderLimit) {
     stop(
-        fmt::format("a header of {} bytes is announced, at most {} are allowed; "
-                    "this is no safetensors file",
+        fmt::format("the file announces a header of {} bytes, but at most {} are allowed; this is "
+                    "not a safetensors file",
                     length, kHeaderLimit));
   }
   if (length > size - 8) {
-    stop(fmt::format("a header of {} bytes is announced, the file has {} bytes; it is truncated",
-                     length, size));
+    stop(fmt::format(
+        "the file announces a header of {} bytes, but it has only {} bytes; it is truncated",
+        length, size));
   }
   std::string json(length, '\0');
   read_exact(file, 8, std::as_writable_bytes(std::span(json.data(), json.size())));
@@ -217,13 +220,13 @@ void check_layout(const std::string& path, const std::vector<Claim>& claims, std
     const auto& [name, dtype, shape] = claim.info;
     const std::optional<std::uint64_t> needed = shape.checked_bytes(dtype);
     if (!needed) {
-      stop(fmt::format("tensor {}: {} of shape {} is no whole number of bytes below 2^61",
+      stop(fmt::format("tensor {}: {} of shape {} does not have a whole number of bytes below 2^61",
                        cite(name), ingot::name(dtype), shape.text()));
     }
     if (claim.begin > claim.end || claim.end - claim.begin != *needed) {
-      stop(fmt::format("tensor {}: {} of shape {} needs {} bytes, data_offsets are [{}, {}]",
-                       cite(name), ingot::name(dtype), shape.text(), *needed, claim.begin,
-                       claim.end));
+      stop(fmt::format(
+          "tensor {}: {} of shape {} needs {} bytes, but its data_offsets are [{}, {}]", cite(name),
+          ingot::name(dtype), shape.text(), *needed, claim.begin, claim.end));
     }
   }
   std::vector<const Claim*> order;
@@ -240,18 +243,18 @@ void check_layout(const std::string& path, const std::vector<Claim>& claims, std
                        cite(last->info.name), cite(claim->info.name), claim->begin, end));
     }
     if (claim->begin > end) {
-      stop(fmt::format("a hole before tensor {}: data bytes {} to {} belong to no tensor",
+      stop(fmt::format("there is a gap before tensor {}: data bytes {} to {} belong to no tensor",
                        cite(claim->info.name), end, claim->begin));
     }
     end = claim->end;
     last = claim;
   }
   if (end > bytes) {
-    stop(fmt::format("the tensors need {} bytes of data, the file has {}; it is truncated", end,
+    stop(fmt::format("the tensors need {} bytes of data, but the file has {}; it is truncated", end,
                      bytes));
   }
   if (end < bytes) {
-    stop(fmt::format("{} bytes follow the last tensor and belong to none", bytes - end));
+    stop(fmt::format("{} bytes follow the last tensor and belong to no tensor", bytes - end));
   }
 }
 

@@ -47,11 +47,11 @@ class Sax {
   bool string(std::string& text) {
     if (!inside_) return value("a text");
     if (!is_below(text)) {
-      stop(fmt::format("tensor {} is placed in {}, which is no file in this folder or below it",
+      stop(fmt::format("tensor {} is placed in {}, which is not a file in this folder or below it",
                        cite(key_), cite(text)));
     }
     if (!text.ends_with(suffix_)) {
-      stop(fmt::format("tensor {} is placed in {}, which is no {} file", cite(key_), cite(text),
+      stop(fmt::format("tensor {} is placed in {}, which is not a {} file", cite(key_), cite(text),
                        suffix_));
     }
     shards[text].push_back(std::move(key_));
@@ -155,9 +155,8 @@ std::string member(Disk& disk, const std::string& folder, const std::string& nam
     fail(Code::missing,
          fmt::format("{} is {}; fetch the model again", path,
                      kind == Disk::Kind::absent   ? "missing"
-                     : kind == Disk::Kind::folder ? "no file but a folder"
-                                                  : "no file, or a link to a missing "
-                                                    "one"));
+                     : kind == Disk::Kind::folder ? "a folder, not a file"
+                                                  : "not a file, or a link to a missing file"));
   }
   const std::string home = disk.resolve(folder);
   const std::string real = disk.resolve(path);

@@ -298,7 +298,8 @@ class Machine {
   // ---- tensors --------------------------------------------------------------------------------
 
   void check_grad(const Value& requires_grad, const Value& hooks) const {
-    if (requires_grad.kind != Kind::boolean) stop("has a tensor with an odd requires_grad");
+    if (requires_grad.kind != Kind::boolean)
+      stop("has a tensor whose requires_grad is not true or false");
     const bool none =
         hooks.kind == Kind::none || (is_dict(hooks.kind) && tree_.groups[hooks.index].empty());
     if (!none) stop("has a tensor with backward hooks");
@@ -507,7 +508,7 @@ class Machine {
                          refused.name));
       }
     }
-    stop(fmt::format("uses the byte {:#04x}, which is no opcode here", code));
+    stop(fmt::format("uses the byte {:#04x}, which is not an opcode that ingot reads", code));
   }
 
   const std::string& path_;

@@ -51,7 +51,7 @@ std::string lookalikes(Disk& disk, const std::string& folder) {
     if (like && ++count <= 3) found += (count == 1 ? "" : ", ") + cite(name);
   }
   if (count > 3) found += fmt::format(" and {} more", count - 3);
-  return count == 0 ? "nothing like it" : found;
+  return count == 0 ? "no weight files" : found;
 }
 
 bool there(Disk& disk, const std::string& folder, std::string_view name) {
@@ -170,9 +170,9 @@ void drop_stale(const std::string& path, const Index& index, std::vector<Entry>&
   }
   entries = std::move(kept);
   if (stale == 0) return;
-  warnings.push_back(fmt::format("{}: {} stale tensor{} passed over: {}{}", path, stale,
+  warnings.push_back(fmt::format("{}: {} stale tensor{} skipped: {}{}", path, stale,
                                  stale == 1 ? " was" : "s were", first,
-                                 stale == 1 ? "" : ", and more like it"));
+                                 stale == 1 ? "" : ", and others"));
 }
 
 // A shard beside the listed ones that the index leaves out would be a part of the model lost in
@@ -194,8 +194,8 @@ void check_shards(Disk& disk, const std::string& folder, const std::string& path
     if (all.contains(series(name)) &&
         std::find(listed.begin(), listed.end(), name) == listed.end()) {
       fail(Code::format,
-           fmt::format("{}: shard {} lies beside it but is not in the index; fetch the "
-                       "index again, or remove that file if it is no part of the model",
+           fmt::format("{}: shard {} is in the same folder but not in the index; fetch the index "
+                       "again, or remove that file if it is not part of the model",
                        path, cite(name)));
     }
   }
@@ -233,7 +233,8 @@ Checkpoint Checkpoint::open(Disk& disk, const std::string& path, std::string sho
   body->pickled = pickle != kPickles.end();
   if (!body->pickled && !stem.ends_with(kSafetensors)) {
     fail(Code::format,
-         fmt::format("{} is none of {}, {}", weights, kSafetensors, fmt::join(kPickles, ", ")));
+         fmt::format("{} is not a weight file that ingot reads; the names of these end with {}, {}",
+                     weights, kSafetensors, fmt::join(kPickles, ", ")));
   }
 
   Index index;

@@ -87,8 +87,9 @@ TEST_F(Verify, FindsATensorThatIsNotThere) {
     bytes.replace(at, 14, "lm_head.veight");
   });
   const std::string found = findings(true);
-  EXPECT_NE(found.find("lm_head.weight: the receipt names it"), std::string::npos) << found;
-  EXPECT_NE(found.find("lm_head.veight: the folder holds it"), std::string::npos) << found;
+  EXPECT_NE(found.find("lm_head.weight: the receipt names this tensor"), std::string::npos)
+      << found;
+  EXPECT_NE(found.find("lm_head.veight: the folder has this tensor"), std::string::npos) << found;
 }
 
 TEST_F(Verify, FindsAnInputThatChangedOrWentAway) {
@@ -387,7 +388,7 @@ TEST_F(Verify, AFolderDoesNotVouchForItself) {
   EXPECT_EQ(findings(), "");
   std::filesystem::remove_all(folder_ / "x");
   std::filesystem::create_directory_symlink(out(), folder_ / "x");
-  EXPECT_NE(findings().find("lies in the folder itself"), std::string::npos) << findings();
+  EXPECT_NE(findings().find("is in the folder itself"), std::string::npos) << findings();
 }
 
 TEST_F(Verify, OptionsThatChangeNothingDoNotStandInTheReceipt) {

@@ -117,8 +117,8 @@ TEST(HostileHeader, EveryByteChangedToEveryOtherNeverDoesMoreThanFail) {
 }
 
 TEST(HostileHeader, AnEmptyOrTinyFileIsRefused) {
-  EXPECT_REFUSAL("", "0 bytes are no safetensors file");
-  EXPECT_REFUSAL("{}", "2 bytes are no safetensors file");
+  EXPECT_REFUSAL("", "the file has 0 bytes, but a safetensors file begins with 8");
+  EXPECT_REFUSAL("{}", "the file has 2 bytes, but a safetensors file begins with 8");
   EXPECT_REFUSAL(length_bytes(0), "does not begin with '{'");
 }
 
@@ -131,7 +131,7 @@ TEST(HostileHeader, AHugeLengthIsRefusedBeforeAnythingIsAllocated) {
   Bytes file(length_bytes(100'000'000) + "{}");
   EXPECT_THROW((void)read_header(file), Error);
   EXPECT_LE(file.largest, 8U);
-  EXPECT_REFUSAL(length_bytes(100'000'001) + "{}", "100000001 bytes is announced");
+  EXPECT_REFUSAL(length_bytes(100'000'001) + "{}", "announces a header of 100000001 bytes");
   EXPECT_REFUSAL(length_bytes(3) + "{}", "truncated");
 }
 
@@ -192,40 +192,41 @@ TEST(HostileHeader, TensorsMustNotOverlap) {
 
 TEST(HostileHeader, NoByteMayBelongToNoTensor) {
   EXPECT_REFUSAL(packed(R"({"a":{"dtype":"U8","shape":[3],"data_offsets":[1,4]}})", 4),
-                 "a hole before tensor 'a': data bytes 0 to 1");
+                 "a gap before tensor 'a': data bytes 0 to 1");
   EXPECT_REFUSAL(packed(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
                         R"("b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})",
                         4),
-                 "a hole before tensor 'b': data bytes 1 to 2");
+                 "a gap before tensor 'b': data bytes 1 to 2");
   EXPECT_REFUSAL(packed(kGood, 5), "1 bytes follow the last tensor");
   EXPECT_REFUSAL(packed("{}", 7), "7 bytes follow the last tensor");
 }
 
 TEST(HostileHeader, DataMustReachAsFarAsTheOffsets) {
   EXPECT_REFUSAL(packed(kGood, 3),
-                 "the tensors need 4 bytes of data, the file has 3; it is truncated");
+                 "the tensors need 4 bytes of data, but the file has 3; it is truncated");
 }
 
 TEST(HostileHeader, OffsetsMustFitShapeAndType) {
   EXPECT_REFUSAL(tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,4])"),
-                 "tensor 't': F32 of shape [2] needs 8 bytes, data_offsets are [0, 4]");
+                 "tensor 't': F32 of shape [2] needs 8 bytes, but its data_offsets are [0, 4]");
   EXPECT_REFUSAL(tensor(R"("dtype":"F32","shape":[],"data_offsets":[0,0])", 0), "needs 4 bytes");
   EXPECT_REFUSAL(tensor(R"("dtype":"F32","shape":[1],"data_offsets":[4,0])"), "[4, 0]");
-  EXPECT_REFUSAL(tensor(R"("dtype":"F4","shape":[1],"data_offsets":[0,0])", 0), "no whole number");
+  EXPECT_REFUSAL(tensor(R"("dtype":"F4","shape":[1],"data_offsets":[0,0])", 0),
+                 "not have a whole number");
   EXPECT_REFUSAL(tensor(R"("dtype":"F32","shape":[1],"data_offsets":[18446744073709551612,0])"),
                  "data_offsets are [18446744073709551612, 0]");
 }
 
 TEST(HostileHeader, ShapesWhoseProductOverflowsAreRefused) {
   EXPECT_REFUSAL(tensor(R"("dtype":"U8","shape":[4294967296,4294967296],"data_offsets":[0,0])", 0),
-                 "no whole number of bytes");
+                 "not have a whole number of bytes");
   EXPECT_REFUSAL(tensor(R"("dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,0])", 0),
-                 "no whole number of bytes");
+                 "not have a whole number of bytes");
   EXPECT_REFUSAL(tensor(R"("dtype":"F64","shape":[2305843009213693952],"data_offsets":[0,0])", 0),
-                 "no whole number of bytes");
+                 "not have a whole number of bytes");
   EXPECT_REFUSAL(
       tensor(R"("dtype":"U8","shape":[0,4294967296,4294967296],"data_offsets":[0,0])", 0),
-      "no whole number of bytes");
+      "not have a whole number of bytes");
 }
 
 TEST(HostileHeader, OnlyUnsignedWholeNumbersAreNumbers) {
@@ -298,7 +299,7 @@ TEST(HostileHeader, MetadataMapsTextsToTextsOnce) {
   }
   EXPECT_REFUSAL(packed(R"({"__metadata__":null})"), "must be an object");
   EXPECT_REFUSAL(packed(R"({"__metadata__":[]})"), "must be an object");
-  EXPECT_REFUSAL(packed(R"({"__metadata__":{"k":"a","k":"b"}})"), "'k' stands twice");
+  EXPECT_REFUSAL(packed(R"({"__metadata__":{"k":"a","k":"b"}})"), "'k' is given twice");
   EXPECT_REFUSAL(packed(R"({"__metadata__":{},"__metadata__":{}})"), "given twice");
 }
 

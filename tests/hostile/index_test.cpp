@@ -106,8 +106,9 @@ TEST_F(HostileIndex, ATensorTheIndexDoesNotListIsNamed) {
 TEST_F(HostileIndex, AShardLeftOutIsNamed) {
   test::write_file(folder_ / "m/model-00001-of-00002.safetensors", weights({"d"}));
   test::write_file(folder_ / "m/model-00002-of-00002.safetensors", weights({"e"}));
-  EXPECT_REFUSAL(R"({"weight_map":{"d":"model-00001-of-00002.safetensors"}})",
-                 "shard 'model-00002-of-00002.safetensors' lies beside it but is not in the index");
+  EXPECT_REFUSAL(
+      R"({"weight_map":{"d":"model-00001-of-00002.safetensors"}})",
+      "shard 'model-00002-of-00002.safetensors' is in the same folder but not in the index");
   // Files of other names, and shards of another count, are no part of it.
   test::write_file(folder_ / "m/model-00001-of-00001.safetensors", weights({"f"}));
   test::write_file(folder_ / "m/other-00003-of-00002.safetensors", weights({"f"}));
@@ -133,7 +134,7 @@ TEST_F(HostileIndex, OfATensorInTwoShardsTheIndexDecides) {
   EXPECT_TRUE(model.file(model.find("b")->file).path().ends_with("/x.safetensors"));
   ASSERT_EQ(model.warnings().size(), 1U);
   EXPECT_PRED2(contains, model.warnings()[0],
-               "1 stale tensor was passed over: 'b' in y.safetensors, which the index places in "
+               "1 stale tensor was skipped: 'b' in y.safetensors, which the index places in "
                "x.safetensors");
 }
 
@@ -158,7 +159,7 @@ TEST_F(HostileIndex, ShardsMayLieInFoldersBelow) {
   test::write_file(folder_ / "m/sub/model-00001-of-00002.safetensors", weights({"d"}));
   test::write_file(folder_ / "m/sub/model-00002-of-00002.safetensors", weights({"e"}));
   EXPECT_REFUSAL(R"({"weight_map":{"d":"sub/model-00001-of-00002.safetensors"}})",
-                 "shard 'sub/model-00002-of-00002.safetensors' lies beside it");
+                 "shard 'sub/model-00002-of-00002.safetensors' is in the same folder");
 }
 
 TEST_F(HostileIndex, ATensorIsListedOnce) {
@@ -179,12 +180,13 @@ TEST_F(HostileIndex, AMissingShardIsNamedWithTheRemedy) {
 TEST_F(HostileIndex, AShardThatIsAFolderIsRefused) {
   ASSERT_EQ(::unlink((folder_ / "m/y.safetensors").c_str()), 0);
   test::write_file(folder_ / "m/y.safetensors/z", "");
-  EXPECT_TRUE(contains(refusal_of(kGood, Code::missing), "y.safetensors is no file"));
+  EXPECT_TRUE(contains(refusal_of(kGood, Code::missing), "y.safetensors is a folder, not a file"));
 }
 
 TEST_F(HostileIndex, ABrokenShardIsNamed) {
   test::write_file(folder_ / "m/y.safetensors", "short");
-  EXPECT_REFUSAL(kGood, "m/y.safetensors: 5 bytes are no safetensors file");
+  EXPECT_REFUSAL(kGood,
+                 "m/y.safetensors: the file has 5 bytes, but a safetensors file begins with 8");
 }
 
 TEST_F(HostileIndex, NoShardLiesOutsideTheFolder) {
@@ -197,7 +199,7 @@ TEST_F(HostileIndex, NoShardLiesOutsideTheFolder) {
         std::string("y\\n.safetensors"), std::string(".."), std::string("."), std::string("")}) {
     EXPECT_REFUSAL(
         R"({"weight_map":{"a":"x.safetensors","b":"x.safetensors","c":")" + name + "\"}}",
-        "no file in this folder or below it");
+        "not a file in this folder or below it");
   }
 }
 
@@ -248,7 +250,8 @@ TEST_F(HostileIndex, ConfigJsonIsNoWayOutEither) {
 TEST_F(HostileIndex, LinksInACircleAndDevicesAreRefused) {
   ASSERT_EQ(::unlink((folder_ / "m/y.safetensors").c_str()), 0);
   ASSERT_EQ(::symlink("y.safetensors", (folder_ / "m/y.safetensors").c_str()), 0);
-  EXPECT_TRUE(contains(refusal_of(kGood, Code::missing), "no file, or a link to a missing one"));
+  EXPECT_TRUE(
+      contains(refusal_of(kGood, Code::missing), "not a file, or a link to a missing file"));
   ASSERT_EQ(::unlink((folder_ / "m/y.safetensors").c_str()), 0);
   ASSERT_EQ(::symlink("/dev/zero", (folder_ / "m/y.safetensors").c_str()), 0);
   EXPECT_TRUE(contains(refusal_of(kGood, Code::missing), "no file"));

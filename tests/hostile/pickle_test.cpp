@@ -407,7 +407,7 @@ TEST(PickleForbidden, EveryByteThatIsNoOpcodeIsRefused) {
     const std::string bytes = checkpoint(kProto + std::string(1, static_cast<char>(code)));
     EXPECT_THROW(static_cast<void>(read(bytes)), Error) << code;
   }
-  EXPECT_TRUE(refuses(checkpoint(kProto + "\xff."), "the byte 0xff, which is no opcode"));
+  EXPECT_TRUE(refuses(checkpoint(kProto + "\xff."), "the byte 0xff, which is not an opcode"));
 }
 
 TEST(PickleForbidden, EveryGlobalOffTheListIsRefusedByName) {
