@@ -133,7 +133,7 @@ class Overlay {
       if (draft_.adapters[each.adapter].adapter.config.replication == first) continue;
       fail(Code::usage,
            fmt::format("{}: its adapters stack the layers differently (layer_replication), so they "
-                       "cannot be on one model",
+                       "cannot be used on one model together",
                        view_.text));
     }
     if (!first.empty()) restack(first);
@@ -493,11 +493,10 @@ class Overlay {
     if (version.empty() || version == "0.19.0") {
       draft_.problems.warn_like(
           "square experts", Code::format,
-          fmt::format(
-              "{}: experts of {} are square, so shapes do not tell inputs from outputs; they "
-              "are taken as PEFT {} took them",
-              shown_, clip(name, 120),
-              version.empty() ? "0.17, which wrote no version," : version));
+          fmt::format("{}: experts of {} are square, so their shapes do not show which axis is the "
+                      "input; ingot reads them as PEFT {} does",
+                      shown_, clip(name, 120),
+                      version.empty() ? "0.17, which wrote no version," : version));
     }
     return across ? Layout::transposed : Layout::linear;
   }
@@ -581,11 +580,9 @@ class Overlay {
       return spare(model_, saved.entry, fmt::format("another name of {}", target.info.name));
     }
     if (!fresh) {
-      fail(
-          Code::usage,
-          fmt::format("adapters {} and {} both bring their own {}; only one can be used: leave one "
-                      "out, or merge the models they make",
-                      owner->second, shown_, target.info.name));
+      fail(Code::usage, fmt::format("adapters {} and {} both replace {}; only one can be used: "
+                                    "leave one out, or merge the models that they make",
+                                    owner->second, shown_, target.info.name));
     }
     const bool vocabulary = is_vocabulary(target.info.name);
     const bool rows = vocabulary && info.shape.rank() == 2 && target.info.shape.rank() == 2 &&
@@ -632,10 +629,9 @@ class Overlay {
     const TensorInfo& info = entry(model_, saved.entry).info;
     const Shape& shape = view_.items[item].info.shape;
     if (added_.contains(item) || info.shape != shape || shape.rank() != 2) {
-      fail(Code::usage,
-           fmt::format("adapter {} has the weight {}, and it brings its own {}, which can be used "
-                       "with weight 1 only",
-                       shown_, weight_, view_.items[item].info.name));
+      fail(Code::usage, fmt::format("adapter {} has the weight {}, but it replaces {}, which is "
+                                    "possible only with weight 1",
+                                    shown_, weight_, view_.items[item].info.name));
     }
     Effect made;
     made.adapter = shown_;
@@ -668,11 +664,10 @@ class Overlay {
                                               (first == "classifier" && last == "out_proj"));
     draft_.problems.warn(
         Code::missing,
-        fmt::format(
-            "adapter {} brings {}, which {} does not have: it was added, and 'architectures' in "
-            "config.json must name the class that has it{}",
-            shown_, clip(saved.name, 120), base_.ref.text,
-            labels ? fmt::format(", 'num_labels' must be {}", shape[0]) : ""));
+        fmt::format("adapter {} has {}, which {} does not have: it was added, and 'architectures' "
+                    "in config.json must name the class that has it{}",
+                    shown_, clip(saved.name, 120), base_.ref.text,
+                    labels ? fmt::format(", 'num_labels' must be {}", shape[0]) : ""));
     const Item* any = nullptr;
     for (const Item& item : view_.items) {
       if (any == nullptr && is_float(item.type)) any = &item;
@@ -923,11 +918,10 @@ class Overlay {
     const bool own = in.model == view_.model && out.model == view_.model;
     if (own) return;  // as the base has it
     fail(Code::shape,
-         fmt::format(
-             "{}: an adapter brings {} rows for one of {} and {}, and the other has {}: both "
-             "must grow together",
-             view_.text, std::max(in.info.shape[0], out.info.shape[0]), in.info.name, out.info.name,
-             std::min(in.info.shape[0], out.info.shape[0])));
+         fmt::format("{}: an adapter has {} rows for one of {} and {}, but the other has {}: both "
+                     "must have the same number of rows",
+                     view_.text, std::max(in.info.shape[0], out.info.shape[0]), in.info.name,
+                     out.info.name, std::min(in.info.shape[0], out.info.shape[0])));
   }
 
   // Biases of the vocabulary that no adapter brings follow its rows: new tokens have 0, as
@@ -971,27 +965,25 @@ class Overlay {
       vocab = read_vocab(disk_, view_.tokenizer);
     } catch (const Error& error) {
       if (error.code() != Code::format) throw;
-      draft_.problems.warn(
-          error.code(), fmt::format("{}: the {} rows that adapter {} brings cannot be held against "
-                                    "it",
-                                    error.what(), rows, shown_));
+      draft_.problems.warn(error.code(),
+                           fmt::format("{}: the {} rows of adapter {} cannot be compared with it",
+                                       error.what(), rows, shown_));
       return;
     }
     if (vocab && vocab->rows() > rows) {
-      fail(
-          Code::shape,
-          fmt::format("adapter {} brings {} rows for {}, and the tokenizer of {} has ids up to {}: "
-                      "the model could not read its own tokens; is a part of the adapter missing?",
-                      shown_, rows, view_.items[*embedding_].info.name, view_.tokenizer,
-                      vocab->rows() - 1));
+      fail(Code::shape,
+           fmt::format("adapter {} has {} rows for {}, but the tokenizer of {} has ids up to {}: "
+                       "the model could not read its own tokens; is a part of the adapter missing?",
+                       shown_, rows, view_.items[*embedding_].info.name, view_.tokenizer,
+                       vocab->rows() - 1));
     }
     if (!vocab && rows < *view_.rows) {
       draft_.problems.warn(
           Code::shape,
-          fmt::format(
-              "adapter {} brings {} rows for {}, and {} has {}: the tokens beyond are gone, "
-              "and no tokenizer is there to tell whether they are used",
-              shown_, rows, view_.items[*embedding_].info.name, base_.ref.text, *view_.rows));
+          fmt::format("adapter {} has {} rows for {}, but {} has {}: the output loses the last "
+                      "rows, and there is no tokenizer that shows whether their tokens are used",
+                      shown_, rows, view_.items[*embedding_].info.name, base_.ref.text,
+                      *view_.rows));
     }
   }
 

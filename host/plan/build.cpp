@@ -283,9 +283,10 @@ Plan build_from(Disk& disk, Recipe recipe, PlanOptions options) {
       (result.recipe.kind != Recipe::Kind::models || result.recipe.method != "passthrough")) {
     problems.error(
         Code::usage,
-        fmt::format("{}: --fast-product is for passthrough, as `ingot bake` does it: its "
-                    "sums depend on library and machine, and other methods choose by them",
-                    result.recipe.file));
+        fmt::format(
+            "{}: --fast-product works only with passthrough, as in `ingot bake`: its sums depend "
+            "on the library and the machine, and other methods make choices from such sums",
+            result.recipe.file));
   }
   if (result.recipe.kind != Recipe::Kind::models) {
     if (whole) try {

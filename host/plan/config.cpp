@@ -104,7 +104,7 @@ Config::Config(std::string_view text, const std::string& shown) {
   const std::string where = fmt::format("config.json of {}", shown);
   if (text.size() > kBytes) {
     fail(Code::format,
-         fmt::format("{} has {} bytes; more than {} are not read", where, text.size(), kBytes));
+         fmt::format("{} has {} bytes; at most {} are read", where, text.size(), kBytes));
   }
   const Scan scanned = scan(text);
   if (scanned.keys > kKeys) {

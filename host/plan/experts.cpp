@@ -387,9 +387,10 @@ void arrange_experts(Draft& draft, std::uint32_t donor) {
     if (other == nullptr) continue;
     draft.problems.warn(
         Code::format,
-        fmt::format("{} keeps its experts {}, {} keeps them {}: they are read as {} keeps them",
-                    models[m].ref.text, words_of(*other), models[donor].ref.text, words_of(form),
-                    models[donor].ref.text));
+        fmt::format(
+            "{} stores its experts {}, {} stores them {}: ingot reads them in the form of {}",
+            models[m].ref.text, words_of(*other), models[donor].ref.text, words_of(form),
+            models[donor].ref.text));
     for (std::size_t e = 0; e < stored.size(); ++e) {
       if (!replaced[e]) made.push_back(stored[e]);
     }

@@ -259,7 +259,7 @@ class Extraction {
         }
       }
       problems_.warn_like("gone", Code::missing,
-                          fmt::format("{}: {} is in {} alone, so the adapter does not touch it",
+                          fmt::format("{}: {} is only in {}, so the adapter does not change it",
                                       draft_.shown(base_), name, draft_.shown(base_)));
       unused(place(*found.first), "not in the tuned model");
     }
@@ -359,8 +359,8 @@ class Extraction {
     const bool same = shape == tuned.info.shape;
     if (!vocabulary(role) && !same) {
       problems_.error_like("shape", Code::shape,
-                           fmt::format("{}: {} has {}, {} has {}: no adapter leads from one to the "
-                                       "other",
+                           fmt::format("{}: {} has the shape {}, but {} has the shape {}: an "
+                                       "adapter cannot change the shape of a tensor",
                                        name, draft_.shown(base_), shape.text(),
                                        draft_.shown(tuned_), tuned.info.shape.text()));
       return;
@@ -553,10 +553,9 @@ class Extraction {
     const bool equal =
         (wishes.bytes == 0 || reader_.one_rank) && level(ranks_, measured, reader_.one_rank);
     if (equal || ranks.size() < 2) return;
-    problems_.warn(
-        Code::usage,
-        "experts get different ranks, and PEFT with transformers 5, which fuses experts, "
-        "loads them with equal ranks alone: --rank N gives that");
+    problems_.warn(Code::usage,
+                   "experts get different ranks, but PEFT with transformers 5 fuses experts and "
+                   "loads only equal ranks: use --rank N for equal ranks");
   }
 
   // How many of its module's parameters are wrapped around this one.
@@ -669,8 +668,8 @@ class Extraction {
     if (skipped_ > 0) {
       problems_.warn(
           Code::usage,
-          fmt::format("{} tensors that are no matrices of layers (embeddings, heads, norms, "
-                      "biases) are skipped as asked: what the tuning did to them is lost",
+          fmt::format("{} tensors that are not matrices of layers (embeddings, heads, norms, "
+                      "biases) are skipped as asked: the adapter does not have their changes",
                       skipped_));
     }
     const auto rows = [&](std::uint32_t view) {
@@ -680,11 +679,10 @@ class Extraction {
       return std::uint64_t{0};
     };
     if (rows(base_) != rows(tuned_) && (skipped_ > 0 || !reader_.whole)) {
-      problems_.warn(
-          Code::usage,
-          fmt::format("{} has {} tokens, {} has {}: without whole tensors the "
-                      "adapter fits the base's vocabulary alone",
-                      draft_.shown(base_), rows(base_), draft_.shown(tuned_), rows(tuned_)));
+      problems_.warn(Code::usage, fmt::format("{} has {} tokens, {} has {}: without whole tensors "
+                                              "the adapter works only with the base's vocabulary",
+                                              draft_.shown(base_), rows(base_),
+                                              draft_.shown(tuned_), rows(tuned_)));
     }
   }
 

@@ -196,8 +196,8 @@ std::string tokenizer_folder(Disk& disk, const Draft& draft) {
       if (!has_vocabulary(disk, draft.views[v].tokenizer)) continue;
       if (rows_of(draft, v) == rows_of(draft, draft.donor)) {
         draft.problems.warn(Code::missing,
-                            fmt::format("{} has no tokenizer: that of {} is taken, which has as "
-                                        "many rows of embedding",
+                            fmt::format("{} has no tokenizer: the output gets the tokenizer of {}, "
+                                        "whose embedding has the same number of rows",
                                         draft.shown(draft.donor), draft.shown(v)));
         return draft.views[v].tokenizer;
       }
@@ -206,8 +206,8 @@ std::string tokenizer_folder(Disk& disk, const Draft& draft) {
     if (!others.empty()) {
       draft.problems.warn(
           Code::missing,
-          fmt::format("{} has no tokenizer, and {} has one for another number of rows: the output "
-                      "has none; name one with tokenizer_source",
+          fmt::format("{} has no tokenizer, and the tokenizer of {} is for another number of rows: "
+                      "the output has no tokenizer; name one with tokenizer_source",
                       draft.shown(draft.donor), others.front()));
     }
     return own;

@@ -190,7 +190,7 @@ class Fusion {
         if (!condition.value.gradient) continue;
         problems_.error(Code::usage,
                         fmt::format("{}: '{}' is a list of values over layers, which recipes of "
-                                    "adapters do not have; give conditions with filters",
+                                    "adapters do not allow; give conditions with filters",
                                     place(condition.value.mark), name));
       }
     }
@@ -248,12 +248,11 @@ class Fusion {
     for (std::uint32_t a = 0; a < adapters_.size(); ++a) {
       const AdapterConfig& config = adapters_[a].config;
       if (config.family != ingot::Family::none && config.family != family_) {
-        problems_.error(
-            Code::usage,
-            fmt::format("{} is {}, another adapter is {}: families merge only with their "
-                        "like; bake each into the base and extract one LoRA from the "
-                        "result (ingot bake, ingot extract)",
-                        shown(a), config.type, name(family_)));
+        problems_.error(Code::usage,
+                        fmt::format("{} is {}, another adapter is {}: only adapters of the same "
+                                    "type can be merged; bake each into the base and extract one "
+                                    "LoRA from the result (ingot bake, ingot extract)",
+                                    shown(a), config.type, name(family_)));
         return;
       }
       if (config.family != ingot::Family::lora && config.family != ingot::Family::ia3 &&
@@ -283,11 +282,10 @@ class Fusion {
     for (std::uint32_t a = 1; a < adapters_.size(); ++a) {
       const AdapterConfig& config = adapters_[a].config;
       if (config.base != first.base || config.revision != first.revision) {
-        problems_.warn_like(
-            "base", Code::usage,
-            fmt::format("{} was trained on '{}', {} on '{}': the sum means something "
-                        "only if these are the same model",
-                        shown(0), first.base, shown(a), config.base));
+        problems_.warn_like("base", Code::usage,
+                            fmt::format("{} was trained on '{}', {} on '{}': the sum is meaningful "
+                                        "only if these are the same model",
+                                        shown(0), first.base, shown(a), config.base));
       }
       if (config.fan_in_fan_out != first.fan_in_fan_out) {
         problems_.warn_like(
@@ -305,10 +303,10 @@ class Fusion {
       if (!exact) {
         problems_.error(
             Code::usage,
-            fmt::format("{} is DoRA: its magnitudes divide by norms of base plus update, "
-                        "so no sum of adapters has its effect (alone, with weight 1, cat "
-                        "and linear keep it); bake the adapters into the base and extract "
-                        "one LoRA from the result (ingot bake, ingot extract)",
+            fmt::format("{} is DoRA: its magnitudes divide by norms of base plus update, so a sum "
+                        "of adapters cannot have its effect (one adapter alone, with weight 1, "
+                        "keeps it with cat and linear); bake the adapters into the base and "
+                        "extract one LoRA from the result (ingot bake, ingot extract)",
                         dora));
       }
     }
@@ -366,9 +364,8 @@ class Fusion {
         if (!math::single(w) || !math::single(w * s) || (twice && !math::single(w * s * s))) {
           problems_.error_like(
               "small", Code::usage,
-              fmt::format("{}: the weight of {} for {} is {}, its scaling {}: their "
-                          "product is beyond the numbers of single precision, 0 and "
-                          "1.2e-38 to 3.4e38 in size",
+              fmt::format("{}: the weight of {} for {} is {}, its scaling {}: their product does "
+                          "not fit into float32 (0, or 1.2e-38 to 3.4e38 in size)",
                           weight_place(a), shown(a), module.path, w, s));
         }
         if (!type_->thins) continue;
@@ -819,8 +816,8 @@ class Fusion {
       if (wrapped != adapted.end() && owners.front().why == Saved::Why::module && !alone) {
         problems_.error(
             Code::usage,
-            fmt::format("{} is trained in full by {} and adapted by another: one folder "
-                        "cannot say both; bake the adapters one after the other",
+            fmt::format("{} is trained in full by {} and adapted by another: one folder cannot "
+                        "hold both; bake the adapters one after the other",
                         module, shown(owners.front().adapter)));
         continue;
       }
@@ -867,8 +864,8 @@ class Fusion {
       if (adapters_.size() > 1) {
         problems_.warn_like(
             "taken", Code::usage,
-            fmt::format("{} comes from {} alone, in full: weights do not apply to it", name,
-                        shown(owners.front().adapter)));
+            fmt::format("{} is only in {}, and it is stored in full: weights do not apply to it",
+                        name, shown(owners.front().adapter)));
       }
     } else if (recipe_.adaptation.whole_tensors == "average") {
       rule.method = math::find("linear");
@@ -880,10 +877,10 @@ class Fusion {
     } else {
       problems_.error_like(
           "shared", Code::usage,
-          fmt::format("{} is brought in full by {} and {}, and a sum of differences "
-                      "would need the base; whole_tensors: average takes their mean "
-                      "by weights, or bake the adapters",
-                      name, shown(owners[0].adapter), shown(owners[1].adapter)));
+          fmt::format(
+              "{} is stored in full in {} and {}, and a sum of their changes would need the base; "
+              "set whole_tensors: average for their weighted mean, or bake the adapters",
+              name, shown(owners[0].adapter), shown(owners[1].adapter)));
       return;
     }
     std::vector<Dtype> inputs(operands.size(), Dtype::f32);
@@ -922,16 +919,16 @@ class Fusion {
     if (partial_ > 0) {
       problems_.warn(
           Code::usage,
-          fmt::format("{} of {} modules are in only some of the adapters, {} for one; each is "
-                      "made of those that have it, with their weights as they are",
+          fmt::format("{} of {} modules are in only some of the adapters, for example {}; each is "
+                      "merged from the adapters that have it, with unchanged weights",
                       partial_, meetings_.size(), partial_first_));
     }
     if (type_->way == Way::factors && family_ == ingot::Family::lora && adapters_.size() > 1) {
-      problems_.warn(
-          Code::usage,
-          fmt::format("{} combines A's and B's apart, so that the result also has products of "
-                      "one adapter's A with another's B; cat and svd have the sum itself",
-                      recipe_.method));
+      problems_.warn(Code::usage,
+                     fmt::format("{} adds the A matrices and the B matrices separately, so the "
+                                 "result also contains products of one adapter's A with another "
+                                 "adapter's B; cat and svd give the exact sum",
+                                 recipe_.method));
     }
   }
 

@@ -514,8 +514,7 @@ class Rearranger {
       if (own.empty()) own = within(aspect, layers);
       if (own.empty()) {
         fail_at(fmt::format(
-            "config.json of {}: '{}' says something of each layer, and for a layer of {} nothing "
-            "is said",
+            "config.json of {}: '{}' has a value for each layer, but a layer of {} has no value",
             donor_.shown, aspect.key, accounts_[m].shown));
         return std::nullopt;
       }
@@ -544,8 +543,8 @@ class Rearranger {
         if (theirs.empty() || theirs.front() == wanted[j]) continue;
         problems_.warn_like(
             fmt::format("partners {} {}", aspect.key, other.model), Code::format,
-            fmt::format("layer {} of the output: '{}' of layer {} of {} is {}, and of layer {} of "
-                        "{} {}; the output's is the first",
+            fmt::format("layer {} of the output: '{}' of layer {} of {} is {}, but that of layer "
+                        "{} of {} is {}; the output has the first value",
                         j, aspect.key, order_.layers[j].layer,
                         accounts_[order_.layers[j].model].shown, shown(aspect, wanted[j]),
                         other.layer, accounts_[other.model].shown, shown(aspect, theirs.front())));
@@ -568,10 +567,9 @@ class Rearranger {
       problems_.warn(Code::format, std::move(text));
       return;
     }
-    problems_.error(Code::format,
-                    text +
-                        "; choose other slices, or write the output nevertheless with "
-                        "--allow-layer-mismatch");
+    problems_.error(
+        Code::format,
+        text + "; choose other slices, or write the output anyway with --allow-layer-mismatch");
   }
 
   void refuse(const Aspect& aspect, const Kinds& wanted) {
@@ -603,8 +601,8 @@ class Rearranger {
       return;
     }
     problems_.warn(Code::format,
-                   fmt::format("config.json of {}: '{}' says which layers are which; '{}' cannot "
-                               "say it of the output and was copied as it is",
+                   fmt::format("config.json of {}: '{}' gives the kind of each layer; '{}' cannot "
+                               "give the kinds of the output's layers and was copied unchanged",
                                donor_.shown, rule.list, first));
   }
 
@@ -637,8 +635,8 @@ class Rearranger {
         value = std::move(list);
       } else {
         fail_at(
-            fmt::format("config.json of {}: '{}' names for each layer another one, and the "
-                        "output lacks one of those",
+            fmt::format("config.json of {}: '{}' names another layer for each layer, but one of "
+                        "the named layers is not in the output",
                         donor_.shown, key));
       }
     }
@@ -653,7 +651,7 @@ class Rearranger {
       if (now == 0) continue;
       value = now - std::min(now, order_.left);
       problems_.warn(Code::format,
-                     fmt::format("{}: slices leave out the {} layers behind layer {} (multi-token "
+                     fmt::format("{}: slices leave out the {} layers after layer {} (multi-token "
                                  "prediction); '{}' of the output's config.json is {}",
                                  donor_.shown, order_.left, donor_.count - 1, key,
                                  value.get<std::uint64_t>()));
@@ -668,16 +666,18 @@ class Rearranger {
       same = order_.layers[j].layer == j && order_.layers[j].model == order_.layers[0].model;
     }
     if (!same && !order_.joined.empty()) {
-      fail_at(fmt::format("{} of {} has a part for each layer, and slices do not rearrange it",
-                          order_.joined.front(), donor_.shown));
+      fail_at(
+          fmt::format("tensor {} of {} has a part for each layer, and ingot cannot rearrange these "
+                      "parts for slices",
+                      order_.joined.front(), donor_.shown));
     }
     const Json* types = held(object_, "layer_types");
     if (types != nullptr && types->is_array() && !types->empty() && full_last(donor_.type) &&
         types->back() != "full_attention") {
-      fail_at(fmt::format(
-          "config.json of {}: models of type {} take their last layer for one of full_attention, "
-          "and the last of the output is of {}",
-          donor_.shown, donor_.type, types->back().dump()));
+      fail_at(
+          fmt::format("config.json of {}: models of type {} need full_attention in their last "
+                      "layer, but the last layer of the output has {}",
+                      donor_.shown, donor_.type, types->back().dump()));
     }
     const auto shared = value_of(object_, {"num_kv_shared_layers", 0}).value_or(0);
     if (types == nullptr || !types->is_array() || shared <= 0) return;
@@ -687,10 +687,10 @@ class Rearranger {
       if (std::find(types->begin(), types->begin() + static_cast<std::ptrdiff_t>(last),
                     (*types)[j]) != types->begin() + static_cast<std::ptrdiff_t>(last))
         continue;
-      fail_at(
-          fmt::format("config.json of {}: layer {} of the output takes its keys and values from "
-                      "an earlier layer of its kind ('num_kv_shared_layers'), and there is none",
-                      donor_.shown, j));
+      fail_at(fmt::format(
+          "config.json of {}: layer {} of the output takes its keys and values from an earlier "
+          "layer of its kind ('num_kv_shared_layers'), but the output has no such layer",
+          donor_.shown, j));
       return;
     }
   }
@@ -743,13 +743,14 @@ class Rearranger {
       }
       problems_.warn(
           Code::format,
-          sound ? fmt::format("config.json of {}: '{}' is not known; it seems to say something of "
-                              "each layer and was rearranged with them; check it",
-                              donor_.shown, place)
-                : fmt::format("config.json of {}: '{}' seems to say something of each layer, and "
-                              "a model of the recipe says nothing of one of its layers; it was "
-                              "copied as it is",
-                              donor_.shown, place));
+          sound
+              ? fmt::format("config.json of {}: '{}' is not known; it seems to have a value for "
+                            "each layer, so its values were rearranged with the layers; check them",
+                            donor_.shown, place)
+              : fmt::format("config.json of {}: '{}' seems to have a value for each layer, but a "
+                            "model of the recipe has no value for one of its layers; it was copied "
+                            "unchanged; check it",
+                            donor_.shown, place));
       return;
     }
     const bool named = layers || key.ends_with("_idxs") || key.ends_with("_indices") ||
@@ -763,8 +764,8 @@ class Rearranger {
     if (!numbers && !short_list && !number) return;
     problems_.warn(
         Code::format,
-        fmt::format("config.json of {}: '{}' is not known and may {}, which the slices "
-                    "of the recipe have moved; it was copied as it is",
+        fmt::format("config.json of {}: '{}' is not known and may {}, but the slices of the recipe "
+                    "moved the layers; it was copied unchanged; check it",
                     donor_.shown, place, number ? "be a rule for layers" : "hold layer numbers"));
   }
 
@@ -821,10 +822,10 @@ class Rearranger {
     const std::string first = differ.empty() ? "" : differ.front();
     const bool has = std::binary_search(mine.begin(), mine.end(), first);
     fail_at(fmt::format(
-        "layer {} of the output, which is layer {} of {}, {} tensor {}, and layer {} of {}, whose "
-        "place it takes, {}; config.json says the same of both",
+        "layer {} of the output, which is layer {} of {}, {} tensor {}, but layer {} of {}, which "
+        "it replaces, {}; config.json describes both layers in the same way",
         j, origin.layer, accounts_[origin.model].shown, has ? "has the" : "has no", first, place(j),
-        donor_.shown, has ? "has not" : "has one"));
+        donor_.shown, has ? "does not have it" : "has it"));
   }
 
   Json& object_;
@@ -858,11 +859,10 @@ void compare_layers(const Account& donor, const Account& other, std::uint64_t la
     if (mine.empty() || theirs.empty()) continue;
     for (std::size_t j = 0; j < all.size(); ++j) {
       if (mine[j] == theirs[j]) continue;
-      problems.warn(Code::format,
-                    fmt::format("config.json: '{}' of layer {} is {} in {} and {} in {}; the "
-                                "output's config.json says the first",
-                                aspect.key, j, shown(aspect, mine[j]), donor.shown,
-                                shown(aspect, theirs[j]), other.shown));
+      problems.warn(Code::format, fmt::format("config.json: '{}' of layer {} is {} in {} and {} in "
+                                              "{}; the output's config.json has the first value",
+                                              aspect.key, j, shown(aspect, mine[j]), donor.shown,
+                                              shown(aspect, theirs[j]), other.shown));
       break;
     }
   }

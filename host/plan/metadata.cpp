@@ -100,8 +100,8 @@ std::vector<Card> read_cards(Disk& disk, const Plan& plan, Problems& problems) {
     } catch (const Error& error) {
       if (error.code() == Code::io || error.code() == Code::memory) throw;  // not the card
       problems.warn(Code::format,
-                    fmt::format("the card of {} cannot be read, so that licence, language and tags "
-                                "of the output are without it: {}",
+                    fmt::format("the card of {} cannot be read, so the output's licence, language "
+                                "and tags do not include its own: {}",
                                 shown, shorten(error.what(), 500)));
       cards.push_back({shown, model.adapter, {}});
     }

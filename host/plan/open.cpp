@@ -186,10 +186,11 @@ class Opener {
       }
       draft_.problems.warn(
           Code::usage,
-          fmt::format("{}: adapter {} was trained on the adapter {}, not on a model: name both, "
-                      "that one first, unless it is in {} already",
-                      ref.text, ref.adapters[i].text,
-                      draft_.adapters[applied[i].adapter].adapter.config.base, ref.path));
+          fmt::format(
+              "{}: adapter {} was trained on the adapter {}, not on a model: name both, with the "
+              "one that was trained first before the other, unless {} already contains it",
+              ref.text, ref.adapters[i].text,
+              draft_.adapters[applied[i].adapter].adapter.config.base, ref.path));
     }
   }
 

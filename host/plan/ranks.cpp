@@ -241,8 +241,7 @@ std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wish
   for (const Measured& module : modules) least += module.experts * module.length * element_bytes;
   if (wishes.bytes > 0 && wishes.bytes < least) {
     problems.error(Code::usage,
-                   fmt::format("{}: {} bytes do not hold {} modules of rank 1, which take "
-                               "{}",
+                   fmt::format("{}: {} bytes are too few for {} modules of rank 1, which take {}",
                                plan.recipe.file, wishes.bytes, modules.size(), least));
     return ranks;
   }

@@ -206,9 +206,10 @@ std::optional<double> Rules::value(const math::Parameter& parameter,
     if (kind == Kind::real && !math::single(*found)) {
       problems_.error_like(
           key(), Code::usage,
-          fmt::format("{}:{}: parameter '{}'{} is {} for tensor {}: single precision has no such "
-                      "small number; it must be 0 or at least 1.2e-38 in size",
-                      recipe_.file, setting->mark.line, parameter.name, whose, *found, output));
+          fmt::format(
+              "{}:{}: parameter '{}'{} is {} for tensor {}: single precision cannot hold such a "
+              "small number; it must be 0 or at least 1.2e-38 in size",
+              recipe_.file, setting->mark.line, parameter.name, whose, *found, output));
       return std::nullopt;
     }
     return found;

@@ -68,8 +68,8 @@ class Maker {
       if (m == number) continue;
       if (models.size() < section.inputs.size()) {
         problems_.error(Code::usage,
-                        fmt::format("{}: the first slice has one model twice, so from which {} "
-                                    "comes is not clear: name the modules under 'modules'",
+                        fmt::format("{}: the first slice has one model twice, so it is not clear "
+                                    "where {} comes from: name the modules under 'modules'",
                                     place, known[m]));
         return;
       }
@@ -78,8 +78,8 @@ class Maker {
       parts_.push_back({m, {section}});
     }
     problems_.warn(Code::usage,
-                   fmt::format("{}: the slices are of the text_decoder of {}; {} come{} whole from "
-                               "the models of the first slice",
+                   fmt::format("{}: the slices cut only the text_decoder of {}; {} come{} whole "
+                               "from the models of the first slice",
                                place, draft_.shown(draft_.donor), fmt::join(others, ", "),
                                others.size() == 1 ? "s" : ""));
   }
@@ -262,7 +262,7 @@ class Maker {
       problems_.error(
           Code::shape,
           fmt::format("{}: layer_range [{}, {}] goes beyond the last layer of {}, which has {} "
-                      "layers; [0, {}] are all of them",
+                      "layers; [0, {}] takes all of them",
                       draft_.place(source.mark), begin, end, draft_.shown(model), layers, layers));
       return false;
     }

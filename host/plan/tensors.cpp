@@ -158,10 +158,10 @@ class Writer {
     if (2 * vocab.used() < vocab.rows()) {
       problems_.warn(
           Code::format,
-          fmt::format("{} gives tokens to {} of its {} ids, so its vocabulary is missing "
-                      "or cut off: the rows of the other ids become one, the mean of the "
-                      "rest; fetch the tokenizer again",
-                      vocab.file, vocab.used(), vocab.rows()));
+          fmt::format(
+              "{} gives tokens to {} of its {} ids, so its vocabulary is missing or cut off: the "
+              "rows of all other ids become the mean of the rest; fetch the tokenizer again",
+              vocab.file, vocab.used(), vocab.rows()));
       return;
     }
     for (std::uint32_t v = 0; v < draft_.views.size(); ++v) {
@@ -345,8 +345,7 @@ class Writer {
         const auto [with, without] =
             holds_[first][p] ? std::pair(first, other) : std::pair(other, first);
         std::string text = fmt::format(
-            "layers of {} have {}, layers of {} have not: a stack of both is no "
-            "model",
+            "layers of {} have {}, but layers of {} do not: a stack of both does not make a model",
             draft_.shown(with), name.after, draft_.shown(without));
         const std::string key = fmt::format("stack {} {}", with, without);
         if (draft_.plan.options.allow_mixed) {
@@ -384,7 +383,7 @@ class Writer {
     if (tieable && !stand_in(section, p, output, found)) return;
     if (std::all_of(found.begin(), found.end(), [](const Spot* s) { return s == nullptr; })) {
       problems_.error(Code::missing,
-                      fmt::format("{}: no model of {} has tensor {}, nor one that is tied to it",
+                      fmt::format("{}: no model of {} has tensor {} or a tensor tied to it",
                                   draft_.recipe().file, section.where, output));
       return;
     }
@@ -636,9 +635,10 @@ class Writer {
     const std::uint32_t owner = section.inputs[static_cast<std::size_t>(has - found.begin())].model;
     const std::string key = fmt::format("absent {} {}", p, model);
     if (what.role == Role::bias && !base && rules_.method().base != math::Base::pivot) {
-      problems_.warn_like(key, Code::missing,
-                          fmt::format("{} has no tensor {}, which {} has: it takes no part there",
-                                      draft_.shown(model), output, draft_.shown(owner)));
+      problems_.warn_like(
+          key, Code::missing,
+          fmt::format("{} has no tensor {}, which {} has: the tensor is merged without this model",
+                      draft_.shown(model), output, draft_.shown(owner)));
       return true;
     }
     problems_.error_like(

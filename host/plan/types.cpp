@@ -49,7 +49,7 @@ std::optional<Dtype> parse_dtype(std::string_view written, const std::string& wh
     if (has_codec(dtype) && bits(dtype) == 8) {
       problems.warn(Code::dtype,
                     fmt::format("{} {}: the weights are stored without scales, which transformers "
-                                "does not load; bfloat16 serves everywhere",
+                                "does not load; use bfloat16, which loads everywhere",
                                 where, text));
     }
     if (has_codec(dtype)) return dtype;
@@ -107,8 +107,9 @@ Meeting meet(std::span<const Dtype> stored, std::optional<Dtype> wanted) {
         meeting.output = dtype;
         meeting.reason = fmt::format("{} of one model is copied", word(dtype));
       } else {
-        meeting.refusal =
-            fmt::format("{} is copied from one model, and never computed with", word(dtype));
+        meeting.refusal = fmt::format(
+            "{} can only be copied from one model, because ingot does not compute with it",
+            word(dtype));
       }
       return meeting;
     }
@@ -117,7 +118,7 @@ Meeting meet(std::span<const Dtype> stored, std::optional<Dtype> wanted) {
     meeting.action = Action::copy;
     meeting.output = first;
     meeting.reason = fmt::format("{} is copied where all inputs agree", word(first));
-    if (!same) meeting.refusal = "integers and booleans of different types do not meet";
+    if (!same) meeting.refusal = "integers and booleans of different types cannot be merged";
     return meeting;
   }
   if (std::find(stored.begin(), stored.end(), Dtype::f64) != stored.end()) {
@@ -127,7 +128,7 @@ Meeting meet(std::span<const Dtype> stored, std::optional<Dtype> wanted) {
       meeting.reason = "float64 is copied where all inputs agree";
       if (!same) {
         meeting.refusal =
-            "ingot computes in float32: set dtype: float32 to narrow the float64 ones";
+            "ingot computes in float32: set dtype: float32 to narrow the float64 tensors";
       }
       return meeting;
     }

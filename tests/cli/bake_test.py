@@ -186,7 +186,7 @@ class Bake(Case):
         recipe = EXAMPLES / "recipes" / "ties.yml"
         done = ingot("merge", recipe, self.folder / "ties", "--root", EXAMPLES, "--fast-product")
         self.assertEqual(done.returncode, USAGE, done.stderr)
-        self.assertIn("--fast-product is for passthrough", done.stderr)
+        self.assertIn("--fast-product works only with passthrough", done.stderr)
 
     def test_tokenizer_and_vocabulary_follow_the_adapter(self):
         self.bake(ADAPTERS / "chat-lora")

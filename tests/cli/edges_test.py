@@ -414,7 +414,7 @@ class Companions(Edges):
         for name in ("tokenizer.json", "config.json"):
             (model / name).unlink()
         done = self.merged(model, CODE)
-        self.assertRegex(done.stderr, "has no tokenizer: that of .*/c is taken")
+        self.assertRegex(done.stderr, "has no tokenizer: the output gets the tokenizer of .*/c,")
         self.assertRegex(done.stderr, "config.json of .*/c is taken")
         self.assertEqual((self.folder / "out/tokenizer.json").read_bytes(),
                          (CODE / "tokenizer.json").read_bytes())
@@ -519,7 +519,7 @@ class Companions(Edges):
             rest += data[begin:end]
         write_tensors(adapter / "adapter_model.safetensors", kept, rest)
         done = self.run_fails(INPUT, "bake", BASE, adapter, "-o", self.folder / "out")
-        self.assertRegex(done.stderr, "brings 5 rows for .* ids up to")
+        self.assertRegex(done.stderr, "has 5 rows for .* ids up to")
 
 
 if __name__ == "__main__":

@@ -748,7 +748,7 @@ TEST(Fuse, RefusesWithTheReason) {
   expect(recipe_of("cat", 1, 1), "they adapt different models");
   test::write_adapter(folder / "b", {{"fc.ia3_l", {{2, 1}, {1, 1}}}},
                       R"("peft_type": "IA3", "target_modules": ["fc"], "feedforward_modules": [])");
-  expect(recipe_of("linear", 1, 1), "families merge only with their like");
+  expect(recipe_of("linear", 1, 1), "only adapters of the same type can be merged");
   expect("adapter_method: ties\nadapters: [{adapter: ./b}]\nparameters: {density: 0.5}\n",
          "adapter_method linear");
 }

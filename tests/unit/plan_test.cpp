@@ -284,7 +284,7 @@ TEST_F(PlanTest, SourcesOfOneModelAreToldApartByPosition) {
 TEST_F(PlanTest, RangesStayInsideTheModelAndAreEquallyLong) {
   EXPECT_SAYS(
       plan("merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [1, 3]}]\n"),
-      "layer_range [1, 3] goes beyond the last layer of a, which has 2 layers; [0, 2] are all");
+      "layer_range [1, 3] goes beyond the last layer of a, which has 2 layers; [0, 2] takes all");
   EXPECT_SAYS(plan("merge_method: linear\nparameters: {weight: 1}\nslices:\n- sources: [{model: a, "
                    "layer_range: [0, 2]}, {model: b, layer_range: [0, 1]}]\n"),
               "b gives 1 layers to slices[0] (line 4), and a gives 2");
@@ -409,7 +409,7 @@ TEST_F(PlanTest, LayersOfOneStackAreAlike) {
   EXPECT_SAYS(
       plan("merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]\n- "
            "sources: [{model: biased, layer_range: [1, 2]}]\n"),
-      "layers of biased have self_attn.q_proj.bias, layers of a have not");
+      "layers of biased have self_attn.q_proj.bias, but layers of a do not");
 }
 
 TEST_F(PlanTest, LayersOfManyKindsLandWhereTheConfigExpectsThem) {
@@ -475,7 +475,7 @@ TEST_F(PlanTest, SlicesOfAModelForImagesAreOfItsText) {
   EXPECT_EQ(inputs(p, "language_model.model.layers.3.w"), "w:language_model.model.layers.2.w");
   EXPECT_EQ(inputs(p, "vision_tower.layers.2.w"), "v:vision_tower.layers.2.w");
   EXPECT_EQ(find(p, "vision_tower.layers.3.w"), nullptr);
-  EXPECT_SAYS(p, "the slices are of the text_decoder of v; vision_tower comes whole");
+  EXPECT_SAYS(p, "the slices cut only the text_decoder of v; vision_tower comes whole");
   for (const Companion& file : p.companions) {
     if (file.name != "config.json") continue;
     EXPECT_NE(file.text.find("\"num_hidden_layers\": 4"), std::string::npos);
@@ -644,7 +644,8 @@ TEST_F(PlanTest, NumbersThatSinglePrecisionLosesAreRefusedWithTheirLine) {
        {"1e-45", "-1e-42", "1e-39", "[1e-45, 1]", "[{filter: up, value: 1e-40}, {value: 1}]"}) {
     const std::string text = refusal(value);
     EXPECT_NE(text.find("recipe.yml:3: parameter 'weight'"), std::string::npos) << value << text;
-    EXPECT_NE(text.find("single precision has no such small number"), std::string::npos) << text;
+    EXPECT_NE(text.find("single precision cannot hold such a small number"), std::string::npos)
+        << text;
   }
   EXPECT_NE(refusal("1e39").find("a finite number"), std::string::npos);
   for (const char* value : {"0", "0.5", "-0.25", "1e-37", "1e-18", "1e18"}) {
@@ -1032,7 +1033,7 @@ TEST_F(PlanTest, DoublesAreCopiedOrNarrowedWhereATypeIsAsked) {
   const Job* job = find(narrowed, "lm_head.weight");
   EXPECT_EQ(job->action, Action::merge);
   EXPECT_EQ(job->work.inputs, (std::vector<Dtype>{Dtype::f32, Dtype::bf16}));
-  EXPECT_SAYS(plan(head + "- model: a\n"), "set dtype: float32 to narrow the float64 ones");
+  EXPECT_SAYS(plan(head + "- model: a\n"), "set dtype: float32 to narrow the float64 tensors");
 }
 
 TEST_F(PlanTest, TypesHaveTheirUsualNames) {
