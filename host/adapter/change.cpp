@@ -120,8 +120,8 @@ class Change final : public Derived {
       : base_(std::move(base)), effects_(std::move(effects)), output_(output) {
     const Dtype dtype = base_.info.dtype;
     if (!has_codec(dtype) && dtype != Dtype::f64) {
-      fail(Code::dtype,
-           fmt::format("{} is {}, an adapter changes floats only", base_.info.name, name(dtype)));
+      fail(Code::dtype, fmt::format("{} is {}, but an adapter can change only float tensors",
+                                    base_.info.name, name(dtype)));
     }
     if (base_.info.count() == 0) {
       fail(Code::shape, fmt::format("{} has no elements to change", base_.info.name));
@@ -129,9 +129,10 @@ class Change final : public Derived {
     for (const Effect& effect : effects_) {
       if (effect.residual == AdapterConfig::Residual::none) continue;
       if (!stages_.empty()) {
-        fail(Code::usage, fmt::format("{} and {} both take their own part from {}, so they cannot "
-                                      "be on one model; convert one of them with PEFT",
-                                      stages_[0].effect->adapter, effect.adapter, base_.info.name));
+        fail(Code::usage,
+             fmt::format("{} and {} both subtract a part of {} when they are loaded, so they "
+                         "cannot be used on one model together; convert one of them with PEFT",
+                         stages_[0].effect->adapter, effect.adapter, base_.info.name));
       }
       stages_.push_back({&kResidual, &effect});
     }
@@ -146,8 +147,9 @@ class Change final : public Derived {
     for (const Effect& effect : effects_) {
       for (const Effect::Part& p : effect.parts) ingredients_.push_back(p.tensor.place);
       if (effect.find(Piece::magnitude) != nullptr && stages_.size() > effects_.size()) {
-        fail(Code::usage, fmt::format("{}: DoRA measures a base that {} changes", effect.adapter,
-                                      stages_[0].effect->adapter));
+        fail(Code::usage,
+             fmt::format("{}: DoRA needs the norms of the base, but {} changes the base first",
+                         effect.adapter, stages_[0].effect->adapter));
       }
     }
     std::sort(ingredients_.begin(), ingredients_.end());

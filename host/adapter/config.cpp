@@ -27,7 +27,7 @@ constexpr const char* kBake =
     "difference";
 
 constexpr const char* kFollows =
-    "its change follows from its files and the base, by a formula that ingot does not have";
+    "ingot does not have the formula that gives its change from its files and the base";
 
 // Types whose result cannot be had here, and why.
 struct Refusal {
@@ -44,7 +44,7 @@ constexpr std::array kGenerated{
     Refusal{"ROAD", kFollows},
     Refusal{"GLORA", kFollows},
     Refusal{"VBLORA", kFollows},
-    Refusal{"TINYLORA", "it rests on a decomposition of the base that PEFT makes"},
+    Refusal{"TINYLORA", "it depends on a decomposition of the base that PEFT makes"},
     Refusal{"OSF", "part of it is a decomposition of the base that PEFT makes when it loads it"},
     Refusal{"BEFT", kFollows},
     Refusal{"PEANUT", kFollows},
@@ -54,9 +54,9 @@ constexpr std::array kGenerated{
     Refusal{"WAVEFT", "its positions come from a PyTorch generator"},
     Refusal{"UNILORA", "its indices come from a NumPy generator"},
     Refusal{"FROD", "part of it is computed from the base when PEFT loads it"},
-    Refusal{"PSOFT", "it rests on the signs of singular vectors that are not stored"},
-    Refusal{"DEFT", "it rests on the signs of a decomposition that is not stored"},
-    Refusal{"ADAMSS", "it rests on clusters that are computed from the base when PEFT loads it"},
+    Refusal{"PSOFT", "it depends on the signs of singular vectors that are not stored"},
+    Refusal{"DEFT", "it depends on the signs of a decomposition that is not stored"},
+    Refusal{"ADAMSS", "it depends on clusters that are computed from the base when PEFT loads it"},
 };
 constexpr std::array kWeightless{
     std::string_view("PROMPT_TUNING"), std::string_view("MULTITASK_PROMPT_TUNING"),
@@ -235,21 +235,20 @@ class Reader {
     }
     for (const Refusal& known : kGenerated) {
       if (known.type != name) continue;
-      refuse(fmt::format("{} adapters are not among those ingot computes: {}; {}", name,
-                         known.reason, kBake));
+      refuse(fmt::format("ingot cannot compute {} adapters: {}; {}", name, known.reason, kBake));
     }
     for (const std::string_view known : kWeightless) {
       if (known != name) continue;
       refuse(
-          fmt::format("{} changes no weights of the base (it adds prompts, routes or networks of "
-                      "its own), so there is nothing to merge or bake: serve it with PEFT",
+          fmt::format("{} changes no weights of the base (it adds prompts, routes or separate "
+                      "networks), so there is nothing to merge or bake: serve it with PEFT",
                       name));
     }
     std::vector<std::string> names;
     for (const Type& type : types()) names.emplace_back(type.name);
     const std::string near = nearest(name, names);
     fail(Code::format,
-         fmt::format("{}: '{}' is not a type of adapter that is known{}", where_, clip(name),
+         fmt::format("{}: ingot does not know the adapter type '{}'{}", where_, clip(name),
                      near.empty() ? "" : fmt::format("; did you mean {}?", near)));
   }
 
@@ -267,7 +266,7 @@ class Reader {
                                "; it may change the weights, so nothing is done without "
                                "--allow-unknown-keys");
       }
-      warnings_.push_back(text + " and was passed over, as --allow-unknown-keys asks");
+      warnings_.push_back(text + " and was ignored, as --allow-unknown-keys asks");
       out_.waived = true;
     }
   }
@@ -392,7 +391,7 @@ class Reader {
     out_.dora = flag("use_dora", false);
     out_.tying = flag("ensure_weight_tying", false);
     if (out_.family == Family::adalora && out_.dora) {
-      refuse(fmt::format("AdaLoRA with DoRA is no combination that PEFT can make; {}", kBake));
+      refuse(fmt::format("PEFT cannot make AdaLoRA with DoRA; {}", kBake));
     }
     if (on("alora_invocation_tokens") != nullptr) {
       refuse(
@@ -405,8 +404,7 @@ class Reader {
           "with PEFT, or merge the adapters that it routes between");
     }
     if (on("use_bdlora") != nullptr) {
-      refuse(fmt::format("block-diagonal LoRA (use_bdlora) is not among what ingot computes; {}",
-                         kBake));
+      refuse(fmt::format("ingot cannot compute block-diagonal LoRA (use_bdlora); {}", kBake));
     }
     if (on("kasa_config") != nullptr) {
       refuse(
@@ -425,9 +423,10 @@ class Reader {
       wrong("lora_B_layout", "'rank_major' or 'grouped_by_expert'", *present("lora_B_layout"));
     }
     if (flag("use_qalora", false)) {
-      warnings_.push_back(fmt::format(
-          "{}: use_qalora has a meaning on GPTQ layers only; the shapes of the factors decide",
-          where_));
+      warnings_.push_back(
+          fmt::format("{}: use_qalora has an effect only on GPTQ layers; ingot ignores it and uses "
+                      "the shapes of the factors",
+                      where_));
     }
     read_initialisation();
     read_replication();
@@ -453,17 +452,17 @@ class Reader {
       out_.residual = AdapterConfig::Residual::olora;
     } else if (word.starts_with("pissa_niter_")) {
       refuse(
-          fmt::format("init_lora_weights '{}' takes a randomised decomposition away from the base, "
-                      "which no file holds; {}",
+          fmt::format("init_lora_weights '{}' subtracts a randomised decomposition from the base, "
+                      "and no file stores it; {}",
                       clip(value->text), convert));
     } else if (word == "corda" || word == "lora_ga") {
       refuse(
-          fmt::format("init_lora_weights '{}' takes something away from the base that was computed "
+          fmt::format("init_lora_weights '{}' subtracts a part from the base that was computed "
                       "from data and is not in the folder; {}",
                       clip(value->text), convert));
     } else if (word == "loftq") {
       refuse(
-          fmt::format("init_lora_weights 'loftq' was trained on a quantised image of the base, "
+          fmt::format("init_lora_weights 'loftq' was trained on a quantised copy of the base, "
                       "which is not in the folder; {}",
                       convert));
     } else {

@@ -210,7 +210,7 @@ Key parse_key(std::string_view name, Family family) {
   }
 
   Key key;
-  if (words.size() < 2) return refused("is no tensor of an adapter");
+  if (words.size() < 2) return refused("is not a tensor of an adapter");
   key.parameter = words.back();
   set_path(key, words.cbegin(), words.cend() - 1);
   if (key.path.empty()) return refused("names no module");

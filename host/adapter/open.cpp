@@ -277,17 +277,16 @@ class Account {
         add_saved(name, i, Saved::Why::embedding);
       } else if (key.parameter == "bias") {
         bad(Code::format, i,
-            "is a bias, and the configuration says that none was trained (bias: none); PEFT would "
-            "overwrite the base's all the same: remove the tensor, or set bias to what is true");
+            "is a bias, but the configuration says that no bias was trained (bias: none), and PEFT "
+            "would still overwrite the base's bias: remove the tensor, or correct 'bias'");
       } else if (!key.why.empty()) {
         bad(Code::format, i, key.why);
       } else {
         bad(Code::format, i,
-            fmt::format(
-                "is no factor of {}, and the configuration does not name its module in "
-                "modules_to_save; PEFT would overwrite the base's tensor with it: remove it, "
-                "or name the module",
-                config_.type));
+            fmt::format("is not a factor of {}, and the configuration does not name its module in "
+                        "modules_to_save; PEFT would overwrite the base's tensor with it: remove "
+                        "it, or name the module",
+                        config_.type));
       }
     }
     for (const auto& [path, i] : originals_) {
@@ -416,8 +415,8 @@ class Account {
         if (out_.shared.size() != 2) {
           fail(
               Code::missing,
-              fmt::format("{} has no vera_A and vera_B: its projections come from a PyTorch "
-                          "generator; train with save_projection: true, or {}",
+              fmt::format("{} has no vera_A and vera_B, because its projections come from a "
+                          "PyTorch generator; train with save_projection: true, or {}",
                           out_.folder,
                           "bake it with PEFT (merge_and_unload), save the model, and ingot extract "
                           "makes a LoRA of the difference"));
@@ -783,7 +782,7 @@ class Account {
     fail(Code::format,
          fmt::format(
              "{}: {} of {} modules with tensors are not among target_modules{}, so PEFT would "
-             "ignore them: {}{}; make the configuration fit the tensors",
+             "ignore them: {}{}; correct the configuration so that it matches the tensors",
              of_config_, count, out_.modules.size(),
              excluded.empty() ? "" : " or are among exclude_modules", fmt::join(strangers, ", "),
              count > kShown ? ", ..." : ""));
@@ -859,7 +858,7 @@ void look_beside(Disk& disk, Adapter& out, const AdapterOptions& options) {
   const std::size_t count = found.size();
   found.resize(std::min(count, kShown));
   const std::string text = fmt::format(
-      "{} has weights beside the adapter: {}{}. They are no part of it, and PEFT does not read "
+      "{} has weights beside the adapter: {}{}. They are not part of it, and PEFT does not read "
       "them",
       out.folder, fmt::join(found, ", "), count > kShown ? ", ..." : "");
   if (!options.allow_extra) {
@@ -882,7 +881,7 @@ Adapter open_adapter(Disk& disk, const std::string& folder, std::string shown,
     const bool model = disk.kind(folder + "/config.json") == Disk::Kind::file;
     fail(Code::missing,
          fmt::format("{} has no adapter_config.json: it is {}", folder,
-                     model ? "a model, not an adapter" : "no folder of a PEFT adapter"));
+                     model ? "a model, not an adapter" : "not the folder of a PEFT adapter"));
   }
   const std::string text = read_text(disk, *config);
   for (const char* name : {"adapter_model.safetensors", "adapter_model.bin"}) {

@@ -79,8 +79,8 @@ Pattern::Pattern(std::string_view text, Fit fit, std::string where)
   if (compiled_->code == nullptr) {
     char message[160] = {};
     pcre2_get_error_message(error, reinterpret_cast<PCRE2_UCHAR*>(message), sizeof message);
-    fail(Code::format,
-         fmt::format("{}: '{}' is no regular expression: {}", where_, clip(text_), message));
+    fail(Code::format, fmt::format("{}: '{}' is not a valid regular expression: {}", where_,
+                                   clip(text_), message));
   }
 }
 

@@ -53,7 +53,7 @@ Blocks oft_blocks(const Located& base, const Effect& effect) {
            fmt::format("blocks of {} for rows of {} elements", blocks.size, width));
   }
   if (effect.cayley_neumann && effect.terms == 0) {
-    fail(Code::usage, fmt::format("{}: a series of 0 terms is no rotation", effect.adapter));
+    fail(Code::usage, fmt::format("{}: a series of 0 terms is not a rotation", effect.adapter));
   }
   return blocks;
 }

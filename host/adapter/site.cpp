@@ -31,8 +31,8 @@ void check_finite(const Plan& plan, const std::string& adapter, const Ingredient
                   std::span<const float> values) {
   for (const float value : values) {
     if (std::isfinite(value)) continue;
-    fail(Code::format, fmt::format("{}: {} holds {}, so nothing can be made of it: the adapter's "
-                                   "training diverged or its file is damaged",
+    fail(Code::format, fmt::format("{}: {} holds {}, so the adapter cannot be used: its training "
+                                   "diverged or its file is damaged",
                                    adapter, name_of(plan, tensor), value));
   }
 }

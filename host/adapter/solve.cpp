@@ -275,11 +275,10 @@ class Making {
     if (lost >
         roundoff(module_.stored) * (2 + std::sqrt(static_cast<double>(module_.rank))) * norm) {
       fail(Code::range,
-           fmt::format(
-               "{}: {} cannot hold the factors of an update whose norm is {:.3g}: they would "
-               "lose {:.3g} of it, for their numbers lie below the smallest of the type; "
-               "choose float32 or bfloat16 (--dtype)",
-               module_.name, word(module_.stored), norm, lost));
+           fmt::format("{}: {} cannot hold the factors of an update whose norm is {:.3g}: they "
+                       "would lose {:.3g} of it, because many of their numbers are smaller than "
+                       "the smallest of the type; choose float32 or bfloat16 (--dtype)",
+                       module_.name, word(module_.stored), norm, lost));
     }
     solution_.found = account(module_, norm, error);
     return std::make_shared<const Solution>(std::move(solution_));
@@ -449,16 +448,15 @@ class Factor final : public Derived {
     const double slack = roundoff(m.stored) * (2 + std::sqrt(static_cast<double>(m.rank))) * norm;
     if (!(found <= target.allowance() * best + slack)) {
       return fmt::format(
-          "{} and {} leave {:.6g} of the update, whose norm is {:.6g}; the best factors of "
-          "rank {} leave {:.6g}",
+          "{} and {} miss {:.6g} of the update, whose norm is {:.6g}; the best factors of rank {} "
+          "miss {:.6g}",
           m.a, m.b, found, norm, m.rank, best);
     }
     if (!form.empty()) return fmt::format("{} and {}: {}", m.a, m.b, form);
     return accountable(told, norm, best, found, slack)
                ? std::string()
-               : fmt::format(
-                     "{}: the receipt's account of its decomposition is {}, and {} was found", name,
-                     clip(told, 200), account(m, norm, found));
+               : fmt::format("{}: the receipt says {} of its decomposition, but {} was found", name,
+                             clip(told, 200), account(m, norm, found));
   }
 
   // One account of a module is enough.

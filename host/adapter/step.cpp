@@ -20,7 +20,7 @@ const Located& part(const Located& base, const Effect& effect, Piece piece) {
                                     name(effect.family), base.info.name, word(piece)));
   }
   if (!is_float(found->info.dtype)) {
-    fail(Code::dtype, fmt::format("{}: {} is {}, a float was expected", effect.adapter,
+    fail(Code::dtype, fmt::format("{}: {} is {}, but a float type is needed", effect.adapter,
                                   found->info.name, name(found->info.dtype)));
   }
   return *found;
@@ -32,7 +32,7 @@ std::vector<float> load(const Plan& plan, const Effect& effect, const Located& p
   read_values(checkpoint, checkpoint.entries()[part.place.entry], 0, values);
   for (std::size_t i = 0; i < values.size(); ++i) {
     if (std::isfinite(values[i])) continue;
-    fail(Code::format, fmt::format("{}: element {} of {} is {}, so nothing can be made of it",
+    fail(Code::format, fmt::format("{}: element {} of {} is {}, so the adapter cannot be used",
                                    effect.adapter, i, part.info.name, values[i]));
   }
   return values;

@@ -165,7 +165,7 @@ std::string Value::describe() const {
 Value parse_tree(std::string_view text, const std::string& where) {
   if (text.size() > kBytes) {
     fail(Code::format,
-         fmt::format("{} has {} bytes; more than {} are not read", where, text.size(), kBytes));
+         fmt::format("{} has {} bytes; at most {} are read", where, text.size(), kBytes));
   }
   Builder builder(where);
   parse_json(text, builder);

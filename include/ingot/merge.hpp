@@ -104,7 +104,7 @@ struct Verdicts {
   // Entries of the receipt whose counts (kept, conflicts, ...) were not counted again for that
   // reason.
   std::uint64_t uncounted = 0;
-  // Empty: the folder holds what its recipe says. Of many of one kind the first five, then one
+  // Empty: the folder matches its recipe. Of many of one kind the first five, then one
   // sentence that counts the rest.
   std::vector<Finding> findings;
   std::uint64_t shortfalls = 0;  // all of them

@@ -98,7 +98,7 @@ class Bake(Case):
         self.assertNotIn("weight", (self.folder / "whole" / "recipe.yml").read_text())
         self.bake(f"{odd}:-2e-1", out="part")
         self.assertIn("weight: -2e-1", (self.folder / "part" / "recipe.yml").read_text())
-        self.assertIn("'x' behind its last colon is not a number", self.refused(USAGE, f"{ADAPTERS}/c-lora:x"))
+        self.assertIn("'x' after its last colon is not a number", self.refused(USAGE, f"{ADAPTERS}/c-lora:x"))
 
     def test_report_as_json_has_the_changes_by_kind(self):
         report = json.loads(self.bake(ADAPTERS / "c-ia3", "--json").stdout)
@@ -110,15 +110,15 @@ class Bake(Case):
     def test_a_change_that_rounding_loses_is_a_warning(self):
         small = f"{ADAPTERS}/c-lora:0.001"
         done = self.bake(small)
-        self.assertIn("of the change survives the rounding", done.stderr)
-        self.assertNotIn("survives", self.bake(small, "--dtype", "float32", out="wide").stderr)
+        self.assertIn("of the change is kept after the rounding", done.stderr)
+        self.assertNotIn("is kept after", self.bake(small, "--dtype", "float32", out="wide").stderr)
 
     def test_weight_zero_is_told_in_one_way(self):
         done = self.bake(f"{ADAPTERS}/c-lora:0", "--dtype", "bfloat16")
         said = done.stdout + done.stderr
         self.assertIn("changed nothing", said)
         self.assertNotIn("changed by adapters", said)
-        self.assertNotIn("survives", said)
+        self.assertNotIn("is kept after", said)
 
     def test_weights_beside_an_adapter_are_refused_or_waived(self):
         beside = self.folder / "beside"
@@ -206,7 +206,7 @@ class Bake(Case):
             self.assertIn(said, self.refused(USAGE if "peft_type" in change else INPUT, bad))
         self.assertIn("it is a model, not an adapter", self.refused(INPUT, BASE))
         (bad / "adapter_config.json").write_text(json.dumps(config | {"gain": 2.0}))
-        self.assertIn("passed over", self.bake(bad, "--allow-unknown-keys").stderr)
+        self.assertIn("was ignored", self.bake(bad, "--allow-unknown-keys").stderr)
 
 
 if __name__ == "__main__":

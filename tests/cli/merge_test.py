@@ -194,7 +194,7 @@ class Verify(Case):
         data[-100] ^= 1
         path.write_bytes(data)
         done = self.run_fails(DIFFERS, "verify", self.out, "--root", EXAMPLES)
-        self.assertIn("shortfall", done.stdout)
+        self.assertIn(" problem", done.stdout)
         report = json.loads(self.run_fails(DIFFERS, "verify", self.out, "--root", EXAMPLES,
                                            "--json").stdout)
         self.assertFalse(report["sound"])
@@ -212,7 +212,7 @@ class Verify(Case):
         self.assertIn("extra.bin", done.stdout)
         self.assertIn("--outputs-only", done.stdout)
 
-    def test_many_shortfalls_of_a_kind_are_counted(self):
+    def test_many_problems_of_a_kind_are_counted(self):
         path = self.out / "model.safetensors"
         data = bytearray(path.read_bytes())
         data[4096:] = bytes(len(data) - 4096)
@@ -220,7 +220,7 @@ class Verify(Case):
         done = self.run_fails(DIFFERS, "verify", self.out, "--outputs-only")
         self.assertIn("more tensors that changed since the merge", done.stdout)
         self.assertEqual(len(done.stdout.splitlines()), 7)
-        self.assertIn("21 shortfalls", done.stdout.splitlines()[-1])
+        self.assertIn("21 problems", done.stdout.splitlines()[-1])
 
     def test_a_merge_without_hashes_is_one_sentence(self):
         self.merge(TIES, "bare", "--no-hash")

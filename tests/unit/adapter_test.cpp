@@ -430,7 +430,7 @@ TEST(Adapter, VariantsAndInitialisationsThatNoFileHoldsAreRefused) {
         {R"("init_lora_weights": "pissa_niter_16")", "randomised"},
         {R"("init_lora_weights": "corda")", "computed from data"},
         {R"("init_lora_weights": "lora_ga")", "computed from data"},
-        {R"("init_lora_weights": "loftq")", "quantised image"},
+        {R"("init_lora_weights": "loftq")", "quantised copy"},
         {R"("init_lora_weights": "hocus")", "initialisation that is known"}}) {
     expect_refused(lora_config(more), lora_pair("q"), part);
   }

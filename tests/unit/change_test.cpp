@@ -189,7 +189,7 @@ TEST(Lora, WhatDoesNotFitIsOneSentence) {
   EXPECT_EQ(refusal("one", "a", "b"),
             "adapter: one has shape [2], a low-rank change needs a matrix");
   EXPECT_EQ(refusal("w", "a", "nan"),
-            "adapter: element 1 of nan is nan, so nothing can be made of it");
+            "adapter: element 1 of nan is nan, so the adapter cannot be used");
 }
 
 }  // namespace

@@ -58,16 +58,16 @@ std::string verdict(const std::vector<Rate>& rates, double storage) {
     }
   }
   if (storage > 0 && storage < link && storage < slowest) {
-    return fmt::format("Merges here wait for the storage: {}, the link takes {}.",
+    return fmt::format("The storage limits merges here: it gives {}, and the link takes {}.",
                        show_rate(storage), show_rate(link));
   }
   if (slowest < link) {
-    return fmt::format("Merges here wait for the kernel '{}': {}, the link takes {}.", kernel,
-                       show_rate(slowest), show_rate(link));
+    return fmt::format("The kernel '{}' limits merges here: it takes {}, and the link takes {}.",
+                       kernel, show_rate(slowest), show_rate(link));
   }
   return fmt::format(
-      "Merges here wait for the link ({}), or for storage that is slower; the slowest "
-      "kernel takes {:.0f} times as much.",
+      "The link ({}), or slower storage, limits merges here; the slowest kernel takes {:.0f} times "
+      "as much.",
       show_rate(link), slowest / std::max(link, 1.0));
 }
 

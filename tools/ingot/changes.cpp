@@ -56,16 +56,14 @@ void warn_lost(const Console& console, const std::vector<Changes>& changes) {
     all.survived += kind.survived;
     if (kind.skipped > 0) {
       console.warning(
-          fmt::format("{}: {} rows or columns of zeros have no direction to scale and stayed "
-                      "as they were",
+          fmt::format("{}: {} rows or columns of zeros cannot be scaled and were not changed",
                       printable(kind.kind), kind.skipped));
     }
   }
   if (left(all) >= kLost) return;
   console.warning(
-      fmt::format("only {:.2f} % of the change survives the rounding to the output's type; --dtype "
-                  "float32 keeps "
-                  "it whole",
+      fmt::format("only {:.2f} % of the change is kept after the rounding to the output's type; "
+                  "--dtype float32 keeps all of it",
                   100 * left(all)));
 }
 
@@ -79,7 +77,7 @@ std::string narrate(const std::vector<Changes>& changes) {
   }
   std::string text = fmt::format("{} changed by adapters\n  {:<{}}  {:>7}  {:>8}  {:>8}  {:>8}\n",
                                  show_count(tensors, "tensor"), "kind", width, "tensors", "mean",
-                                 "largest", "survives");
+                                 "largest", "kept");
   for (const Changes& kind : changes) {
     text +=
         fmt::format("  {:<{}}  {:>7}  {:>6.3f} %  {:>6.3f} %  {:>6.2f} %\n", printable(kind.kind),

@@ -7,11 +7,12 @@ namespace {
 class ExtractCommand final : public Command {
  public:
   explicit ExtractCommand(CLI::App& program)
-      : Command(program, "extract", "Make an adapter of what a model has over its base"),
+      : Command(program, "extract",
+                "Make an adapter from the difference between a model and its base"),
         request_(app(), Request::Form::extract) {
     app().footer(
-        "Ranks: --rank N for all modules, --rank auto --energy SHARE or --bytes SIZE for each its "
-        "own.\n"
+        "Ranks: --rank N gives all modules one rank; --rank auto --energy SHARE or --bytes SIZE\n"
+        "chooses a rank for each module.\n"
         "\n"
         "Examples:\n"
         "  ingot extract base tuned --rank 64 -o out\n"

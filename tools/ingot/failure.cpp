@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::array kExits{
     Exit{0, "done", "nothing"},
-    Exit{1, "'diff': the models differ; 'verify': the folder is not what its recipe says",
+    Exit{1, "'diff': the models differ; 'verify': the folder does not match its recipe",
          "read the list that is printed"},
     Exit{2,
          "the command line or the recipe asks for something that cannot be, or OUT is in the way",
@@ -20,7 +20,7 @@ constexpr std::array kExits{
     Exit{
         3, "an input is missing, damaged, or does not fit the others",
         "check the file or model that the message names; 'ingot inspect PATH' shows what it holds"},
-    Exit{4, "the system fell short: disk full, no memory, no permission, a failing device",
+    Exit{4, "the system failed: disk full, no memory, no permission, a failing device",
          "make room or change the rights, then run the same command with --resume"},
     Exit{5, "the compute device is missing or cannot do it", "use --device cpu"},
     Exit{6, "a fault of ingot", "report it with the command, the recipe and the message"},

@@ -273,9 +273,8 @@ class InspectCommand final : public Command {
   void measure(const Checkpoint& model, const Entry& entry) {
     const TensorInfo& info = entry.info;
     if (!has_values(info.dtype)) {
-      fail(Code::dtype,
-           fmt::format("{}: tensor '{}' is {}, whose elements have no value by themselves",
-                       model.shown(), info.name, name(info.dtype)));
+      fail(Code::dtype, fmt::format("{}: tensor '{}' is {}, whose elements are not single values",
+                                    model.shown(), info.name, name(info.dtype)));
     }
     Statistics all;
     const Console console;

@@ -139,11 +139,9 @@ int run(int count, char** words) {
   program.require_subcommand(1);
   program.formatter(std::make_shared<Help>());  // shared by CLI11 with every subcommand
   program.footer(
-      "Exit codes: 0 done; 1 differs or falls short; 2 command line or recipe; 3 input; 4 the "
-      "system "
-      "(disk, memory, permission); 5 compute device; 6 a fault of ingot; 129, 130 and 143 stopped "
-      "by "
-      "a signal.\n"
+      "Exit codes: 0 done; 1 a difference was found; 2 command line or recipe; 3 input; 4 the "
+      "system (disk, memory, permission); 5 compute device; 6 a fault of ingot; 129, 130 and 143 "
+      "stopped by a signal.\n"
       "\n"
       "Examples:\n"
       "  ingot plan recipe.yml            what a merge would do, and every problem\n"
@@ -151,8 +149,7 @@ int run(int count, char** words) {
       "  ingot verify out                 check the result, its receipt and its inputs\n"
       "\n"
       "'ingot help COMMAND' tells more about a command, 'ingot help options' about options of "
-      "other "
-      "programs.");
+      "other programs.");
   std::vector<std::unique_ptr<Command>> commands;
   for (const auto make : {make_merge, make_bake, make_adapter, make_extract, make_plan, make_verify,
                           make_inspect, make_diff, make_methods, make_explain, make_bench,

@@ -148,7 +148,8 @@ Report run(const Console& console, Disk& disk, Backend& backend, const Plan& pla
     if (Interrupt::signal() == 0) throw;
   }
   meter.finish(false);
-  console.remark("stopped; the same command with --resume goes on from the last finished tensor");
+  console.remark(
+      "stopped; the same command with --resume continues after the last finished tensor");
   Interrupt::die();
 }
 

@@ -269,7 +269,7 @@ std::string narrate(const Plan& plan, const Forecast& cost, const Request& reque
     }
   }
   line(fatal == 0 ? "ready" : "not ready",
-       fatal == 0 ? request.command() : show_count(fatal, "error") + " in the way");
+       fatal == 0 ? request.command() : show_count(fatal, "error") + " to correct");
   return text;
 }
 
@@ -277,10 +277,10 @@ class PlanCommand final : public Command {
  public:
   explicit PlanCommand(CLI::App& program)
       : Command(program, "plan",
-                "Show all a merge would do, from headers alone, and every problem"),
+                "Show what a merge would do and every problem, from the file headers alone"),
         request_(app(), Request::Form::plan) {
     app().footer(
-        "Nothing is written. Exit code 0 if the merge can run, else the one it would fail with.\n"
+        "Nothing is written. Exit code 0 if the merge can run, otherwise the code of its failure.\n"
         "The commands that write take --dry-run, which does the same for them.\n"
         "\n"
         "Examples:\n"

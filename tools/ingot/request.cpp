@@ -33,13 +33,13 @@ void check_out(std::string_view out) {
   if (out.empty()) refuse("is empty; name the folder to write");
   // Receipts and reports name it in JSON.
   if (printable(out) != out) {
-    refuse("has characters that are no UTF-8 or cannot be seen; choose a plain name");
+    refuse("has characters that are not UTF-8 or cannot be seen; choose a plain name");
   }
   std::string_view path = out;
   while (path.ends_with('/')) path.remove_suffix(1);
   const std::string_view name = path.substr(path.rfind('/') + 1);  // npos + 1 is 0
   if (name.empty() || name == "." || name == "..") {
-    refuse("is no name of a folder to make; name one in it");
+    refuse("is not a name for a new folder; name a folder in it");
   }
   if (name.size() > kLongestName) {
     refuse(
@@ -221,7 +221,7 @@ Request::Request(CLI::App& command, Form form)
                      "Refuse models of which only some have a module (vision, MTP)");
   }
   command.add_flag("--force", options_.force,
-                   "Replace OUT if ingot wrote all of it, once the new one is done");
+                   "Replace OUT, if ingot wrote all of it, after the new folder is complete");
   command.add_flag("--tensors", tensors_,
                    writes ? "With --dry-run: list every output tensor with its rule and sources"
                           : "List every output tensor with its rule and sources");
@@ -240,8 +240,9 @@ Request::Request(CLI::App& command, Form form)
         ->group("For measurements");
   }
   command.add_flag("-q,--quiet,!--no-quiet", quiet_, "Show warnings and errors only");
-  command.add_flag("-v,--verbose", verbose_,
-                   "Say how it was computed, read and written, and how fast the storage is");
+  command.add_flag(
+      "-v,--verbose", verbose_,
+      "Show how the output was computed, read and written, and the speed of the storage");
   command.add_flag("--json", json_, "Print the report as JSON on standard output");
 
   const char* waivers = "Waivers (the receipt lists each)";
@@ -251,7 +252,7 @@ Request::Request(CLI::App& command, Form form)
       ->group(waivers);
   command
       .add_flag("--ignore-extra-weights", planning_.ignore_extra_weights,
-                "Leave out weight files that lie beside an adapter")
+                "Leave out weight files that are in an adapter's folder but not part of it")
       ->group(waivers);
   command
       .add_flag("--allow-unchanged", planning_.allow_unchanged,
@@ -267,13 +268,12 @@ Request::Request(CLI::App& command, Form form)
       ->group(waivers);
   command
       .add_flag("--allow-layer-mismatch", planning_.allow_layer_mismatch,
-                "Write layers whose kinds config.json cannot say")
+                "Write layers whose kinds config.json cannot describe")
       ->group(waivers);
   command
       .add_flag("--unsafe-truncate-embeddings,!--no-unsafe-truncate-embeddings",
                 planning_.truncate_embeddings,
-                "Where vocabularies differ in size, cut all to the "
-                "smallest")
+                "If vocabularies differ in size, cut all to the smallest size")
       ->group(waivers);
 
   command
@@ -473,13 +473,13 @@ void Request::add_fusion(CLI::App& command) {
   add_ranks(command);
   alone(command.add_option(
             "--whole-tensors", whole_tensors_,
-            "What to do with tensors that several adapters bring in full (default: refuse)"))
+            "What to do with tensors that several adapters store in full (default: refuse)"))
       ->type_name("refuse|average");
   alone(command.add_flag("--keep-scaling", keep_scaling_,
                          "Keep the adapters' common alpha / r in place of folding it into A"));
   alone(command.add_option("--compat", compat_,
-                           "Do as PEFT does or did: svd-scaling-twice (peft-0.20), ia3-plain-sum "
-                           "(default: neither)"))
+                           "Compute as a version of PEFT does: svd-scaling-twice (peft-0.20), "
+                           "ia3-plain-sum (default: neither)"))
       ->type_name("NAME")
       ->delimiter(',');
 }
@@ -497,8 +497,8 @@ void Request::add_extraction(CLI::App& command) {
   add_ranks(command);
   command
       .add_option("--bytes", bytes_,
-                  "Choose ranks so that the weight file has at most SIZE bytes, the most energy "
-                  "for the bytes (default: by --rank)")
+                  "Choose the ranks that keep the most energy in a weight file of at most SIZE "
+                  "bytes (default: by --rank)")
       ->type_name("SIZE");
   command
       .add_option("--whole-tensors", whole_tensors_,
@@ -518,8 +518,8 @@ void Request::add_ranks(CLI::App& command) {
       ->type_name("N|auto");
   command
       .add_option("--for", for_,
-                  "What is to load the adapter: PEFT takes everything, vLLM and llama.cpp take "
-                  "factors of linear layers, llama.cpp in one rank (default: peft)")
+                  "The program that will load the adapter: PEFT takes everything, vLLM and "
+                  "llama.cpp take factors of linear layers, llama.cpp in one rank (default: peft)")
       ->type_name("peft|vllm|llama.cpp");
   command
       .add_option("--energy", energy_,
@@ -555,7 +555,7 @@ std::pair<std::string, std::string> Request::weighted(Disk& disk, const std::str
     const char* end = weight.data() + weight.size();
     const auto [stop, error] = std::from_chars(weight.data(), end, value);
     if (error != std::errc() || stop != end || !std::isfinite(value)) {
-      fail(Code::usage, fmt::format("'{}' does not exist, and '{}' behind its last colon is not a "
+      fail(Code::usage, fmt::format("'{}' does not exist, and '{}' after its last colon is not a "
                                     "number; write an adapter and its weight as in {}:0.5",
                                     word, weight, path.empty() ? "ADAPTER" : path));
     }

@@ -33,7 +33,7 @@ std::vector<double> values_of(const Adapter& adapter, std::uint32_t entry) {
   while (sweep.next()) all.insert(all.end(), sweep.values().begin(), sweep.values().end());
   for (const double x : all) {
     if (std::isfinite(x)) continue;
-    fail(Code::format, fmt::format("{}: {} holds {}, so nothing can be made of it",
+    fail(Code::format, fmt::format("{}: {} holds {}, so the adapter cannot be used",
                                    adapter.checkpoint.shown(), tensor.info.name, x));
   }
   return all;

@@ -21,7 +21,7 @@ class VerifyCommand final : public Command {
     app().add_flag("--all", options_.all, "Recompute every element instead of a sample");
     app().add_flag("--outputs-only", options_.outputs_only, "Do not look at the inputs");
     app().add_flag("--allow-unchanged", options_.allow_unchanged,
-                   "An output equal to one of its inputs is no shortfall");
+                   "Accept an output that is equal to one of its inputs");
     app()
         .add_option("--root", options_.root,
                     "Where the recipe's relative paths start (default: here)")
@@ -31,17 +31,15 @@ class VerifyCommand final : public Command {
         ->type_name("N")
         ->check(no_thread_count)
         ->capture_default_str();
-    app().add_flag("-q,--quiet", quiet_, "Print nothing but shortfalls");
+    app().add_flag("-q,--quiet", quiet_, "Print only what is wrong");
     app().add_flag("--json", json_, "Print the result as JSON on standard output");
     progress_.emplace(app());
     app().footer(
-        "The folder is planned again from its recipe, every file is compared with what belongs "
-        "there,\n"
-        "outputs and inputs are hashed again, and elements are recomputed by a second path: all "
-        "of\n"
-        "small tensors, a sample of large ones.\n"
-        "Exit code 0 if the folder holds what its recipe says, 1 if it falls short, 3 if inputs "
-        "are\n"
+        "ingot plans the folder again from its recipe, compares every file with the expected one,\n"
+        "hashes outputs and inputs again, and computes elements again by a second path: all "
+        "elements\n"
+        "of small tensors, a sample of large ones.\n"
+        "Exit code 0 if the folder matches its recipe, 1 if it does not, 3 if inputs are\n"
         "missing.\n"
         "\n"
         "Examples:\n"
@@ -88,7 +86,7 @@ class VerifyCommand final : public Command {
       for (const Finding& finding : verdicts.findings) text += printable(finding.text) + '\n';
       if (!sound) {
         text +=
-            fmt::format("{}: {}\n", printable(out_), show_count(verdicts.shortfalls, "shortfall"));
+            fmt::format("{}: {}\n", printable(out_), show_count(verdicts.shortfalls, "problem"));
       } else if (!quiet_) {
         text += describe(verdicts) + '\n';
       }
@@ -106,8 +104,8 @@ class VerifyCommand final : public Command {
   [[nodiscard]] std::string describe(const Verdicts& verdicts) const {
     std::string text =
         fmt::format("{} {}: {}, {} hashed", printable(out_),
-                    options_.outputs_only ? "is what its receipt says, inputs not looked at"
-                                          : "holds what its recipe says",
+                    options_.outputs_only ? "matches its receipt (the inputs were not read)"
+                                          : "matches its recipe",
                     show_count(verdicts.tensors, "tensor"), show_bytes(verdicts.hashed_bytes));
     if (verdicts.judged > 0) {
       text += fmt::format(", {} within {} bound", show_count(verdicts.judged, "tensor"),
@@ -124,19 +122,21 @@ class VerifyCommand final : public Command {
     if (verdicts.recomputed == verdicts.elements) return text;
     const std::uint64_t large = verdicts.sampled + verdicts.passed;
     text += fmt::format(
-        "\nA sample: of {} of {} {} elements each. If wrong elements are scattered over such a "
-        "tensor, one in {}, it was found with a probability of {:.0f} %; a run of wrong neighbours "
-        "with {:.0f} % if it is {:.0f} % of the tensor or more, and shorter ones less probably",
+        "\nOnly a sample of {} of {} was recomputed, {} elements of each. If one in {} elements of "
+        "such a tensor is wrong, this finds it with a probability of {:.0f} %; it finds a run of "
+        "wrong neighbours with {:.0f} % if the run is {:.0f} % of the tensor or longer, and a "
+        "shorter run with less",
         show_count(verdicts.sampled), show_count(large, "large tensor"),
         show_count(verdicts.sample), show_count(kOneIn), 100 * verdicts.detection(kOneIn),
         100 * kSure, 100 * verdicts.run(kSure));
     if (verdicts.taken > 0) {
       text += fmt::format(
-          "; of {} the receipt's own thresholds, factors or coefficients were taken for right",
+          "; for {} the thresholds, factors or coefficients of the receipt were used without a "
+          "check",
           show_count(verdicts.taken, "tensor"));
     }
     if (verdicts.uncounted > 0) {
-      text += fmt::format("; the counts that the receipt has of {} were not taken again",
+      text += fmt::format("; the counts of the receipt for {} were not checked",
                           show_count(verdicts.uncounted, "tensor"));
     }
     return text + "; --all recomputes everything";
