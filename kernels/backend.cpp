@@ -69,7 +69,7 @@ math::Format format_of(Dtype dtype) {
 // Sizes of parts that will lie behind each other.
 class Layout {
  public:
-  // The offset of a part of so many bytes.
+  // The offset of a part of `bytes` bytes.
   std::uint64_t add(std::uint64_t bytes) {
     const std::uint64_t at = bytes_;
     bytes_ += aligned(bytes);
@@ -81,7 +81,7 @@ class Layout {
   std::uint64_t bytes_ = 0;
 };
 
-// What a call has to itself on a device beside its part of the memory.
+// The resources of one call on a device, beside its part of the memory.
 struct Slot {
   std::byte* window = nullptr;
   std::array<Event, 6> mark;  // begin and end of copy in, kernels, copy out
@@ -392,7 +392,7 @@ class Call {
     const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
     activity_.waiting += waited.count();
   }
-  // The call is over: notes what it cost.
+  // The call is over: records its times and bytes.
   void done() {
     if (begun_[kIn]) activity_.copy_in = seconds(kIn);
     if (begun_[kCompute]) activity_.kernels = seconds(kCompute);

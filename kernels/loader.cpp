@@ -17,7 +17,7 @@ constexpr char kToolkit[] = "/usr/local/cuda/lib64";
 constexpr std::array<const char*, 2> kBlas = {"libcublas.so.13", "libcublas.so.12"};
 constexpr std::array<const char*, 2> kSolver = {"libcusolver.so.12", "libcusolver.so.11"};
 
-// What the system said about the last failure, in one line.
+// The system's message about the last failure, in one line.
 std::string reason() {
   const char* const text = dlerror();
   return text != nullptr ? text : "no reason given";

@@ -24,7 +24,8 @@ inline constexpr std::uint64_t kAlign = 256;
   return (bytes + kAlign - 1) / kAlign * kAlign;
 }
 
-// Throws Error{memory} if an allocation failed, with what was asked for and what there is.
+// Throws Error{memory} if an allocation failed, with the bytes that were requested and the bytes
+// that are free.
 inline void check_memory(cudaError_t error, const char* kind, std::uint64_t bytes,
                          const char* remedy) {
   if (error == cudaSuccess) return;
@@ -100,7 +101,7 @@ class Arena {
 
   [[nodiscard]] std::uint64_t capacity() const noexcept { return bytes_; }
 
-  // A part of so many bytes, as soon as there is one; null if the whole arena is too small.
+  // A part of `bytes` bytes, as soon as one is free; null if the whole arena is too small.
   [[nodiscard]] std::byte* take(std::uint64_t bytes) {
     bytes = aligned(bytes);
     if (bytes > bytes_) return nullptr;

@@ -1,4 +1,4 @@
-// What a device can do, measured: its links, its own copy rate, every kind of kernel beside it.
+// Measures a device: its links, its copy rate, and every kind of kernel.
 #include <cuda_runtime.h>
 
 #include <algorithm>

@@ -32,7 +32,7 @@ constexpr int kRight = 1;     // CUBLAS_SIDE_RIGHT
 constexpr int kVectors = 1;   // CUSOLVER_EIG_MODE_VECTOR
 constexpr int kLower = 0;     // CUBLAS_FILL_MODE_LOWER
 constexpr int kDouble = 1;    // CUDA_R_64F
-// What a session lends cuBLAS, in place of memory that it would take itself.
+// Workspace that a session gives to cuBLAS, so that cuBLAS does not allocate any.
 constexpr std::uint64_t kWorkspace = std::uint64_t{4} << 20;
 
 using linalg::As;

@@ -11,7 +11,8 @@ constexpr Isa kLevels[] = {{"v4", "AVX-512", &v4::tiles, &v4::amend},
                            {"v3", "AVX2", &v3::tiles, &v3::amend},
                            {"v2", "SSE4.2", &v2::tiles, &v2::amend}};
 
-// What the compiler may use when it builds for a level (x86-64 psABI), system support included.
+// Features that the compiler may use when it builds for a level (x86-64 psABI), system support
+// included.
 bool runs(const char* name) {
   __builtin_cpu_init();
   if (std::strcmp(name, "v4") == 0) return __builtin_cpu_supports("x86-64-v4");

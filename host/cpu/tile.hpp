@@ -26,7 +26,7 @@ struct Run {
   std::uint32_t count = 0;
 };
 
-// What apply() counts; added to what is there.
+// The counts of apply(); added to the present values.
 struct Counts {
   std::uint64_t kept[math::kSources] = {};
   std::uint64_t conflicts = 0;

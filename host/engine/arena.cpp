@@ -49,8 +49,8 @@ Arena::Arena(Backend& backend, std::size_t bytes)
 Arena::~Arena() { backend_.release(base_, size_); }
 
 bool Arena::fits(std::size_t more, std::size_t begin, std::size_t end) {
-  // An extent touches up to two units more than it has bytes for: a request that fits the whole
-  // must be met in the end.
+  // An extent touches up to two units more than it has bytes for: a request of up to the arena's
+  // size must succeed at some time.
   const std::size_t limit = size_ + 2 * kUnit;
   const auto over = [&] { return units_ * kUnit + counted_ + more > limit; };
   for (auto at = free_.rbegin(); over() && at != free_.rend(); ++at) {

@@ -1,5 +1,5 @@
-// One block of staging memory, lent out in extents. The ceiling of `--memory` is its size: what is
-// lent and what is mapped instead (Arena::try_count) are resident together in no more than that.
+// One block of staging memory, lent out in extents. The ceiling of `--memory` is its size: lent
+// extents and mapped bytes (Arena::try_count) together are never more than that in memory.
 #pragma once
 
 #include <condition_variable>
@@ -58,7 +58,7 @@ class Arena {
   // An extent at once, or an empty one if there is no room now.
   [[nodiscard]] Extent try_take(std::size_t bytes);
   // Waits for room. Empty once stop() was called. `bytes` must not exceed size(): every extent
-  // comes back, so a request that fits the whole is met in the end.
+  // comes back, so any request up to size() succeeds at some time.
   [[nodiscard]] Extent take(std::size_t bytes);
   // The same for bytes that are resident elsewhere, as pages of mapped files are: they count as
   // lent, and no memory goes with them. Not for pinned memory (Backend::staged), which is resident

@@ -73,7 +73,7 @@ constexpr std::uint64_t kThread = 3 * kMiB / 2;
 constexpr std::uint64_t kReads = 32;
 constexpr std::uint64_t kReading = 2 * kMiB;  // each, at most
 
-// What a tensor has in memory while it is worked on.
+// Bytes of a tensor in memory while it is processed.
 struct Load {
   std::uint64_t staged = 0;  // all its inputs
   std::uint64_t chunk = 0;   // those of one chunk

@@ -30,7 +30,7 @@ using Fill = std::function<void(std::size_t operand, std::uint64_t first,
                                std::uint64_t first, std::span<const std::byte> output,
                                const Fill& fill);
 
-// The same for a whole tensor whose bytes begin at `place` of a file: what a run found, found
+// The same for a whole tensor whose bytes begin at `place` of a file: the findings of a run, found
 // again.
 [[nodiscard]] Findings examine(const Plan& plan, const Job& job, const math::Facts& facts,
                                File& file, std::uint64_t place);

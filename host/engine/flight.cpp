@@ -174,7 +174,7 @@ Chunk Flight::view(std::uint64_t first, std::uint32_t count, const std::byte* co
   return chunk;
 }
 
-// Block by block: what was hashed is still near when it is scanned.
+// Block by block: hashed bytes are still in the cache when they are scanned.
 void Flight::hash_inputs(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs) {
   for (std::size_t i = 0; i < width_.size(); ++i) {
     if (computed_[i] || width_[i] == 0) continue;  // hashed as stored, by outcome()
@@ -213,7 +213,7 @@ void Flight::fill(std::size_t operand, std::uint64_t first, std::uint32_t count,
   making.working->fill(first, {own, bytes}, {reinterpret_cast<float*>(values), count});
 }
 
-// Copies hold what their inputs hold.
+// Copies have the same findings as their inputs.
 void Flight::look(std::uint64_t first, std::span<const std::byte> output,
                   const std::byte* const* inputs) {
   const Findings found = examine(

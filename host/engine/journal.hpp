@@ -17,7 +17,7 @@ namespace ingot {
 
 inline constexpr std::string_view kJournalName = "journal.jsonl";
 
-// What a journal says.
+// The contents of a journal.
 struct Record {
   bool begun = false;                           // its first line is whole; if not, nothing was done
   std::string fingerprint;                      // of the job
@@ -32,7 +32,8 @@ struct Record {
 };
 
 // Reads a journal. A last line without an end was cut off by an interruption and does not count.
-// Throws Error{format} for what is no journal of this version, and for a line whose hash is wrong.
+// Throws Error{format} if the file is not a journal of this version, or if the hash of a line is
+// wrong.
 [[nodiscard]] Record read_journal(Disk& disk, const std::string& path);
 
 // A journal that is being written.

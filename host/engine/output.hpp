@@ -49,7 +49,7 @@ class Output {
   // The entry of a finished job, after a flush().
   [[nodiscard]] std::string line(std::size_t job) const;
   // Writes companions and receipt, syncs, and puts the folder in place of OUT. Error{io} if a file
-  // that the merge read is not what it was when the merge began.
+  // that the merge read has changed since the merge began.
   void publish();
 
   // Whether the working folder stays for --resume. At first it does not, unless a former run left

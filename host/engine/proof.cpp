@@ -24,7 +24,7 @@ namespace {
 constexpr std::uint64_t kBlock = 1 << 16;  // elements decoded at a time
 constexpr std::uint64_t kTileSize = 16384;
 
-// The operands of a job as rows of floats. What is derived is made here without a backend.
+// The operands of a job as rows of floats. Derived operands are computed here without a backend.
 class Inputs {
  public:
   Inputs(const Plan& plan, const Job& job) : plan_(plan), job_(job), rows_(job.operands.size()) {
@@ -254,7 +254,7 @@ std::int64_t ordered(std::uint64_t code, std::uint32_t width) {
   return (code & sign) != 0 ? -size : size;
 }
 
-// Compares the elements of one tensor with what its rule makes of the inputs.
+// Compares the elements of one tensor with the results of its rule.
 class Checker {
  public:
   Checker(const Plan& plan, const Job& job, File& file, std::uint64_t place,

@@ -232,7 +232,7 @@ std::uint64_t largest_shard(const Plan& plan) {
   return least;
 }
 
-// What the plan had to say, whatever the recipe's file was called and wherever the models lay.
+// The warnings of the plan, without the recipe's file name and the models' folders.
 std::string say(const Plan& plan, std::string text) {
   const std::string& file = plan.recipe.file;
   if (text.starts_with(file + ":")) text.replace(0, file.size(), "recipe.yml");

@@ -85,7 +85,7 @@ void print_receipt(const Plan& plan, const Lines& lines,
 // print_receipt() prints; throws Error{format}.
 [[nodiscard]] Json parse_receipt(const std::string& text, const std::string& path);
 
-// How text from files stands in a receipt: what is not UTF-8 replaced.
+// How a receipt prints text from files: bytes that are not UTF-8 are replaced.
 [[nodiscard]] std::string printed(const std::string& text);
 
 // Index into plan.models of a model whose every tensor came out bit for bit, or -1. One whole model

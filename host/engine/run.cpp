@@ -116,7 +116,7 @@ class Run {
     output_.flush();
   }
 
-  // After a failure: what is finished stays resumable.
+  // After a failure: finished tensors can still be resumed.
   void rescue() noexcept {
     try {
       output_.flush();
@@ -170,7 +170,7 @@ class Run {
     return sum;
   }
 
-  // What all inputs of a tensor take, chunk by chunk.
+  // Bytes that all inputs of a tensor take, chunk by chunk.
   [[nodiscard]] std::uint64_t staged_bytes(const Flight& flight) const {
     std::uint64_t sum = 0;
     for (std::uint32_t c = 0; c < flight.chunk_count(); ++c) sum += chunk_bytes(flight, c);
@@ -308,8 +308,8 @@ class Run {
     }
   }
 
-  // One extent for all inputs of the tensor, so that it is met as soon as others are gone, given
-  // back in parts.
+  // Allocates all inputs of the tensor as one extent, so that it cannot starve; chunks release
+  // their parts.
   void hold(const std::shared_ptr<Flight>& flight, bool hot) {
     Extent all = take(staged_bytes(*flight));
     const auto chunks = flight->chunks();
@@ -365,7 +365,8 @@ class Run {
     }
   }
 
-  // Memory, or room for what is `mapped`, while landed reads go on being handed out.
+  // Takes memory, or room for `mapped` bytes; meanwhile, reads that are complete are still handed
+  // out.
   Extent take(std::uint64_t bytes, bool mapped = false) {
     if (bytes > arena_.size()) {  // would wait for ever
       fail(Code::internal,

@@ -12,7 +12,8 @@ namespace ingot {
 namespace {
 
 constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
-// What the process needs beside staging: code, stacks, buffers, and the plan of an ordinary model.
+// Memory that the process needs beside staging: code, stacks, buffers, and the plan of an ordinary
+// model.
 constexpr std::uint64_t kOverhead = 48 * kMiB;
 // A plan that is larger than this counts against the ceiling with the rest. 16 MiB of the 96 that a
 // process may have beyond its ceiling are left to code and libraries.
@@ -33,7 +34,7 @@ std::string show_ceiling(std::uint64_t bytes) {
   return bytes < kMiB ? fmt::format("{} bytes", bytes) : fmt::format("{} MiB", bytes / kMiB);
 }
 
-// What a plan asks for, whatever the ceiling.
+// The needs of a plan, which do not depend on the ceiling.
 struct Demand {
   std::uint64_t least = 0;     // the largest single chunk any job stages
   std::uint64_t useful = 0;    // more than everything is never needed
@@ -146,7 +147,7 @@ Staging divide(const Plan& plan, const MergeOptions& options, int available) {
   staging.crowd.threads = static_cast<int>(chosen ? wanted : std::min(wanted, room));
   std::uint64_t free = options.memory - kOverhead - need.plan - need.waiting -
                        static_cast<std::uint64_t>(staging.crowd.threads) * kWorker;
-  // Of what is left, half may wait.
+  // Half of the rest may hold results that wait.
   for (Joint* joint : joints) {
     const std::uint64_t more =
         std::min((free - need.least - need.slot) / 2, joint->most() - joint->least());

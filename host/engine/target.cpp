@@ -318,7 +318,7 @@ void Target::protect(const Plan& plan) const {
   std::set<std::string> seen;
   const auto keep = [&](const std::string& path, const std::string& what) {
     for (fs::path at = canonical(path);; at = at.parent_path()) {
-      // What was looked at before is not looked at again.
+      // Folders that were checked before are not checked again.
       if (!seen.insert(at.string()).second) return;
       const std::optional<Identity> found = disk_.identity(at.string());
       for (std::size_t i = 0; i < mine.size(); ++i) {
@@ -519,8 +519,8 @@ void Target::replace(Journal& journal) {
   if (!disk_.rename_new(partial_, out_)) give_back(out_ + " appeared while it was being replaced");
 }
 
-// What a publishing that was interrupted left is told by the receipts: the new one's hash is in
-// the journal.
+// The receipts show how far an interrupted publishing came: the hash of the new receipt is in the
+// journal.
 void Target::recover() {
   if (disk_.kind(moved_journal_) != Disk::Kind::file) return;
   const Record record = read_journal(disk_, moved_journal_);

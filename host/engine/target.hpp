@@ -18,7 +18,7 @@ namespace ingot {
 // this process holds, `.NAME.journal` the journal while OUT is being replaced, `.NAME.former` the
 // old OUT where a file system cannot exchange two folders.
 //
-// What a receipt says was written to its folder.
+// The files that were written to a folder, according to its receipt.
 struct Written {
   struct Part {
     std::string file, tensor, hash;  // a file beside the weights has no tensor
@@ -35,8 +35,7 @@ class Target {
   // ingot did not write, an OUT that exists (unless `force`, and it holds nothing but what its
   // receipt says; or it is an empty folder), a folder that holds something the merge reads.
   Target(Disk& disk, const Plan& plan, const std::string& out, bool force, bool sync);
-  // The same looks without taking or changing anything.
-  // A folder that is finished is no error here.
+  // The same looks without taking or changing anything. A finished folder is not an error here.
   [[nodiscard]] static std::unique_ptr<Target> look(Disk& disk, const Plan& plan,
                                                     const std::string& out, bool force);
   ~Target();

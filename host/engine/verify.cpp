@@ -1,7 +1,7 @@
-// verify(): does the folder hold what its recipe says?
+// verify(): does the folder match its recipe?
 //
-// The receipt is held against the folder, and the plan, built anew from the recipe and the inputs,
-// against both: so a receipt cannot vouch for itself.
+// The receipt is compared with the folder, and the plan, built again from the recipe and the
+// inputs, against both: so the receipt alone is never trusted.
 
 #include <algorithm>
 #include <atomic>
@@ -116,7 +116,7 @@ class Verifier {
       find("", fmt::format("{}: the receipt lacks a field or has one of the wrong type ({})", path,
                            error.what()));
     } catch (const Error& error) {
-      // What the machine could not do says nothing of the folder.
+      // Errors of the machine do not say anything about the folder.
       if (error.code() == Code::io || error.code() == Code::memory ||
           error.code() == Code::internal || error.code() == Code::device) {
         throw;
@@ -260,7 +260,7 @@ class Verifier {
     return any;
   }
 
-  // ---- the plan, built anew
+  // ---- the plan, built again
 
   void replan() {
     PlanOptions options = parse_options(receipt_.at("options"), kReceiptName);
@@ -323,7 +323,7 @@ class Verifier {
 
   // ---- files
 
-  // What the folder should hold, as the receipt prints names.
+  // The files that the folder should have, with names as the receipt prints them.
   void check_list() {
     std::set<std::string> expected{kReceiptName};
     for (const auto& [name, outline] : outlines_) expected.insert(name);
@@ -489,7 +489,7 @@ class Verifier {
 
   // ---- the folder against the plan
 
-  // Shards and other files are the ones that the plan makes, and hold what it makes.
+  // Shards and other files are those that the plan makes, with the same contents.
   void check_layout() {
     for (const Shard& shard : plan_->shards) {
       const auto at = outlines_.find(shard.file);
@@ -599,7 +599,7 @@ class Verifier {
       outcome.output = Digest::parse(tensor.hash).value_or(Digest{});  // said once
     }
     if (job != nullptr && check_inputs(*job, *tensor.entry, outcome, i)) {
-      // Unlike hashes, which find accidents, this finds lies.
+      // Hashes find accidents; this finds entries that were forged.
       if (!same) {
         find("copies that differ from their source",
              fmt::format("{}: the copy differs from its source", name), i);
@@ -613,7 +613,7 @@ class Verifier {
     tell(weight(tensor, job), tensor.info.name);
   }
 
-  // Bytes that checking a tensor reads, about: itself and what it was made of.
+  // About how many bytes the check of a tensor reads: its own and those of its inputs.
   [[nodiscard]] std::uint64_t weight(const Told& tensor, const Job* job) const {
     std::uint64_t sum = tensor.info.bytes();
     if (job == nullptr) return sum;
@@ -979,7 +979,7 @@ class Verifier {
     std::vector<std::pair<std::string, Digest>> files;
     for (const Companion& companion : plan_->companions) {
       const auto at = hashes_.find(printed(companion.name));
-      // A file that is not there was found.
+      // A missing file was reported before.
       files.emplace_back(companion.name, at == hashes_.end() ? Digest{} : at->second);
     }
     if (told_.size() != plan_->jobs.size()) return;  // which was found

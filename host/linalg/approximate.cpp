@@ -18,7 +18,8 @@
 namespace ingot::linalg {
 namespace {
 
-// Below this, or where the rank is no small part, all singular values cost no more than some.
+// Below this size, or if the rank is a large part of the full rank, all singular values cost no
+// more than some.
 constexpr std::size_t kWhole = 256;
 // Share of the largest singular value below which the product in f32 has nothing to say.
 constexpr double kNothing = 1e-8;
@@ -74,7 +75,7 @@ Matrix combined(Session& session, const Matrix& coefficients, const Stacks& basi
   return session.read(*sum, 0);
 }
 
-// What a decomposition needs of the matrix, and singular values with it.
+// The access to the matrix that a decomposition needs, and its singular values.
 struct Found {
   std::vector<double> values;
   Matrix u, v;  // rows are vectors; those of `v` times their values

@@ -325,15 +325,15 @@ class Writer {
   [[nodiscard]] std::uint64_t depth(std::uint32_t model, std::int32_t stack) const {
     return names_.listings[model].counts[static_cast<std::size_t>(stack)];
   }
-  // Where layer k of n lies on a gradient; what is no layer lies at its beginning
+  // The place of layer k of n on a gradient, from 0 to 1; 0 for tensors outside the layers
   // (mergekit 1.3, 1.4).
   [[nodiscard]] static double gradient(std::uint64_t k, std::uint64_t n) {
     if (k >= n) return 0;
     return n == 1 ? 1 : static_cast<double>(k) / static_cast<double>(n - 1);
   }
 
-  // Layers of one stack have to be alike: a part that some of its models know and others do not
-  // makes no model.
+  // All layers of one stack need the same tensors: if only some of its models have a tensor, the
+  // result is not a model.
   void check_stack(const Part& part) {
     for (std::uint32_t p = 0; p < names_.templates.size(); ++p) {
       const Template& name = names_.templates[p];

@@ -90,7 +90,7 @@ inline constexpr std::array kRefused{
     Refused{0x98, "READONLY_BUFFER"},
 };
 
-// What a global on the list stands for.
+// The meaning of a global on the list.
 enum class Role : std::uint8_t {
   ordered,         // a dictionary
   tensor,          // (storage, offset, size, stride)
@@ -111,7 +111,7 @@ struct Global {
   Dtype dtype = Dtype::u8;
 };
 
-// The closed list. A pair must match as a whole: a dotted name is no path here.
+// The closed list. A pair must match as a whole: a dotted name is not a path here.
 inline constexpr std::array kGlobals{
     Global{"collections", "OrderedDict", Role::ordered},
     Global{"torch._utils", "_rebuild_tensor_v2", Role::tensor_v2},

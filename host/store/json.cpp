@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// Counts what a tree would cost; makes none.
+// Counts the values and levels of a tree without making it.
 class Gauge {
  public:
   Gauge(const std::string& where, const JsonBounds& bounds) : where_(where), bounds_(bounds) {}

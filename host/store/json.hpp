@@ -24,16 +24,16 @@ void parse_json(std::string_view text, Sax& sax) {
   nlohmann::json::sax_parse(text.begin(), text.end(), &sax);
 }
 
-// What a tree may cost. Trees are walked and freed by recursion, and one takes up to fifty times
-// the memory of its text.
+// Limits of a tree. Trees are walked and freed by recursion, and one takes up to fifty times the
+// memory of its text.
 struct JsonBounds {
   std::size_t depth = 128;
   std::size_t values = 5'000'000;
 };
 
 // The text as a tree, keys in its order; of equal keys the last one's value. Time in proportion to
-// the text. `where` names it in messages. Throws Error{format} for what is not JSON (zero bytes and
-// numbers that no double holds included) and beyond the bounds.
+// the text. `where` names it in messages. Throws Error{format} if the text is not JSON (zero bytes
+// and numbers that no double holds included) and beyond the bounds.
 [[nodiscard]] nlohmann::ordered_json json_of(std::string_view text, const std::string& where,
                                              const JsonBounds& bounds = {});
 

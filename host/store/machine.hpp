@@ -11,7 +11,7 @@
 
 namespace ingot::pickle {
 
-// Of a value, and what its fields mean.
+// The kind of a value, and the meaning of its fields.
 enum class Kind : std::uint8_t {
   none,
   boolean,

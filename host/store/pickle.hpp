@@ -16,8 +16,8 @@ namespace ingot {
 // The tensors of one `.bin` file, sorted by name, with `index` as their file and offsets into it.
 //
 // The top of the pickle is a dictionary from name to tensor. It may instead hold such a dictionary
-// under "state_dict", or under "model" where that holds tensors only; whatever stands beside it
-// (an epoch, an optimizer) is left out, unless it is a tensor. An entry that is no tensor in the
+// under "state_dict", or under "model" where that holds tensors only; whatever stands beside it (an
+// epoch, an optimizer) is left out, unless it is a tensor. An entry that is not a tensor in the
 // dictionary of tensors itself is an error: it would be lost without a word.
 //
 // Views keep their strides, parameters are their tensors, and names that share a storage share its

@@ -39,7 +39,7 @@ constexpr std::array<std::string_view, 4> kNames{
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json",
     "pytorch_model.bin"};
 
-// What a folder without weights has that looks like some, to say so.
+// For the error: files in a folder without weights that look like weights.
 std::string lookalikes(Disk& disk, const std::string& folder) {
   constexpr std::array<std::string_view, 8> kSuffixes{
       ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"};
@@ -266,7 +266,7 @@ Checkpoint Checkpoint::open(Disk& disk, const std::string& path, std::string sho
   }
   if (const auto config = seek_member(disk, body->path, "config.json")) {
     body->config = read_text(disk, *config);
-    // No text is what a model without the file has.
+    // A model without the file has an empty text.
     if (body->config.empty()) fail(Code::format, fmt::format("{} is empty", *config));
   }
   return Checkpoint(std::move(body));

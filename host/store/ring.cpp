@@ -29,7 +29,7 @@ namespace {
 // GB/s.
 constexpr std::size_t kPiece = std::size_t{4} << 20;
 
-// A part of a transfer that travels as one request, and what is left of it.
+// A part of a transfer that is sent as one request, and the rest of it that is not done.
 struct Piece {
   Transfer left;
   bool bypass = false;    // try the direct descriptor

@@ -19,8 +19,8 @@
 namespace ingot {
 namespace {
 
-// What the signal handler knows. It gets no argument of ours, so this is the one place in the
-// library with process-wide state; all of it is lock-free.
+// The data that the signal handler can read. It gets no argument of ours, so this is the one place
+// in the library with process-wide state; all of it is lock-free.
 struct Slot {
   std::atomic<std::uintptr_t> begin{0};  // 0: free, 1: taken, else the first address of the window
   std::atomic<std::uintptr_t> end{0};

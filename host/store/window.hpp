@@ -13,8 +13,8 @@ namespace ingot {
 // bytes underneath (the file shrinks, the disk fails) then gives zeros and sets torn(), where it
 // would otherwise kill the process.
 //
-// Any number of threads may read one window. Whoever used its bytes asks torn() afterwards and
-// throws the results away if it says so.
+// Any number of threads may read one window. A thread that used its bytes calls torn() afterwards
+// and throws the results away if it says so.
 class Window {
  public:
   // Whether windows of this file can be made: it has a descriptor, and a Guard lives.

@@ -67,7 +67,7 @@ class Fields {
   std::span<const std::byte> data_;
 };
 
-// Where the directory lies and what it should hold.
+// The place of the directory, and its expected size and number of members.
 struct End {
   std::uint64_t offset = 0;
   std::uint64_t bytes = 0;

@@ -71,7 +71,7 @@ class Derived {
   // and hands it over in stored form. False: everything is made of the ingredients.
   [[nodiscard]] virtual bool own() const = 0;
 
-  // Everything else that is read. Each is read whole, hashed, and stands in the receipt.
+  // All other input tensors. Each is read completely, hashed, and listed in the receipt.
   [[nodiscard]] virtual std::span<const Ingredient> ingredients() const = 0;
 
   // One JSON object for the receipt: what is computed and its parameters. verify() compares it.

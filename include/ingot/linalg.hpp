@@ -240,8 +240,8 @@ struct Sketch {
 
 // A nearly best approximation of a matrix of full rank, by block Lanczos bidiagonalisation from a
 // random start: `error` is measured against the matrix with A and B rounded to f32. Small matrices,
-// and ranks that are no small part of them, are decomposed whole. What does not fit into the memory
-// of `solver` is left to LAPACK and counted; null: LAPACK.
+// and ranks that are a large part of the full rank, use a full decomposition. What does not fit
+// into the memory of `solver` is left to LAPACK and counted; null: LAPACK.
 [[nodiscard]] Low approximate(const Rows& rows, const Cut& cut, const Sketch& sketch,
                               Solver* solver = nullptr);
 

@@ -72,9 +72,9 @@ struct RowMap {
 // One input of a job: the first Job::output.count() elements of a tensor, which has the output's
 // shape or, where embeddings are truncated, more rows. What enters a formula is f32 (so says
 // Work::inputs) where `rows` rearranges it, and where it is stored as f64: then each value is
-// rounded once, to nearest.
-// The same goes for what is `derived`: computed from the tensor (rearranged first, if it has rows)
-// and others. One that has no tensor of its own names its first ingredient.
+// rounded once, to nearest. The same goes for what is `derived`: computed from the tensor
+// (rearranged first, if it has rows) and others. If derived->own() is false, `model` and `entry`
+// are those of its first ingredient.
 struct Operand {
   std::uint32_t model = 0;
   std::uint32_t entry = 0;

@@ -21,7 +21,7 @@ INGOT_HD double restore(double before, double after) {
   return before < 1e-7 || after < 1e-7 ? 1.0 : before / after;
 }
 
-// A number as a gain. What is no finite f32 has no rest.
+// Splits a double into an f32 and the f32 remainder; infinities and NaN get the remainder 0.
 INGOT_HD Gain gain(double number) {
   const float whole = static_cast<float>(number);
   const float rest = static_cast<float>(number - static_cast<double>(whole));
