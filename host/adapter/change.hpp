@@ -1,5 +1,5 @@
-// What adapters do to one tensor of the base model: the formulas of their families, element by
-// element, in the order given.
+// The changes of adapters to one tensor of the base model: the formulas of their families, element
+// by element, in the order given.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace ingot {
 
-// A tensor of a plan's models by place, and what its header says.
+// A tensor of a plan's models by place, with the entry of its header.
 struct Located {
   Ingredient place;
   TensorInfo info;
@@ -105,7 +105,7 @@ struct Effect {
 // nothing where the result feeds a method.
 //
 // Throws Error{shape} where a part does not fit the base or the other parts, Error{usage} for what
-// a family cannot do, Error{dtype} for parts that are no floats. What begin() finds out of values:
+// a family cannot do, Error{dtype} for parts that are not floats. What begin() finds out of values:
 // Error{format} for NaN or infinity in a part.
 [[nodiscard]] std::shared_ptr<const Derived> change(const Located& base,
                                                     std::vector<Effect> effects,

@@ -10,7 +10,7 @@
 
 namespace ingot::adapter {
 
-// What a tensor's name says.
+// The meaning of a tensor's name.
 struct Key {
   enum class Kind : std::uint8_t {
     factor,    // `piece` of the module `path`
@@ -32,7 +32,7 @@ struct Key {
   std::string why;
 };
 
-// Takes a name apart by the grammar of `family`. Never throws: what cannot be is Kind::refused.
+// Takes a name apart by the grammar of `family`. Never throws: an impossible name is Kind::refused.
 [[nodiscard]] Key parse_key(std::string_view name, Family family);
 
 // Parameters that hold a matrix of every expert, in the order in which modules define them: PEFT

@@ -256,7 +256,7 @@ class Account {
   void resolve_plain() {
     for (auto& [key, i] : plain_) {
       const std::string name = key.path + "." + key.parameter;
-      // Both the marked and the plain form of a module: the marked one is what was trained.
+      // Both the marked and the plain form of a module: the marked form was trained.
       if (saved_names_.contains(name) && key.nesting == 0 && !key.inner) {
         out_.idle.push_back({i, "the same module again; the tensor marked modules_to_save counts"});
         continue;

@@ -48,7 +48,7 @@ struct Pattern::Compiled {
     pcre2_set_depth_limit(limits.get(), kDepth);
     pcre2_set_heap_limit(limits.get(), kHeap);
     pcre2_set_match_limit(limits.get(), steps);
-    // A null pointer is no empty text to the library.
+    // The library does not accept a null pointer as an empty text.
     const char* bytes = text.data() == nullptr ? "" : text.data();
     return pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(bytes), text.size(), 0, 0, room.get(),
                        limits.get());

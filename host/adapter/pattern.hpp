@@ -27,7 +27,7 @@ enum class Fit : std::uint8_t {
 };
 
 // One expression. `where` names it in messages: "rank_pattern of python-lora". Throws Error{format}
-// for a text that is no expression, and from matches() for one that costs too much.
+// for a text that is not an expression, and from matches() for one that costs too much.
 class Pattern {
  public:
   Pattern(std::string_view text, Fit fit, std::string where);

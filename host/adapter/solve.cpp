@@ -44,7 +44,7 @@ std::uint64_t bytes_of(const Campaign::Module& module) {
 // To six digits: libraries agree on no more than some ten.
 double rounded(double x) { return std::strtod(fmt::format("{:.5e}", x).c_str(), nullptr); }
 
-// What a decomposition came to.
+// The result of a decomposition.
 std::string account(const Campaign::Module& module, double norm, double error) {
   norm = rounded(norm);
   error = rounded(error);
@@ -120,7 +120,7 @@ class Form {
   Form(Dtype stored, const linalg::Low& best, double allowance, linalg::Matrix b, linalg::Matrix a)
       : stored_(stored), best_(best), allowance_(allowance), b_(std::move(b)), a_(std::move(a)) {}
 
-  // What is wrong, in words, or nothing.
+  // The problem in words, or an empty text.
   [[nodiscard]] std::string fault() {
     for (std::size_t k = 0; k < a_.rows; ++k) {
       if (std::string wrong = direction(k); !wrong.empty()) return wrong;

@@ -44,7 +44,7 @@ class Formula : public Step {
   void run(const Panel<Single>& panel) const final { static_cast<const Self&>(*this).apply(panel); }
 };
 
-// What an effect becomes a step with.
+// The functions that make a step of an effect.
 struct Scene {
   const Plan* plan = nullptr;
   Backend* backend = nullptr;  // null: plain loops

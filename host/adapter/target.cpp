@@ -22,10 +22,10 @@ using linalg::As;
 using linalg::Low;
 using linalg::Matrix;
 
-// Matrices up to this size are kept while they are decomposed; larger ones are made anew for each
+// Matrices up to this size are kept while they are decomposed; larger ones are made again for each
 // of the some ten times that they are swept.
 constexpr std::uint64_t kKept = std::uint64_t{256} << 20;
-// The start of every sketch. Fixed: it is no choice of the user's.
+// The start of every sketch. Fixed: the user cannot choose it.
 constexpr std::uint64_t kSketch = 0x696e676f74;
 
 linalg::Sketch sketch() { return {.seed = kSketch, .memory = kKept}; }

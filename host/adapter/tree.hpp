@@ -21,7 +21,7 @@ struct Value {
   std::vector<Member> members;  // in the file's order, keys distinct
 
   [[nodiscard]] const Value* find(std::string_view key) const noexcept;
-  // null, false, 0, "", [] and {}: what a feature that is off looks like.
+  // null, false, 0, "", [] and {}: the values of a feature that is off.
   [[nodiscard]] bool off() const noexcept;
   // "a list", "the number 4", for messages.
   [[nodiscard]] std::string describe() const;

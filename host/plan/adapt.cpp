@@ -107,7 +107,7 @@ class Overlay {
  private:
   using Index = std::size_t;  // into View::items, which grows but does not move until the end
 
-  // What an adapter does to one use of the vocabulary.
+  // The changes of an adapter to one use of the vocabulary.
   struct Waiting {
     Effect effect;
     bool mirrored = false;  // the adapter does the same to all uses
@@ -125,7 +125,7 @@ class Overlay {
     return draft_.plan.models[model].checkpoint.entries()[index];
   }
 
-  // --- layers that the adapter's configuration stacks anew
+  // --- layers that the adapter's configuration stacks in a new order
 
   void replicate(const std::vector<Applied>& applied) {
     const auto& first = draft_.adapters[applied.front().adapter].adapter.config.replication;
@@ -815,7 +815,8 @@ class Overlay {
         (targets.fits("embed_tokens", effort) || targets.fits("lm_head", effort))) {
       return true;
     }
-    // PEFT takes the names of tied ends off its lists: what is in the file all the same mirrors.
+    // PEFT removes the names of tied ends from its lists: if the file still has them, they are
+    // mirrors.
     const auto other = [&](const std::string& name) {
       const Use* const use = use_of(name);
       return use != nullptr && use != uses_.data();

@@ -21,7 +21,7 @@ struct Applied {
 [[nodiscard]] View plain_view(const Plan& plan, std::uint32_t model, std::string text);
 
 // Puts adapters, in order, on a plain view. Every tensor of an adapter finds its place or is spared
-// with a reason; what cannot be is a problem, and then the result is false.
+// with a reason; if something is impossible, it is a problem, and the result is false.
 [[nodiscard]] bool adapt(Disk& disk, Draft& draft, std::uint32_t view,
                          const std::vector<Applied>& applied);
 

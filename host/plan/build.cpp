@@ -49,7 +49,7 @@ Dtype prevailing(const std::vector<Job>& jobs) {
 }
 
 // The view whose config.json the output's is made from: the donor, or where that has none the first
-// other with as many rows of embedding, unless the layers are put together anew.
+// other with as many rows of embedding, unless the layers are put together in a new order.
 std::optional<std::uint32_t> model_of_config(Draft& draft, const Written& written) {
   if (draft.configs[draft.donor].present()) return draft.donor;
   if (!written.stacks.empty()) return std::nullopt;
@@ -234,7 +234,7 @@ void note_lost_ids(Disk& disk, Draft& draft, std::optional<std::uint64_t> height
   }
 }
 
-// Stops where what follows would only repeat what is already known to be wrong.
+// Stops if the later checks would only repeat problems that were already found.
 void run(Disk& disk, Draft& draft, Rules& rules, bool whole) {
   const std::optional<Dtype> wanted =
       wanted_dtype(draft.recipe(), draft.plan.options, draft.problems);

@@ -46,7 +46,7 @@ std::string hub_name(const Model& model) {
   return printable(name) == name ? name : "";
 }
 
-// True for what has the form of a name on the Hub: `owner/name`, or one word as of old.
+// True for text in the form of a Hub name: `owner/name`, or one word as in old names.
 bool like_hub_name(std::string_view text) {
   const auto allowed = [](char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' ||
@@ -382,7 +382,7 @@ std::string adapter_card(Disk& disk, const Plan& plan, const std::string& kind,
   const Descent descent = descend(disk, plan, problems);
   const auto opened = std::find_if(plan.models.begin(), plan.models.end(),
                                    [&](const Model& model) { return model.ref.path == base; });
-  // A base that was a folder on somebody's machine is no link.
+  // A base that was a folder on another machine is not a link.
   const std::string known = opened != plan.models.end() ? hub_name(*opened)
                             : like_hub_name(base)       ? base
                                                         : "";

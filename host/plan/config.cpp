@@ -204,7 +204,7 @@ Account Config::account(const Place& count, std::uint64_t layers, const std::str
   return out;
 }
 
-// What the document says of layers, for those of the output.
+// The values of the document for layers, rearranged for the layers of the output.
 void Config::restack(Json& out, const Edits& edits, const Restacked& stack,
                      Problems& problems) const {
   const auto name = [&](std::size_t m) {

@@ -1,4 +1,4 @@
-// What the steps of planning share: models, their configs, their names as one catalogue.
+// Data that the steps of planning share: models, their configs, their names as one catalogue.
 #pragma once
 
 #include <cstdint>

@@ -15,7 +15,7 @@
 namespace ingot::plan {
 namespace {
 
-// A wrong number in a name is no expert's.
+// A name with a wrong number does not belong to an expert.
 constexpr std::uint32_t kMostExperts = 100'000;
 
 // The linear layers of an expert.

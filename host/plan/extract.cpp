@@ -339,7 +339,7 @@ class Extraction {
                                                                         : Form::parameter;
   }
 
-  // What a tensor that LoRA does not fit is called in reports.
+  // The name in reports for a tensor that cannot be a LoRA.
   [[nodiscard]] static const char* kind_of(const std::string& name, const Shape& shape, Role role,
                                            Form form) {
     if (vocabulary(role) || (form == Form::module && shape.rank() == 2)) {
@@ -549,7 +549,7 @@ class Extraction {
       if (reader_.most > 0) at->second = std::min(at->second, reader_.most);
       if (expert) ranks.insert(at->second);
     }
-    // A budget has no bytes to give away.
+    // A budget has no bytes to waste.
     const bool equal =
         (wishes.bytes == 0 || reader_.one_rank) && level(ranks_, measured, reader_.one_rank);
     if (equal || ranks.size() < 2) return;

@@ -17,7 +17,7 @@
 namespace ingot::plan {
 namespace {
 
-// The largest tokenizers have 40 MB; more is no companion.
+// The largest tokenizers have 40 MB; larger files are not companions.
 constexpr std::uint64_t kLargest = std::uint64_t{256} << 20;
 
 bool is_one_of(std::string_view word, std::initializer_list<std::string_view> list) {
@@ -47,7 +47,7 @@ bool has_vocabulary(Disk& disk, const std::string& folder) {
   return false;
 }
 
-// True if a name is one that a file of a model has: a folder of that name is no folder of files.
+// True if a name is that of a model's file: a folder with such a name is not a folder of files.
 bool of_file(std::string_view name) {
   const std::string low = lower(name);
   return is_one_of(extension(low), {".py", ".json", ".jinja", ".model", ".txt", ".md", ".yml"}) ||

@@ -13,9 +13,9 @@ namespace ingot::plan {
 // True for the files that make up a tokenizer, its chat template included.
 [[nodiscard]] bool of_tokenizer(const std::string& name);
 
-// True for what an output folder takes over from its donor: configuration, tokenizer, processors,
-// remote code, licence. Weights of any format, descriptions, leftovers of training and what a merge
-// writes itself stay behind.
+// True for files that an output folder takes over from its donor: configuration, tokenizer,
+// processors, remote code, licence. Weights of any format, descriptions, leftovers of training and
+// what a merge writes itself stay behind.
 [[nodiscard]] bool taken_over(const std::string& name);
 
 // Which of a folder's files go along.

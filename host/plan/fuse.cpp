@@ -474,7 +474,7 @@ class Fusion {
     return site;
   }
 
-  // What the result's alpha over its rank is: 1, or what all inputs of the module have.
+  // The result's alpha / rank: 1, or that of all inputs of the module.
   [[nodiscard]] double kept_scaling(const Meeting& meeting) const {
     return recipe_.adaptation.keep_scaling ? meeting.first().scaling : 1.0;
   }
@@ -932,7 +932,7 @@ class Fusion {
     }
   }
 
-  // What a server does not load is refused: it would be left out there, or stop it.
+  // Parts that a server does not load are refused: the server would ignore them, or stop.
   void check_reader() {
     if (reader_.whole) return;
     std::string what;

@@ -9,7 +9,7 @@ namespace ingot::plan {
 // Several adapters into one (Recipe::Kind::adapters).
 void fuse(Disk& disk, Plan& plan, Problems& problems);
 
-// What a model has over its base (Recipe::Kind::extraction).
+// The difference between a model and its base (Recipe::Kind::extraction).
 void extract(Disk& disk, Plan& plan, Problems& problems);
 
 }  // namespace ingot::plan

@@ -491,7 +491,8 @@ constexpr std::int64_t kLimit = std::int64_t{1} << 31;  // beyond, numbers say n
 
 }  // namespace
 
-// What is set for a number; nothing where it is neither set nor has a standard, or is no number.
+// The value of a number: as set, else its default; nullopt if there is neither, or if it is not a
+// number.
 std::optional<std::int64_t> value_of(const Json& object, const Number& number) {
   if (number.key.empty()) return number.standard.value_or(0);
   const Json* value = held(object, number.key);
@@ -619,7 +620,7 @@ bool numbered(const Json& value) {
          });
 }
 
-// What a list, a text or a map says of layers; one value that is none of them holds for all.
+// The values for layers in a list, a text or a map; any other value holds for all layers.
 Kinds read_by_layer(const Json& value, const Layers& layers, bool spread) {
   Kinds out;
   for (const std::uint64_t layer : layers) {
@@ -702,7 +703,7 @@ bool replaced(const Rule& rule, const Json& object) {
   return false;
 }
 
-// What the rule itself says, its list apart.
+// The values by the rule itself, without its list.
 Kinds read_rule(const Rule& rule, const Json& object, std::uint64_t count, const Layers& layers) {
   const auto numbers = numbers_of(rule, object);
   if (!numbers || replaced(rule, object)) return {};

@@ -91,9 +91,10 @@ struct Number {
 };
 
 [[nodiscard]] Number number_of(std::string_view text);
-// What an object has under a key; null where it has nothing, or null.
+// The value of a key in an object; nullptr if it is missing or null.
 [[nodiscard]] const Json* held(const Json& object, std::string_view key);
-// What is set for a number; nothing where it is neither set nor has a standard, or is no number.
+// The value of a number: as set, else its default; nullopt if there is neither, or if it is not a
+// number.
 [[nodiscard]] std::optional<std::int64_t> value_of(const Json& object, const Number& number);
 
 using Numbers = std::array<std::int64_t, 3>;
@@ -117,7 +118,7 @@ using Numbers = std::array<std::int64_t, 3>;
 // True for a map whose keys are layer numbers.
 [[nodiscard]] bool numbered(const Json& value);
 
-// What a value, a rule or a config says of layers.
+// The values for layers in a value, a rule or a config.
 [[nodiscard]] Kinds read_numbers(const Json& value, std::int64_t first, const Layers& layers);
 [[nodiscard]] Kinds read_by_layer(const Json& value, const Layers& layers, bool spread);
 [[nodiscard]] Kinds read_cycle(const Json& value, const Layers& layers);

@@ -218,7 +218,7 @@ class Reader {
                place = letters;
              } else if (list) {
                Json items = Json(wanted);
-               // What the list says of layers behind the others stays.
+               // The list's values for layers after the others stay.
                for (std::uint64_t k = count; k < place.size() && !left; ++k)
                  items.push_back(place[k]);
                place = std::move(items);
@@ -322,7 +322,7 @@ class Reader {
   }
 
  public:
-  // Writes what a rule or its list says of the new order.
+  // Writes the rule or its list for the new order.
   static bool write(const Rule& rule, Json& object, const Kinds& wanted, std::uint64_t) {
     Layers all(wanted.size());
     for (std::size_t j = 0; j < all.size(); ++j) all[j] = j;
@@ -346,7 +346,8 @@ class Reader {
     return true;
   }
 
-  // Sets the numbers of a rule so that it says what is wanted; as few and as little as possible.
+  // Sets the numbers of a rule so that it gives the wanted kinds; changes as few as possible, and
+  // by as little as possible.
   static bool fit(const Rule& rule, Json& object, const Kinds& wanted, const Layers& all) {
     const auto now = numbers_of(rule, object);
     if (!now) return false;
@@ -534,7 +535,7 @@ class Rearranger {
     return aspect.read(donor_, layers);
   }
 
-  // Layers that are merged with each other ought to be of one kind.
+  // Layers that are merged with each other should be of one kind.
   void partners(const Aspect& aspect, const Kinds& wanted) {
     for (std::size_t j = 0; j < order_.partners.size() && j < wanted.size(); ++j) {
       for (const Origin& other : order_.partners[j]) {
@@ -552,7 +553,7 @@ class Rearranger {
     }
   }
 
-  // What is told of every layer, to be held against its tensors.
+  // Collects the kinds of every layer, to compare them with its tensors.
   void tell(const Aspect& aspect, const Kinds& wanted) {
     for (std::size_t j = 0; j < wanted.size(); ++j) told_[j] += wanted[j].dump() + '\n';
     Layers all(told_before_.size());
@@ -591,7 +592,7 @@ class Rearranger {
         yes ? " and the others are not" : ""));
   }
 
-  // Numbers beside a list that decides.
+  // Numbers of a rule whose list decides.
   void follow(const Rule& rule, const Kinds& wanted) {
     Layers all(wanted.size());
     for (std::size_t j = 0; j < all.size(); ++j) all[j] = j;
@@ -695,7 +696,7 @@ class Rearranger {
     }
   }
 
-  // Keys that nothing is known of.
+  // Keys that are not known.
   void strangers(const std::set<std::string>& taken, bool& rearranged) {
     for (auto& [key, value] : object_.items()) {
       if (taken.contains(key)) continue;

@@ -28,7 +28,7 @@ struct Account {
   std::string shown;                               // the model, for messages
 };
 
-// Layers in a new order, and what their tensors are like.
+// Layers in a new order, and the tensors that each has.
 struct Order {
   std::vector<Origin> layers;  // one per output layer
   // By output layer: the others of a merge of layers, whose kinds ought to be the same.

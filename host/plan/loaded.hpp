@@ -33,7 +33,7 @@ struct FusedPart {
   bool second = false;       // the lower half of its rows: the up projection of a gated expert
 };
 // `name` is that of a loaded model, as loaded_name() gives it. `gated` tells that its layer has
-// gate projections too. Nothing for what is not the weight of a single expert.
+// gate projections too. nullopt if the path is not the weight of a single expert.
 [[nodiscard]] std::optional<FusedPart> fused_part(std::string_view name, bool gated);
 
 }  // namespace ingot::plan

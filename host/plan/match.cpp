@@ -341,7 +341,7 @@ class Cataloguer {
     return name.starts_with(root) && (name.size() == root.size() || name[root.size()] == '.');
   }
 
-  // What no module that may be missing holds: the text's layers and its embedding.
+  // Tensors that belong to no optional module: the text's layers and its embedding.
   [[nodiscard]] std::set<std::string> vital() const {
     std::set<std::string> names;
     for (const Listing& listing : out_.listings) {

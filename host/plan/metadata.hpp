@@ -1,4 +1,4 @@
-// What the cards (README.md) of the inputs say about themselves in their YAML header.
+// The YAML headers of the inputs' cards (README.md).
 #pragma once
 
 #include <string>
@@ -9,8 +9,8 @@
 
 namespace ingot::plan {
 
-// What the header of one card says. Values are text of at most 128 bytes without characters that
-// hide or control; others are passed over, and so is everything after the 64th of a list.
+// The header of one card. Values are text of at most 128 bytes without characters that hide or
+// control; others are passed over, and so is everything after the 64th of a list.
 struct Metadata {
   std::vector<std::string> licences;  // `license`, a word or a list
   std::string licence_name, licence_link;
@@ -23,8 +23,8 @@ struct Metadata {
 // is longer than 64 KiB; a text without one says nothing.
 [[nodiscard]] Metadata read_metadata(const std::string& text, const std::string& path);
 
-// What the inputs of a plan say together. A value counts for the output where all inputs that give
-// one agree.
+// The headers of all inputs of a plan together. A value counts for the output where all inputs that
+// give one agree.
 struct Descent {
   struct Claim {
     std::string model;  // ModelRef::text

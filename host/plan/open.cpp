@@ -14,7 +14,7 @@
 namespace ingot::plan {
 namespace {
 
-// Opens what the recipe names: models first, in file order, then adapters.
+// Opens the models and adapters of the recipe: models first, in file order, then adapters.
 class Opener {
  public:
   Opener(Disk& disk, Draft& draft) : disk_(disk), draft_(draft) {}

@@ -91,7 +91,7 @@ void add_lora(Json& json, const PeftFolder& folder) {
 // vLLM's --max-lora-rank, its default first.
 constexpr std::uint64_t kServed[] = {16, 32, 64, 128, 256, 320, 512};
 
-// What is worth knowing of ranks, and of what can load the folder.
+// Notes about ranks, and about the programs that can load the folder.
 void note_ranks(Plan& plan, Problems& problems, const PeftFolder& folder) {
   std::set<std::uint64_t> ranks;
   for (const PeftFolder::Module& module : folder.modules) {

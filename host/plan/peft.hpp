@@ -12,7 +12,7 @@
 
 namespace ingot::plan {
 
-// What loads an adapter, and what it takes.
+// A program that loads adapters, and the parts that it accepts.
 struct Reader {
   std::string_view word;   // of recipes: "vllm"
   std::string_view name;   // of messages: "vLLM"
@@ -22,7 +22,7 @@ struct Reader {
 };
 [[nodiscard]] const Reader& reader(const Adaptation& wishes);
 
-// What adapter_config.json says. Targets are listed one by one, without filters.
+// The contents of adapter_config.json. Targets are listed one by one, without filters.
 struct PeftFolder {
   struct Module {
     std::string path;        // of the module, or of the module and its parameter

@@ -22,7 +22,7 @@ constexpr std::uint64_t kStart = 32;
 constexpr std::uint64_t kDeepest = 256;
 
 constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
-// What the process has beside the matrices that are decomposed, as in a run.
+// Memory of the process beside the matrices that are decomposed, as in a run.
 constexpr std::uint64_t kOverhead = 48 * kMiB;
 
 // The memory that matrices may take while they are measured. Fewer are measured at once where more

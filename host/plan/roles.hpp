@@ -1,4 +1,4 @@
-// What is known about architectures by name: a small table of families, and roles of tensors.
+// Facts about architectures by name: a small table of families, and roles of tensors.
 //
 // Nothing here is needed to merge: layers come from tensor names (match.hpp). The table tells which
 // tensors belong to the vocabulary, how the base module is called, and what the user should hear.

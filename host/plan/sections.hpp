@@ -39,7 +39,7 @@ struct Part {
   std::vector<Section> sections;
 };
 
-// The parts of the output; what the recipe asks for and the models cannot give is a problem.
+// The parts of the output; it is a problem if the models do not have what the recipe asks for.
 [[nodiscard]] std::vector<Part> make_parts(Draft& draft, const Rules& rules);
 
 }  // namespace ingot::plan

@@ -114,7 +114,7 @@ class Writer {
       const Spot* spot = names_.listings[draft_.donor].find(embeddings_.front());
       if (spot != nullptr)
         written_.donor_rows = draft_.item(draft_.donor, spot->entry).info.shape[0];
-      // The base's config.json speaks of the rows before an adapter replaced them.
+      // The base's config.json gives the number of rows before an adapter replaced them.
       const auto& rows = draft_.views[draft_.donor].rows;
       if (rows) written_.donor_rows = rows;
     }
@@ -196,7 +196,7 @@ class Writer {
     check_stack(part);
     const Section& first = part.sections.front();
     const Section& last = part.sections.back();
-    // Layers of other stacks are no part of the slices: they stay where they are.
+    // Layers of other stacks are not part of the slices: they stay where they are.
     const auto outside = [&](const Section& section, bool trailing) {
       join(
           all_spots(section), std::vector<std::uint64_t>(section.inputs.size(), 0),
@@ -623,7 +623,7 @@ class Writer {
     return true;
   }
 
-  // What the absence of a tensor from one input means. Biases may be absent: the model takes no
+  // What happens if one input does not have a tensor. Biases may be absent: the model takes no
   // part.
   bool absent(const Section& section, std::uint32_t p, std::size_t i, const std::string& output,
               const Found& found) {
@@ -841,7 +841,7 @@ class Writer {
     job.action = Action::copy;
   }
 
-  // --- what is left
+  // --- tensors that no output uses
 
   void list_unused(const std::vector<Part>& parts) {
     std::vector<bool> modules(names_.modules.size());

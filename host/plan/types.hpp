@@ -1,4 +1,5 @@
-// Element types: what the recipe wants, what inputs promote to, what cannot be merged as numbers.
+// Element types: the recipe's, the common type of inputs, and types that cannot be merged as
+// numbers.
 #pragma once
 
 #include <optional>

@@ -18,7 +18,7 @@ struct Item {
   std::uint32_t model = 0;  // index into Plan::models
   std::uint32_t entry = 0;  // index into that checkpoint's entries()
   Dtype type = Dtype::f32;  // that the base model has in its place
-  // What adapters do to it, in order; null: nothing. Shared by the copies of a replicated layer.
+  // The adapters' changes to it, in order; null: none. Shared by the copies of a replicated layer.
   std::shared_ptr<const std::vector<Effect>> effects;
   // Elements in another order or number than in `entry`; null: as stored.
   std::shared_ptr<const RowMap> rows;
@@ -29,7 +29,7 @@ struct View {
   std::uint32_t model = 0;  // the base: index into Plan::models
   std::string tokenizer;    // folder of the tokenizer that belongs to the rows
   std::vector<Item> items;  // sorted by name
-  // Of an adapted model: what the base's config.json speaks of.
+  // Of an adapted model: the facts of the base's config.json.
   bool untied = false;                // uses of a tied vocabulary became tensors of their own
   std::optional<std::uint64_t> rows;  // of the base's input embedding, where it was replaced
 };

@@ -46,7 +46,7 @@ double storage_rate(const std::string& folder) {
 
 double rate(const Rate& r) { return r.seconds > 0 ? static_cast<double>(r.bytes) / r.seconds : 0; }
 
-// The one sentence: what a merge on this machine waits for.
+// The last sentence: the part that limits merges on this machine.
 std::string verdict(const std::vector<Rate>& rates, double storage) {
   double link = 0, slowest = 0;
   std::string kernel;

@@ -1,5 +1,5 @@
-// What adapters did to a model, by kind of module, as the entries of its receipt (Report::derived)
-// tell.
+// The changes of adapters to a model, by kind of module, as the entries of its receipt
+// (Report::derived) tell.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ struct Changes {
 // Empty where nothing was changed.
 [[nodiscard]] std::vector<Changes> changes_of(const std::vector<std::string>& entries);
 
-// A warning where less than 99 % of the change survives: the commonest way to lose an adapter.
+// A warning if less than 99 % of the change is kept: the most common way to lose an adapter.
 void warn_lost(const Console& console, const std::vector<Changes>& changes);
 
 [[nodiscard]] std::string narrate(const std::vector<Changes>& changes);

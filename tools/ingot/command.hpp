@@ -1,4 +1,4 @@
-// A subcommand: its options, and what it does.
+// A subcommand: its options and its work.
 #pragma once
 
 #include <memory>

@@ -12,7 +12,7 @@
 
 namespace ingot::tool {
 
-// Where an error lies, as far as its message says it; what is not known is empty or 0.
+// The place of an error, as far as its message gives it; unknown fields are empty or 0.
 struct Place {
   std::string file;
   std::uint64_t line = 0, column = 0;  // from 1, of `file`

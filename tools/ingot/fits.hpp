@@ -1,5 +1,5 @@
-// What the factors of decompositions miss of the matrices they stand for, as entries of the
-// receipt (Report::derived) tell, and what else is to be said of an adapter that was made.
+// The part of each matrix that the factors of its decomposition miss, as entries of the receipt
+// (Report::derived) tell, and what else is to be said of an adapter that was made.
 #pragma once
 
 #include <string>

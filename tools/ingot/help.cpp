@@ -22,7 +22,7 @@ namespace {
 constexpr std::size_t kWidth = 80;   // of every line
 constexpr std::size_t kColumn = 28;  // where explanations start
 
-// What the words for values mean, for those that are no plain names.
+// The meanings of the words for values that are not plain names.
 struct Value {
   std::string_view name, meaning;
 };

@@ -19,7 +19,7 @@ class Help final : public CLI::FormatterBase {
 // ends, the others behind `indent` spaces. Each ends in a line break.
 [[nodiscard]] std::string wrapped(std::string line, std::string_view text, std::size_t indent);
 
-// What the program says where no command is given.
+// The text of the program without a command.
 [[nodiscard]] std::string overview();
 
 }  // namespace ingot::tool

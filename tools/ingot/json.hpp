@@ -19,7 +19,7 @@ inline void print_json(const Json& json) {
 }
 
 // What a file of the model or folder holds. Its keys are sorted: an object may have many. Throws
-// Error{format} for what is not JSON or beyond bounds.
+// Error{format} if the text is not JSON or is beyond bounds.
 inline nlohmann::json json_of(const std::string& text, const std::string& where,
                               std::size_t values = 5'000'000) {
   check_json(text, where, values);

@@ -153,10 +153,10 @@ Report run(const Console& console, Disk& disk, Backend& backend, const Plan& pla
   Interrupt::die();
 }
 
-// What is said of a run that is done.
+// The messages about a run that is done.
 void tell(const Console& console, const Request& request, const Plan& plan, const Backend& backend,
           Report done) {
-  // Adapters that are made tell of their decompositions, models of what adapters did to them.
+  // For adapters, show their decompositions; for models, the changes of their adapters.
   const bool model = plan.recipe.kind == Recipe::Kind::models;
   const auto changes = model ? changes_of(done.derived) : std::vector<Changes>();
   const auto fits = model ? std::vector<Fit>() : fits_of(done.derived);

@@ -25,7 +25,7 @@ constexpr std::size_t kLongestName = NAME_MAX - std::string_view("..partial").si
 // Problems of a plan that are shown, errors and warnings each.
 constexpr std::uint64_t kMostShown = 50;
 
-// Refuses what cannot be the name of a folder of its own.
+// Refuses names that cannot be a new folder.
 void check_out(std::string_view out) {
   const auto refuse = [&](std::string_view why) {
     fail(Code::usage, fmt::format("OUT '{}' {}", shorten(out, 200), why));
@@ -429,7 +429,7 @@ bool Request::may_decompose() const { return form_ == Form::fuse || form_ == For
 std::unique_ptr<Backend> Request::backend(const Console& console, bool decomposes) const {
   if (device_ == "cpu") return cpu_backend(options_.isa);
   using Decompose = DeviceOptions::Decompose;
-  // Whoever names a folder of libraries means it.
+  // A folder of libraries that the user names must work.
   const Decompose decompose = !decomposes          ? Decompose::no
                               : libraries_.empty() ? Decompose::if_possible
                                                    : Decompose::must;

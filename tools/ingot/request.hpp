@@ -28,7 +28,7 @@ class Request {
   // Adds the arguments and the options to `command`.
   Request(CLI::App& command, Form form);
 
-  // After parsing: checks values, says what has no meaning here. Throws Error.
+  // After parsing: checks values, and notes options without effect. Throws Error.
   void settle(const Console& console);
   // The machine that does the arithmetic. Throws Error{device} where it cannot be had; `auto` takes
   // the CPU instead and says why.

@@ -251,7 +251,7 @@ std::string table_of(const Json& weights) {
     }
   }
   std::string text;
-  // What is the same in every row needs no column.
+  // A parameter that is the same in every row needs no column.
   std::string same;
   std::erase_if(columns.all, [&](const auto& column) {
     const auto& cells = column.second;

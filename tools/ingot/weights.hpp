@@ -1,5 +1,5 @@
-// What a plan's tensors are merged with: the parameters that gradients, filters and patterns come
-// to, in full and as a small table over layers.
+// The parameters with which a plan's tensors are merged: the parameters that gradients, filters and
+// patterns come to, in full and as a small table over layers.
 #pragma once
 
 #include <string>
