@@ -755,8 +755,9 @@ class Account {
     }
     if (value == 0 && !idle_said_) {
       idle_said_ = true;
-      warnings_.push_back(fmt::format("{}: alpha is 0, so module {} and its like change nothing",
-                                      of_config_, clip(module.path, 120)));
+      warnings_.push_back(
+          fmt::format("{}: alpha is 0, so module {} and modules like it change nothing", of_config_,
+                      clip(module.path, 120)));
     }
     return value;
   }

@@ -233,10 +233,11 @@ void check(const Located& base, const Effect& effect) {
   const bool turned = effect.layout == Layout::transposed && effect.residual == Kind::olora;
   if (base.info.shape.rank() != 2 || effect.layout == Layout::embedding || turned ||
       effect.family != Family::lora || effect.find(Piece::magnitude) != nullptr) {
-    fail(Code::usage, fmt::format("{}: what the initialisation took from {} can be told for plain "
-                                  "LoRA on matrices only; convert the adapter with PEFT "
-                                  "(save_pretrained with path_initial_model_for_weight_conversion)",
-                                  effect.adapter, base.info.name));
+    fail(Code::usage,
+         fmt::format("{}: ingot can compute what the initialisation subtracted from {} only for "
+                     "plain LoRA on matrices; convert the adapter with PEFT (save_pretrained with "
+                     "path_initial_model_for_weight_conversion)",
+                     effect.adapter, base.info.name));
   }
   if (rank > std::min(m.height, m.width)) {
     misfit(base, effect, part(base, effect, Piece::a),

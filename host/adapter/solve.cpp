@@ -403,7 +403,8 @@ class Factor final : public Derived {
     if (side_ == Side::b) {
       return told.empty()
                  ? std::string()
-                 : fmt::format("{}: the receipt has an account of it beside that of A", name);
+                 : fmt::format("{}: the receipt describes this decomposition twice, here and at A",
+                               name);
     }
     const Campaign::Module& m = module();
     const Target& target = *m.target;

@@ -44,7 +44,7 @@ class Formula : public Step {
   void run(const Panel<Single>& panel) const final { static_cast<const Self&>(*this).apply(panel); }
 };
 
-// The functions that make a step of an effect.
+// The context in which an effect becomes a step.
 struct Scene {
   const Plan* plan = nullptr;
   Backend* backend = nullptr;  // null: plain loops

@@ -768,7 +768,7 @@ class Verifier {
       const std::string told = source.contains("found") ? source.at("found").dump() : std::string();
       const auto judged = operand.derived->judge(*plan_, output(), job.output.name, told);
       if (!judged) continue;
-      if (!judged->empty()) find("decompositions that fall short", *judged, i);
+      if (!judged->empty()) find("decompositions that miss too much", *judged, i);
       outcome.found[k] = told;
       const std::lock_guard lock(mutex_);
       ++verdicts_.judged;

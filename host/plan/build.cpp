@@ -55,9 +55,9 @@ std::optional<std::uint32_t> model_of_config(Draft& draft, const Written& writte
   if (!written.stacks.empty()) return std::nullopt;
   for (std::uint32_t v = 0; v < draft.views.size(); ++v) {
     if (!draft.configs[v].present() || rows_of(draft, v) != rows_of(draft, draft.donor)) continue;
-    draft.problems.warn(Code::missing, fmt::format("the config.json of {} is taken, since {} has "
-                                                   "none",
-                                                   draft.shown(v), draft.shown(draft.donor)));
+    draft.problems.warn(Code::missing,
+                        fmt::format("the output gets the config.json of {}, because {} has none",
+                                    draft.shown(v), draft.shown(draft.donor)));
     return v;
   }
   return std::nullopt;

@@ -290,9 +290,9 @@ class Fusion {
       if (config.fan_in_fan_out != first.fan_in_fan_out) {
         problems_.warn_like(
             "fan", Code::format,
-            fmt::format("{} and {} differ in fan_in_fan_out; PEFT goes by the layer's "
-                        "class",
-                        shown(0), shown(a)));
+            fmt::format(
+                "{} and {} differ in fan_in_fan_out; PEFT uses the class of the layer instead",
+                shown(0), shown(a)));
       }
     }
     if (!dora.empty()) {
@@ -343,10 +343,9 @@ class Fusion {
     if (family_ == ingot::Family::ia3) {
       // `cat`, the default, stands for the sum itself, and so it does for vectors.
       if (recipe_.method != "linear" && recipe_.method != "cat") {
-        problems_.error(Code::usage,
-                        fmt::format("{}: (IA)3 adapters are vectors and merge by weights alone: "
-                                    "adapter_method linear",
-                                    place(recipe_.method_mark)));
+        problems_.error(Code::usage, fmt::format("{}: (IA)3 adapters are vectors and can only be "
+                                                 "merged by weights: use adapter_method linear",
+                                                 place(recipe_.method_mark)));
       }
       type_ = std::begin(kTypes);  // linear
     }

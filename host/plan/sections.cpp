@@ -153,7 +153,7 @@ class Maker {
         problems_.error(
             Code::shape,
             fmt::format("{}: {}: {} has {} layers ({}), {} has {}; models that are merged whole "
-                        "must have the same number of layers; 'slices' takes some of them",
+                        "must have the same number of layers; use 'slices' to take some of them",
                         recipe_.file, section.where, draft_.shown(first), depth(first, number),
                         stack.prefix, draft_.shown(input.model), depth(input.model, number)));
         return false;
@@ -343,7 +343,7 @@ class Maker {
     if (apart && count == 0) {
       problems_.warn(
           Code::usage,
-          fmt::format("{}: the base is the only model: its tensors are taken as they are", where));
+          fmt::format("{}: the base is the only model: its tensors are copied unchanged", where));
     }
     const auto least = static_cast<std::size_t>(method.least);
     const auto most = static_cast<std::size_t>(method.most);

@@ -494,7 +494,7 @@ class Writer {
                          several ? "have" : "has", lender);
     if (told_.insert(key).second) {
       problems_.warn(Code::missing,
-                     fmt::format("{} {} no {}, which {} has: that of {} is taken for {}; "
+                     fmt::format("{} {} no {}, which {} has: the output uses that of {} for {}; "
                                  "--strict-modules refuses this (first tensor: {})",
                                  names, several ? "have" : "has", what, lender, lender,
                                  several ? "them" : "it", output));
@@ -616,7 +616,7 @@ class Writer {
       problems_.error(
           Code::missing,
           fmt::format("{} has no tensor {}, and its config.json says that weights are not tied "
-                      "(tie_word_embeddings: false), so {} cannot stand in for it",
+                      "(tie_word_embeddings: false), so {} cannot replace it",
                       draft_.shown(model), output, draft_.item(model, found[i]->entry).info.name));
       return false;
     }

@@ -329,7 +329,7 @@ class Machine {
   void push_tensor(const std::vector<Value>& args, const Value* dtype) {
     if (args[0].kind != Kind::storage) stop("has a tensor without a storage");
     if (args[1].kind != Kind::integer || args[1].number < 0)
-      stop("has a tensor with an odd offset");
+      stop("has a tensor with an invalid offset");
     const Storage& storage = storages_[args[0].index];
     Tensor tensor;
     tensor.dtype = storage.dtype;

@@ -196,8 +196,7 @@ std::vector<Entry> read_pickle(File& file, std::uint32_t index) {
   for (const Member& member : members) {
     if (root.empty() || !member.name.starts_with(root)) {
       fail(Code::format,
-           fmt::format("{}: zip member {} lies outside the one folder that torch.save "
-                       "makes",
+           fmt::format("{}: zip member {} is outside the one folder that torch.save makes",
                        file.path(), cite(member.name)));
     }
   }

@@ -243,7 +243,7 @@ class Reader {
       bad(record.name, fmt::format("has unknown flags {:#06x}", record.flags));
     }
     if (comment_bytes != 0) bad(record.name, "carries a comment");
-    if (disk != 0) bad(record.name, "lies in another part of a split archive");
+    if (disk != 0) bad(record.name, "is in another part of a split archive");
 
     std::uint64_t wide_packed = packed;
     record.size = size;
@@ -356,7 +356,7 @@ class Reader {
     const std::uint64_t start = record.header + fixed + extra_bytes;
     if (start > limit || record.size > limit - start) {
       bad(record.name,
-          fmt::format("claims {} bytes at {}, more than lie before the directory at {}",
+          fmt::format("claims {} bytes at {}, more than there are before the directory at {}",
                       record.size, start, limit));
     }
     // With a descriptor these three are zero here and stand behind the data.

@@ -415,7 +415,7 @@ class Companions(Edges):
             (model / name).unlink()
         done = self.merged(model, CODE)
         self.assertRegex(done.stderr, "has no tokenizer: the output gets the tokenizer of .*/c,")
-        self.assertRegex(done.stderr, "config.json of .*/c is taken")
+        self.assertRegex(done.stderr, "the output gets the config.json of .*/c,")
         self.assertEqual((self.folder / "out/tokenizer.json").read_bytes(),
                          (CODE / "tokenizer.json").read_bytes())
         for name in ("config.json", "model.safetensors"):

@@ -121,7 +121,7 @@ class Gaps(Models):
         said, out = self.merge_it()
         self.assertEqual({n: out[n] for n in parts}, parts)
         self.assertEqual({n: t for n, t in out.items() if n not in parts}, alone)
-        self.assertIn("a, b have no module mtp (3 tensors), which base has: that of base is taken",
+        self.assertIn("a, b have no module mtp (3 tensors), which base has: the output uses that of base",
                       said.stderr)
         entry = self.entry("mtp.fc.weight")
         self.assertEqual(entry["rule"], "copy")

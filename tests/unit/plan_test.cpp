@@ -348,7 +348,7 @@ TEST_F(PlanTest, TheBaseAloneIsTakenAsItIs) {
     const Plan p =
         plan(fmt::format("merge_method: {}\nbase_model: a\nmodels: [{{model: a}}]\n", method));
     ASSERT_SOUND(p);
-    EXPECT_SAYS(p, "models: the base is the only model: its tensors are taken as they are");
+    EXPECT_SAYS(p, "models: the base is the only model: its tensors are copied unchanged");
     for (const Job& job : p.jobs) EXPECT_EQ(job.action, Action::copy) << job.output.name;
   }
 }

@@ -104,7 +104,7 @@ class DiffCommand final : public Command {
         .add_option("--top", top_, "Show the N tensors that changed most (default: all, by name)")
         ->type_name("N")
         ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1'000'000'000}).description(""));
-    app().add_flag("-q,--quiet", quiet_, "Print nothing; the exit code tells");
+    app().add_flag("-q,--quiet", quiet_, "Print nothing; the exit code shows the result");
     app().add_flag("--json", json_, "Print JSON");
     progress_.emplace(app());
     app().footer(

@@ -25,7 +25,7 @@ constexpr std::array kRows{
     Foreign{"--safe-serialization", "mergekit", "", kTaken, false, "safetensors is the only format that is written"},
     Foreign{"--cuda", "mergekit", "", kTaken, false, "--device cuda"},
     Foreign{"--gpu-rich", "mergekit", "", kTaken, false, "--device cuda"},
-    Foreign{"--transformers-cache", "mergekit", "", kNoted, true, "nothing is downloaded; a model is a folder or lies in the Hugging Face cache (HF_HUB_CACHE, HF_HOME)"},
+    Foreign{"--transformers-cache", "mergekit", "", kNoted, true, "nothing is downloaded; a model is a folder or is in the Hugging Face cache (HF_HUB_CACHE, HF_HOME)"},
     Foreign{"--lora-merge-cache", "mergekit", "", kNoted, true, "no adapter is merged to disk beforehand"},
     Foreign{"--lora-merge-dtype", "mergekit", "", kNoted, true, "no adapter is merged to disk beforehand"},
     Foreign{"--low-cpu-memory", "mergekit", "", kNoted, false, "host memory is bounded by --memory on every device"},

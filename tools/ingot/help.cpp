@@ -199,7 +199,7 @@ class HelpCommand final : public Command {
     }
     const std::string near = nearest(words_.front(), known);
     fail(Code::usage,
-         fmt::format("'{}' is no topic of help; {}", words_.front(),
+         fmt::format("'{}' is not a help topic; {}", words_.front(),
                      near.empty() ? "'ingot help' lists the commands"
                                   : fmt::format("did you mean 'ingot help {}'?", near)));
   }

@@ -248,7 +248,7 @@ Request::Request(CLI::App& command, Form form)
   const char* waivers = "Waivers (the receipt lists each)";
   command
       .add_flag("--allow-unknown-keys", planning_.allow_unknown_keys,
-                "Warn about unknown keys in the recipe, in place of an error")
+                "Give a warning instead of an error for unknown keys in the recipe")
       ->group(waivers);
   command
       .add_flag("--ignore-extra-weights", planning_.ignore_extra_weights,
@@ -476,7 +476,7 @@ void Request::add_fusion(CLI::App& command) {
             "What to do with tensors that several adapters store in full (default: refuse)"))
       ->type_name("refuse|average");
   alone(command.add_flag("--keep-scaling", keep_scaling_,
-                         "Keep the adapters' common alpha / r in place of folding it into A"));
+                         "Keep the adapters' common alpha / r instead of folding it into A"));
   alone(command.add_option("--compat", compat_,
                            "Compute as a version of PEFT does: svd-scaling-twice (peft-0.20), "
                            "ia3-plain-sum (default: neither)"))
