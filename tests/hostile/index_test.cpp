@@ -205,8 +205,8 @@ TEST_F(HostileIndex, NoShardLiesOutsideTheFolder) {
 
 TEST_F(HostileIndex, ShardsAreFilesOfTheIndexsKind) {
   test::write_file(folder_ / "m/y.bin", "x");
-  EXPECT_REFUSAL(R"({"weight_map":{"a":"x.safetensors","c":"y.bin"}})", "no .safetensors file");
-  EXPECT_REFUSAL(R"({"weight_map":{"a":"config.json"}})", "no .safetensors file");
+  EXPECT_REFUSAL(R"({"weight_map":{"a":"x.safetensors","c":"y.bin"}})", "not a .safetensors file");
+  EXPECT_REFUSAL(R"({"weight_map":{"a":"config.json"}})", "not a .safetensors file");
 }
 
 TEST_F(HostileIndex, NoLinkLeadsOutOfTheFolder) {
