@@ -112,7 +112,7 @@ struct Slerp {
   }
 };
 
-// The survivors of one source.
+// The elements of one source that the mask keeps.
 template <class Tally>
 __device__ __forceinline__ void thin_source(const Job& job, unsigned s, std::uint64_t pack,
                                             const Words& words, unsigned bits,
@@ -125,7 +125,7 @@ __device__ __forceinline__ void thin_source(const Job& job, unsigned s, std::uin
   tally.keep(s, kept & bits);
 }
 
-// Base and survivors of K sources.
+// The base, and the elements of K sources that the masks keep.
 template <unsigned K, class Tally>
 __device__ __forceinline__ void gather(const Job& job, std::uint64_t pack, unsigned bits,
                                        float (&base)[kPack], float (&alive)[K][kPack],

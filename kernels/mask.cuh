@@ -10,8 +10,8 @@
 
 namespace ingot::gpu {
 
-// Turns a source's elements into survivors times `gain`, in place. `first` is the pack's index in
-// the whole tensor. Returns the elements that the mask let through, as bits.
+// Replaces a source's elements by the deltas that the mask keeps, times `gain`, in place. `first`
+// is the pack's index in the whole tensor. Returns the elements that the mask let through, as bits.
 __device__ __forceinline__ unsigned thin(const math::Facts& facts, const math::Source& source,
                                          math::Gain gain, std::uint64_t first,
                                          const float (&base)[kPack], float (&x)[kPack]) {

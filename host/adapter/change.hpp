@@ -101,8 +101,8 @@ struct Effect {
 //
 // `base` is the operand's own tensor: the engine hands over its elements, and what needs whole rows
 // or columns of it reads more of them from its file. It must not be rearranged (Operand::rows).
-// `output`: the type the result is stored in, to measure what of the change survives its rounding;
-// nothing where the result feeds a method.
+// `output`: the type the result is stored in, to measure how much of the change is kept after its
+// rounding; nothing where the result feeds a method.
 //
 // Throws Error{shape} where a part does not fit the base or the other parts, Error{usage} for what
 // a family cannot do, Error{dtype} for parts that are not floats. What begin() finds out of values:

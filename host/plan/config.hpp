@@ -31,7 +31,7 @@ struct Edits;
 struct Restacked;
 
 // One model's config.json. Key order, and numbers that JSON lacks but Python writes (NaN,
-// Infinity), survive reading and writing.
+// Infinity), are kept by reading and writing.
 class Config {
  public:
   Config() = default;

@@ -138,7 +138,7 @@ class Watch {
   Progress progress_;
 };
 
-// The smallest rank that keeps the energy of every expert. A rank that falls short is doubled.
+// The smallest rank that keeps the energy of every expert. A rank that is too small is doubled.
 std::uint64_t by_energy(const Plan& plan, Room& room, const Measured& module, double energy) {
   const std::unique_ptr<adapter::Target> target = module.target();
   std::uint64_t rank = 1;

@@ -783,7 +783,8 @@ class Writer {
       const Item& item = *shares[i].item;
       if (!item.effects) continue;
       try {
-        // What survives the rounding is told where nothing but the rounding comes after.
+        // The share of the change that rounding keeps is reported only if rounding is the last
+        // step.
         const bool last = shares.size() == 1 && passes(job);
         job.operands[i].derived =
             change({{item.model, item.entry}, stored(item.model, item.entry)}, *item.effects,

@@ -11,7 +11,7 @@ namespace ingot::tool {
 class Command {
  public:
   virtual ~Command() = default;
-  // Does the work and returns the exit code: 0, or 1 where things differ or fall short.
+  // Does the work and returns the exit code: 0, or 1 if things differ or a check fails.
   [[nodiscard]] virtual int run() = 0;
 
   [[nodiscard]] CLI::App& app() noexcept { return *app_; }
