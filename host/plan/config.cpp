@@ -163,6 +163,7 @@ std::optional<LayerCount> Config::layers(std::string_view module, const Family* 
     keys.assign(std::begin(kCounts), std::end(kCounts));
     if (family != nullptr && !family->layers.empty())
       keys.insert(keys.begin(), std::string(family->layers));
+    keys.emplace_back("decoder_layers");  // of a decoder that was saved without its encoder
   }
   std::optional<LayerCount> any;
   for (const std::string& object : objects) {
@@ -242,6 +243,10 @@ void Config::restack(Json& out, const Edits& edits, const Restacked& stack,
       if (value > 0 && stack.old_count > 0 && value % stack.old_count == 0) {
         *it = value / stack.old_count * stack.order.layers.size();
       }
+    }
+    const auto blocks = object->find("num_blocks");  // xLSTM's
+    if (blocks != object->end() && whole(&*blocks) == stack.old_count) {
+      *blocks = stack.order.layers.size();
     }
     (*object)[stack.count.key] = stack.order.layers.size();
   }

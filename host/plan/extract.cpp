@@ -81,7 +81,7 @@ class Extraction {
         problems_(problems),
         wishes_(plan.recipe.adaptation),
         reader_(reader(plan.recipe.adaptation)),
-        draft_{plan, problems, {}, {}, {}, {}, 0, {}, {}, {}} {}
+        draft_{plan, problems, {}, {}, {}, {}, 0, {}, {}, {}, {}} {}
 
   void run() {
     check_wishes();

@@ -30,7 +30,8 @@ struct Aspect {
   std::function<Kinds(const Account&, const Layers&)> read;
   // Sets the keys of a copy of the donor's object; false if they cannot say it.
   std::function<bool(Json&, const Kinds&)> write;
-  std::string deep;  // the object that holds the key; empty: that of the layer count
+  std::string deep;     // the object that holds the key; empty: that of the layer count
+  bool placed = false;  // the kind is the layer's number
 };
 
 class Reader {
@@ -42,6 +43,7 @@ class Reader {
   // All known aspects; `others` may have lists where the donor has none.
   std::vector<Aspect> run(std::span<const Account> others) {
     add_rules();
+    add_places();
     add_sparse();
     add_groups();
     add_keys(*donor_.object, "");
@@ -111,6 +113,30 @@ class Reader {
                           },
                           {}});
     }
+  }
+
+  // Classes that compute with a layer's number: it means its own only at its place. DiffLlama's
+  // lambda, GPT-2's scale of attention.
+  void add_places() {
+    const char* const scale = "scale_attn_by_inverse_layer_idx";
+    const Json* const scaled = held(*donor_.object, scale);
+    const bool by_key = scaled != nullptr && scaled->is_boolean() && scaled->get<bool>();
+    if (donor_.type != "diffllama" && !by_key) return;
+    aspects_.push_back({by_key ? scale : "model_type",
+                        {},
+                        [](const Account&, const Layers& layers) {
+                          Kinds kinds;
+                          for (const std::uint64_t layer : layers) kinds.emplace_back(layer);
+                          return kinds;
+                        },
+                        [](Json&, const Kinds& wanted) {
+                          for (std::size_t j = 0; j < wanted.size(); ++j) {
+                            if (wanted[j] != Json(j)) return false;
+                          }
+                          return true;
+                        },
+                        {},
+                        true});
   }
 
   void add_sparse() {
@@ -574,6 +600,15 @@ class Rearranger {
   }
 
   void refuse(const Aspect& aspect, const Kinds& wanted) {
+    if (aspect.placed) {
+      std::size_t j = 0;
+      while (j + 1 < wanted.size() && wanted[j] == Json(j)) ++j;
+      fail_at(
+          fmt::format("config.json of {}: by '{}' each layer computes with its number, so layer "
+                      "{} of the output, which was layer {}, would compute something else",
+                      donor_.shown, aspect.key, j, wanted[j].dump()));
+      return;
+    }
     Layers which;
     for (std::size_t j = 0; j < wanted.size(); ++j) {
       if (wanted[j].is_boolean() ? wanted[j].get<bool>() : wanted[j] != wanted.front())

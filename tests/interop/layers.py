@@ -91,8 +91,9 @@ LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers"
 # As (first, last + 1) of each slice.
 RECIPES = [[(0, 3), (1, 4)], [(0, 1), (2, 4)], [(1, 4)], [(2, 4), (0, 3)]]
 
-# Of a module: what tells its place, not its kind.
-PLACE = re.compile(r"^(.*_idx|sliding_window_pattern|layer_id|layer_index|layer_number|block_idx|training|num_hidden_layers|num_layers|_.*|kv_shared_layer_index|"
+# Of a module: what tells its place, not its kind; 'seed' is of BigBird's random blocks, 'residual_scale' of MiniCPM's
+# follows the depth, in every layer alike.
+PLACE = re.compile(r"^(.*_idx|sliding_window_pattern|layer_id|layer_index|layer_number|block_idx|training|seed|residual_scale|num_hidden_layers|num_layers|_.*|kv_shared_layer_index|"
                    r"call_super_init|dump_patches|T_destination)$")
 
 

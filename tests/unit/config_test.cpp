@@ -161,6 +161,28 @@ TEST(Layers, CountsAndPeriodsSayTheNewOrderOrAreErrors) {
   EXPECT_EQ(texts(sparse), "");
 }
 
+TEST(Layers, ThoseThatComputeWithTheirNumberStayAtTheirPlace) {
+  for (const char* text : {R"({"model_type": "diffllama", "num_hidden_layers": 4})",
+                           R"({"model_type": "gpt2", "n_layer": 4, "num_hidden_layers": 4,
+            "scale_attn_by_inverse_layer_idx": true})"}) {
+    Problems fine;
+    stacked(text, {}, 4, {{0, 0}, {0, 1}}, fine);
+    EXPECT_EQ(texts(fine), "");
+    Problems bad;
+    stacked(text, {}, 4, {{0, 0}, {0, 2}}, bad);
+    EXPECT_TRUE(bad.fatal());
+    EXPECT_NE(texts(bad).find("layer 1 of the output, which was layer 2"), std::string::npos)
+        << texts(bad);
+  }
+}
+
+TEST(Layers, KeysThatCountTheSameLayersAgree) {
+  Problems fine;
+  const auto out = stacked(R"({"model_type": "xlstm", "num_hidden_layers": 4, "num_blocks": 4})",
+                           {}, 4, {{0, 0}, {0, 1}}, fine);
+  EXPECT_EQ(out["num_blocks"], 2);
+}
+
 TEST(Layers, KindsThatTheClassMakesUpAreWrittenWhereTheOrderChangesThem) {
   const std::string gemma = R"({"model_type": "gemma2", "num_hidden_layers": 4})";
   Problems problems;
