@@ -225,11 +225,15 @@ class Banker {
     if (bank.planes.empty()) bank.sound = false;
     const std::size_t experts = bank.sound ? bank.planes.begin()->second.size() : 0;
     for (const auto& [key, planes] : bank.planes) {
-      bank.sound = bank.sound && planes.size() == experts &&
-                   std::all_of(planes.begin(), planes.end(), [&](const Plane& plane) {
-                     return plane.outs > 0 && plane.outs == planes.front().outs &&
-                            plane.ins == planes.front().ins;
-                   });
+      if (planes.empty()) {
+        bank.sound = false;
+        return;
+      }
+      const auto fits = [&first = planes.front()](const Plane& plane) {
+        return plane.outs > 0 && plane.outs == first.outs && plane.ins == first.ins;
+      };
+      bank.sound =
+          bank.sound && planes.size() == experts && std::all_of(planes.begin(), planes.end(), fits);
     }
   }
 

@@ -489,7 +489,6 @@ class Rearranger {
       : object_(object),
         accounts_(accounts),
         donor_(accounts[donor]),
-        donor_index_(donor),
         order_(order),
         allow_(allow),
         problems_(problems),
@@ -867,7 +866,6 @@ class Rearranger {
   Json& object_;
   std::span<const Account> accounts_;
   const Account& donor_;
-  std::uint32_t donor_index_;
   const Order& order_;
   bool allow_;
   Problems& problems_;

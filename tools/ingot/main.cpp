@@ -220,8 +220,8 @@ int guarded(int count, char** words) {
 void tell_failure(int code, int count, char** words) {
   using namespace ingot::tool;
   if (code <= 1 || has_printed()) return;
-  const auto json = [](const char* word) { return std::string_view(word) == "--json"; };
-  if (std::none_of(words + 1, words + count, json)) return;
+  const auto asks = [](const char* word) { return std::string_view(word) == "--json"; };
+  if (count < 2 || std::none_of(words + 1, words + count, asks)) return;
   try {
     std::vector<Failure> all = failures();
     if (all.empty()) all.push_back({ingot::Code::memory, "out of memory"});
