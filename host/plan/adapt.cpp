@@ -40,26 +40,6 @@ constexpr Fused kFused[] = {
     {"up_proj", "up_proj", false},  // experts without gates
 };
 
-// Of "layers.3.mlp.experts.7.w1": "layers.3.mlp.experts", 7, "w1".
-struct Expert {
-  std::string owner;
-  std::uint32_t number = 0;
-  std::string_view leaf;
-};
-
-std::optional<Expert> expert_of(std::string_view path) {
-  const std::string_view leaf = last_component(path);
-  const std::string_view numbered = parent(path);
-  if (leaf == path || numbered.empty()) return std::nullopt;
-  const std::string_view digits = last_component(numbered);
-  Expert expert{std::string(parent(numbered)), 0, leaf};
-  const auto [end, error] =
-      std::from_chars(digits.data(), digits.data() + digits.size(), expert.number);
-  if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
-  if (last_component(expert.owner) != "experts") return std::nullopt;
-  return expert;
-}
-
 // Experts of these keep their parameters as (experts, in, out).
 bool transposed_experts(std::string_view architecture) {
   return architecture.starts_with("GptOss") || architecture.starts_with("Llama4");
@@ -528,7 +508,7 @@ class Overlay {
 
   // Factors of one expert's layer on a base that holds all experts in one tensor.
   bool place_expert(const Adapted& module) {
-    const auto expert = expert_of(module.path);
+    const auto expert = expert_layer(module.path);
     if (!expert || adapter_->config.family != ingot::Family::lora || adapter_->config.dora)
       return false;
     for (const Fused& fused : kFused) {

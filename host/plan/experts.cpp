@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <map>
 #include <optional>
 #include <set>
@@ -113,20 +112,13 @@ class Banker {
       whole_[owner][{std::string(leaf), bias}] = e;
       return;
     }
-    const std::string_view module = parent(name);
-    const Leaf* const leaf = leaf_of(last_component(module));
-    const std::string_view numbered = parent(module);
+    const auto expert = expert_layer(parent(name));
+    if (!expert || expert->number >= kMostExperts) return;
+    const Leaf* const leaf = leaf_of(expert->leaf);
     const bool bias = last == "bias";
-    if (leaf == nullptr || last_component(parent(numbered)) != "experts" ||
-        (!bias && last != "weight") || rank != (bias ? 1 : 2)) {
-      return;
-    }
-    const std::string_view digits = last_component(numbered);
-    std::uint32_t number = 0;
-    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
-    if (error != std::errc() || end != digits.data() + digits.size() || number >= kMostExperts)
-      return;
-    Bank& bank = add(std::string(parent(numbered)), e, false);
+    if (leaf == nullptr || (!bias && last != "weight") || rank != (bias ? 1 : 2)) return;
+    const std::uint32_t number = expert->number;
+    Bank& bank = add(std::string(expert->owner), e, false);
     std::string& spelt = bank.form.leaves[static_cast<std::size_t>(leaf->layer)];
     if (spelt.empty()) spelt = leaf->name;
     bank.sound = bank.sound && spelt == leaf->name;

@@ -1,6 +1,5 @@
 // From two models to the adapter that leads from one to the other.
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <map>
 #include <memory>
@@ -62,16 +61,6 @@ bool is_plain_convolution(const Shape& shape) {
 
 // A rank with as many digits as any that a budget of bytes gives.
 constexpr std::uint64_t kLongRank = 9999;
-
-// Of "layers.3.mlp.experts.7.w1": 7. nullopt unless the path names one expert's layer.
-std::optional<std::uint64_t> expert_number(std::string_view path) {
-  const std::string_view owner = parent(path), digits = last_component(owner);
-  if (last_component(parent(owner)) != "experts") return std::nullopt;
-  std::uint32_t number = 0;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
-  if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
-  return number;
-}
 
 class Extraction {
  public:
@@ -235,9 +224,9 @@ class Extraction {
       const Shape& shape = found.first->info.shape;
       const std::string_view path = parent(name);
       if (of_experts(name, shape)) experts_.emplace(parent(path), shape[0]);
-      if (const auto number = expert_number(path)) {
+      if (const auto expert = expert_layer(path)) {
         std::uint64_t& count = experts_[std::string(parent(parent(parent(path))))];
-        count = std::max(count, *number + 1);
+        count = std::max(count, std::uint64_t{expert->number} + 1);
         if (last_component(path) == "gate_proj" || last_component(path) == "w1") {
           gated_.insert(std::string(parent(parent(path))));
         }
@@ -286,11 +275,11 @@ class Extraction {
   // fuses experts, routers are no linear layers, and other layers with the names that experts had
   // before would be taken for experts.
   [[nodiscard]] bool by_parameter(const std::string& path, const Shape& shape) const {
-    if (experts_.empty() || shape.rank() != 2 || expert_number(path)) return false;
+    if (experts_.empty() || shape.rank() != 2 || expert_layer(path)) return false;
     return is_router(path, shape) || place_of(last_component(path)) < kExperts;
   }
   [[nodiscard]] bool is_router(const std::string& path, const Shape& shape) const {
-    if (experts_.empty() || shape.rank() != 2 || expert_number(path)) return false;
+    if (experts_.empty() || shape.rank() != 2 || expert_layer(path)) return false;
     const std::string_view leaf = last_component(path);
     const auto beside = experts_.find(parent(path));
     return (beside != experts_.end() && beside->second == shape[0]) || leaf == "gate" ||
@@ -542,7 +531,7 @@ class Extraction {
     std::set<std::uint64_t> ranks;  // of experts with tensors of their own
     for (const Module& module : modules_) {
       const auto at = ranks_.find(module.name());
-      const bool expert = expert_number(module.path).has_value();
+      const bool expert = expert_layer(module.path).has_value();
       // PEFT fuses experts of one rank alone, and says of patterns for parameters that it ignores
       // them: these all have one rank, with zeros where a side is shorter.
       if (wishes.rank > 0 && (expert || !module.parameter.empty())) at->second = wishes.rank;

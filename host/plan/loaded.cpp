@@ -1,7 +1,6 @@
 #include "plan/loaded.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <span>
 
 #include <fmt/format.h>
@@ -169,19 +168,15 @@ bool fuses_experts(std::string_view architecture) { return among(kFusing, archit
 
 std::optional<FusedPart> fused_part(std::string_view name, bool gated) {
   if (!name.ends_with(".weight")) return std::nullopt;
-  const std::string_view path = parent(name), leaf = last_component(path), owner = parent(path);
-  const std::string_view digits = last_component(owner), holder = parent(owner);
+  const auto expert = expert_layer(parent(name));
+  if (!expert) return std::nullopt;
+  const std::string_view leaf = expert->leaf;
   FusedPart part;
-  const auto [end, error] =
-      std::from_chars(digits.data(), digits.data() + digits.size(), part.expert);
-  if (digits.empty() || error != std::errc() || end != digits.data() + digits.size() ||
-      last_component(holder) != "experts") {
-    return std::nullopt;
-  }
+  part.expert = expert->number;
   const bool gate = leaf == "gate_proj" || leaf == "w1", up = leaf == "up_proj" || leaf == "w3";
   if (!gate && !up && leaf != "down_proj" && leaf != "w2") return std::nullopt;
   part.second = up && gated;
-  part.parameter = fmt::format("{}.{}", holder,
+  part.parameter = fmt::format("{}.{}", expert->owner,
                                gate || part.second ? "gate_up_proj"
                                : up                ? "up_proj"
                                                    : "down_proj");

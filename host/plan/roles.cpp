@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <initializer_list>
 
 namespace ingot::plan {
@@ -114,6 +115,16 @@ std::string_view last_component(std::string_view name) {
 std::string_view parent(std::string_view name) {
   const std::size_t dot = name.rfind('.');
   return dot == std::string_view::npos ? std::string_view() : name.substr(0, dot);
+}
+
+std::optional<ExpertLayer> expert_layer(std::string_view path) {
+  const std::string_view numbered = parent(path), digits = last_component(numbered);
+  ExpertLayer layer{parent(numbered), 0, last_component(path)};
+  const auto [end, error] =
+      std::from_chars(digits.data(), digits.data() + digits.size(), layer.number);
+  if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
+  if (last_component(layer.owner) != "experts") return std::nullopt;
+  return layer;
 }
 
 Role role(std::string_view name, const Shape& shape, const Family* family) {

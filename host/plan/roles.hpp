@@ -4,6 +4,7 @@
 // tensors belong to the vocabulary, how the base module is called, and what the user should hear.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -58,5 +59,15 @@ enum class Role {
 [[nodiscard]] std::string_view first_component(std::string_view name);
 [[nodiscard]] std::string_view last_component(std::string_view name);
 [[nodiscard]] std::string_view parent(std::string_view name);
+
+// Of "layers.3.mlp.experts.7.w1": "layers.3.mlp.experts", 7, "w1".
+struct ExpertLayer {
+  std::string_view owner;
+  std::uint32_t number = 0;
+  std::string_view leaf;
+};
+
+// nullopt unless the path names a layer of one expert. The views are parts of `path`.
+[[nodiscard]] std::optional<ExpertLayer> expert_layer(std::string_view path);
 
 }  // namespace ingot::plan
