@@ -4,6 +4,7 @@
 // check of the compiler: a method without a card does not build.
 #pragma once
 
+#include <iterator>
 #include <string_view>
 
 #include "ingot/math/methods.hpp"
@@ -167,37 +168,25 @@ inline constexpr Card kAdapterCards[] = {
 // Whether recipes of models have the method.
 [[nodiscard]] constexpr bool of_models(const Method& method) { return method.base != Base::zero; }
 
-[[nodiscard]] constexpr const Card* card(std::string_view name) {
-  for (const Card& each : kCards) {
-    if (each.name == name) return &each;
-  }
-  return nullptr;
-}
-
-[[nodiscard]] constexpr const ParameterCard* parameter_card(std::string_view name) {
-  for (const ParameterCard& each : kParameterCards) {
-    if (each.name == name) return &each;
-  }
-  return nullptr;
-}
-
 namespace detail {
 
-// By names: under -fsanitize=undefined g++ 12 takes no address in a constant expression for null.
+// The index of the card of this name; n if there is none. No pointer: under -fsanitize=undefined
+// g++ 12 takes no address in a constant expression for null.
 template <std::size_t n, class T>
-constexpr bool has_card(const T (&cards)[n], std::string_view name) {
-  for (const T& each : cards) {
-    if (each.name == name) return true;
-  }
-  return false;
+constexpr std::size_t index_of(const T (&cards)[n], std::string_view name) {
+  std::size_t i = 0;
+  while (i < n && cards[i].name != name) ++i;
+  return i;
 }
 
 constexpr bool cards_are_complete() {
   for (const Method& method : kMethods) {
     if (!of_models(method)) continue;
-    if (!has_card(kCards, method.name)) return false;
+    if (index_of(kCards, method.name) == std::size(kCards)) return false;
     for (int i = 0; i < method.parameter_count; ++i) {
-      if (!has_card(kParameterCards, method.parameters[i].name)) return false;
+      if (index_of(kParameterCards, method.parameters[i].name) == std::size(kParameterCards)) {
+        return false;
+      }
     }
   }
   return true;
@@ -205,4 +194,15 @@ constexpr bool cards_are_complete() {
 static_assert(cards_are_complete());
 
 }  // namespace detail
+
+[[nodiscard]] constexpr const Card* card(std::string_view name) {
+  const std::size_t i = detail::index_of(kCards, name);
+  return i == std::size(kCards) ? nullptr : &kCards[i];
+}
+
+[[nodiscard]] constexpr const ParameterCard* parameter_card(std::string_view name) {
+  const std::size_t i = detail::index_of(kParameterCards, name);
+  return i == std::size(kParameterCards) ? nullptr : &kParameterCards[i];
+}
+
 }  // namespace ingot::math
