@@ -35,6 +35,33 @@ std::string lower(std::string_view text) {
   return out;
 }
 
+// True if a name begins or ends as those of a tokenizer's files do.
+bool is_kind_of_tokenizer(std::string_view name) {
+  for (const char* start :
+       {"tokenizer", "chat_template", "vocab", "spiece", "sentencepiece", "spm"}) {
+    if (name.starts_with(start)) return true;
+  }
+  return name.ends_with("vocab.json") || name.ends_with("vocab.txt") ||
+         is_one_of(extension(name), {".tiktoken", ".model", ".spm", ".tokenizer"}) ||
+         is_one_of(name, {"special_tokens_map.json", "added_tokens.json", "merges.txt", "dict.txt",
+                          "normalizer.json", "tekken.json", "bpe.codes", "emoji.json",
+                          "byte_maps.json", "word_shape.json", "word_pronunciation.json"});
+}
+
+// True for the names of files that loaders read for settings beside config.json.
+bool is_setting(std::string_view low) {
+  return is_one_of(
+             low, {"generation_config.json", "preprocessor_config.json", "processor_config.json",
+                   "video_preprocessor_config.json", "image_preprocessor_config.json",
+                   "audio_tokenizer_config.json", "feature_extractor_config.json",
+                   "quantize_config.json", "quantization_config.json", "hf_quant_config.json",
+                   "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+                   "configuration.json", "modelcard.json"}) ||
+         low.ends_with(".jinja");
+}
+
+bool is_code(std::string_view low) { return is_one_of(extension(low), {".py", ".pyc", ".so"}); }
+
 // True if a folder has a file that a tokenizer's vocabulary can be in.
 bool has_vocabulary(Disk& disk, const std::string& folder) {
   for (const std::string& name : disk.list(folder)) {
@@ -65,7 +92,8 @@ bool belongs(Disk& disk, const std::string& path) {
   try {
     const std::vector<std::string> names = disk.list(path);
     return std::any_of(names.begin(), names.end(), [](const std::string& name) {
-      return is_one_of(extension(name), {".py", ".json", ".model", ".jinja"}) && taken_over(name);
+      return is_one_of(extension(name), {".py", ".json", ".model", ".jinja"}) &&
+             fate(name) != Fate::passed_over;
     });
   } catch (const Error&) {  // it cannot even be listed
     return true;
@@ -86,8 +114,15 @@ void check_companion(Disk& disk, Problems& problems, const std::string& name,
   }
 }
 
-// Files of a folder that the model names. Everything in it is meant, weights of small modules
-// included: these are copied, never merged.
+std::string unknown(const std::string& path) {
+  return fmt::format(
+      "{} was left out: it is not a kind of file that loaders read with a model; copy "
+      "it if the model needs it",
+      path);
+}
+
+// Files of a folder that the model names: those that would be taken beside the weights, and weights
+// of small modules, which are copied, never merged.
 class Subfolder {
  public:
   Subfolder(Disk& disk, Problems& problems, const std::string& folder,
@@ -104,8 +139,12 @@ class Subfolder {
       const std::string from = fmt::format("{}/{}", folder_, inner);
       const bool weights = is_one_of(extension(name), {".safetensors", ".bin", ".pt", ".pth"});
       if (disk_.kind(from) == Disk::Kind::folder) continue;  // one that is named comes by itself
-      const bool wanted = name == "config.json" || weights || taken_over(name);
+      const bool wanted = name == "config.json" || weights || fate(name) != Fate::passed_over;
       if (!wanted || printable(inner) != inner) continue;
+      if (!weights && name != "config.json" && fate(name) == Fate::unknown) {
+        problems_.warn_like("unknown in " + folder_, Code::usage, unknown(from));
+        continue;
+      }
       const std::uint64_t bytes = disk_.open(member(disk_, folder_, inner))->size();
       if (bytes > kLargest) {
         problems_.warn(Code::io,
@@ -148,32 +187,39 @@ void set_template(Disk& disk, Draft& draft, std::vector<Companion>& files) {
 }  // namespace
 
 bool of_tokenizer(const std::string& name) {
-  return name.starts_with("tokenizer") || name.starts_with("chat_template") ||
-         name.starts_with("vocab.") || extension(name) == ".tiktoken" ||
-         is_one_of(name, {"special_tokens_map.json", "added_tokens.json", "merges.txt",
-                          "spiece.model", "additional_chat_templates", "sentencepiece.bpe.model",
-                          "normalizer.json", "tekken.json", "bpe.codes"});
+  if (name == "additional_chat_templates") return true;
+  return is_kind_of_tokenizer(name) &&
+         is_one_of(extension(name), {".json", ".jinja", ".model", ".txt", ".tiktoken", ".codes",
+                                     ".spm", ".tokenizer"});
 }
 
-bool taken_over(const std::string& name) {
+Fate fate(const std::string& name) {
   const std::string low = lower(name);
-  if (name.empty() || name.front() == '.') return false;
-  if (is_one_of(low, {"config.json", "readme.md", "recipe.yml", "ingot.json", "mergekit_config.yml",
-                      "trainer_state.json", "all_results.json", "train_results.json",
-                      "eval_results.json", "adapter_config.json", "dataset_infos.json"})) {
-    return false;
+  if (name.empty() || name.front() == '.') return Fate::passed_over;
+  if (is_one_of(
+          low, {"config.json", "readme.md", "recipe.yml", "ingot.json", "mergekit_config.yml",
+                "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json",
+                "adapter_config.json", "dataset_infos.json", "params.json"})) {
+    return Fate::passed_over;
   }
   for (const char* start : {"optimizer", "scheduler", "training_args", "rng_state", "events.out",
                             "global_step", "latest", "zero_to_fp32", "adapter_model"}) {
-    if (low.starts_with(start)) return false;
+    if (low.starts_with(start)) return Fate::passed_over;
   }
-  if (low.ends_with(".index.json")) return false;  // of sharded weights
-  return !is_one_of(
-      extension(low),
-      {".safetensors", ".bin",     ".pt",   ".pth", ".ckpt", ".gguf",    ".ggml",      ".onnx",
-       ".onnx_data",   ".msgpack", ".h5",   ".ot",  ".npz",  ".npy",     ".tflite",    ".pdf",
-       ".png",         ".jpg",     ".jpeg", ".gif", ".svg",  ".webp",    ".mp4",       ".ipynb",
-       ".log",         ".lock",    ".zip",  ".tar", ".gz",   ".parquet", ".incomplete"});
+  if (low.ends_with(".index.json")) return Fate::passed_over;  // of sharded weights
+  if (is_one_of(extension(low),
+                {".safetensors", ".bin",   ".pt",     ".pth",  ".ckpt",       ".gguf",    ".ggml",
+                 ".onnx",        ".h5",    ".ot",     ".npz",  ".onnx_data",  ".msgpack", ".npy",
+                 ".tflite",      ".pdf",   ".png",    ".jpg",  ".jpeg",       ".gif",     ".svg",
+                 ".webp",        ".mp4",   ".log",    ".lock", ".incomplete", ".zip",     ".tar",
+                 ".gz",          ".ipynb", ".parquet"})) {
+    return Fate::passed_over;
+  }
+  for (const char* start : {"license", "licence", "notice", "copying", "use_policy"}) {
+    if (low.starts_with(start)) return Fate::taken;
+  }
+  const bool known = of_tokenizer(name) || is_code(low) || is_setting(low);
+  return known ? Fate::taken : Fate::unknown;
 }
 
 std::optional<std::uint64_t> rows_of(const Draft& draft, std::uint32_t view) {
@@ -232,8 +278,11 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
       problems.error(error.code(), error.what());
     }
   }
-  for (const std::string& name : disk.list(folder)) {
-    if (!taken_over(name) || of_tokenizer(name) != (share == Share::tokenizer)) continue;
+  const std::vector<std::string> names = disk.list(folder);
+  const bool loads = std::find(names.begin(), names.end(), "config.json") != names.end();
+  for (const std::string& name : names) {
+    const Fate met = fate(name);
+    if (met == Fate::passed_over || of_tokenizer(name) != (share == Share::tokenizer)) continue;
     const std::string path = folder + "/" + name;
     // Its own files are taken, or those of a folder in it.
     const auto below = named.lower_bound(name);
@@ -248,6 +297,11 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
         leave_out(Code::missing, path,
                   "the model's files do not name this folder; copy it if the model needs it");
       }
+      continue;
+    }
+    // Code without a configuration belongs to whatever else is in the folder.
+    if (met == Fate::unknown || (is_code(lower(name)) && !loads)) {
+      problems.warn_like("unknown in " + folder, Code::usage, unknown(path));
       continue;
     }
     try {

@@ -13,10 +13,13 @@ namespace ingot::plan {
 // True for the files that make up a tokenizer, its chat template included.
 [[nodiscard]] bool of_tokenizer(const std::string& name);
 
-// True for files that an output folder takes over from its donor: configuration, tokenizer,
-// processors, remote code, licence. Weights of any format, descriptions, leftovers of training and
-// what a merge writes itself stay behind.
-[[nodiscard]] bool taken_over(const std::string& name);
+// What happens to a file of the donor's folder, by its name.
+enum class Fate {
+  taken,        // tokenizer, settings, processors, remote code, licence: the output gets it
+  passed_over,  // weights, descriptions, leftovers of training, hidden files, what a merge writes
+  unknown,      // anything else: it stays behind, with a warning
+};
+[[nodiscard]] Fate fate(const std::string& name);
 
 // Which of a folder's files go along.
 enum class Share { tokenizer, rest };

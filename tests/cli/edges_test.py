@@ -336,7 +336,7 @@ class Stacks(Edges):
 class Companions(Edges):
     def test_links_out_of_a_model_are_followed_for_no_file(self):
         (self.folder / "secret").write_text("{}")
-        for name in ("notes.txt", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+        for name in ("merges.txt", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
                      "chat_template.jinja", "config.json", "modeling_own.py", "vocab.json"):
             with self.subTest(name=name):
                 model = self.copy(BASE, "model")

@@ -187,6 +187,34 @@ class Companions(Folder):
         for name in ("1_Pooling/config.json", "parts/layers.py", "parts/more.py"):
             self.assertIn(name, said.stdout + said.stderr)
 
+    def test_only_files_of_known_kinds_travel(self):
+        """Wherever the weights are: in a model's folder, in a folder of other things, in a named folder."""
+        strange = ("id_rsa", "server.pem", "credentials.json", "secrets.txt", "notes.yaml", "data.csv",
+                   "tokenizer_backup.bak", "my_config.json")
+        for name in strange + (".env",):
+            self.put(name, "secret")
+        self.put("modules.json", '[{"path": "1_Pooling"}]')
+        self.put("1_Pooling/config.json", "{}")
+        self.put("1_Pooling/id_rsa", "secret")
+        self.put("LICENSE.txt", "x")
+        self.put("modeling_a.py", "")
+        for name in ("a", "a/model.safetensors"):
+            for configured in (True, False):
+                with self.subTest(name=name, configured=configured):
+                    shutil.rmtree(self.folder / OUT, ignore_errors=True)
+                    if not configured and (self.folder / "a/config.json").exists():
+                        (self.folder / "a/config.json").rename(self.folder / "config.json")
+                    if configured and (self.folder / "config.json").exists():
+                        (self.folder / "config.json").rename(self.folder / "a/config.json")
+                    said = self.linear(recipe=LINEAR.replace("model: a\n", f"model: {name}\n"))
+                    here = set(bytes_of(self.folder / OUT))
+                    self.assertLessEqual({"tokenizer.json", "generation_config.json", "LICENSE.txt"}, here)
+                    self.assertEqual("modeling_a.py" in here, configured)
+                    self.assertFalse(here & (set(strange) | {".env", "1_Pooling/id_rsa"}))
+                    self.assertRegex(said.stderr, "was left out: it is not a kind of file that loaders read "
+                                                  r"with a model; .* \(and [0-9]+ more like it\)")
+                    self.verify()
+
     def test_a_folder_with_folders_is_replaced_and_resumed_as_any_other(self):
         self.put("modules.json", '[{"path": "1_Pooling"}]')
         self.put("1_Pooling/config.json", "{}")

@@ -44,7 +44,7 @@ TEST_F(FolderTest, DonorsFilesComeAlongButNotItsWeightsNorItsStory) {
         "merges.txt", "preprocessor_config.json", "modeling_own.py", "LICENSE", "tokenizer.model",
         "chat_template.jinja", "special_tokens_map.json"}) {
     write_file(folder_ / ("a/" + std::string(name)), "{}");
-    EXPECT_TRUE(plan::taken_over(name)) << name;
+    EXPECT_EQ(plan::fate(name), plan::Fate::taken) << name;
   }
   for (const char* name :
        {"README.md", ".gitattributes", "model.gguf", "pytorch_model.bin", "tf_model.h5",
@@ -52,7 +52,12 @@ TEST_F(FolderTest, DonorsFilesComeAlongButNotItsWeightsNorItsStory) {
         "mergekit_config.yml", "pytorch_model.bin.index.json", "figure.png", "rng_state_0.pth",
         "events.out.tfevents.1", "flax_model.msgpack"}) {
     write_file(folder_ / ("a/" + std::string(name)), "old");
-    EXPECT_FALSE(plan::taken_over(name)) << name;
+    EXPECT_EQ(plan::fate(name), plan::Fate::passed_over) << name;
+  }
+  for (const char* name : {"id_rsa", "server.pem", "credentials.json", "train.yaml", "notes.txt",
+                           "tokenizer.bak", "x_config.json"}) {
+    write_file(folder_ / ("a/" + std::string(name)), "secret");
+    EXPECT_EQ(plan::fate(name), plan::Fate::unknown) << name;
   }
   const Plan p = plan(linear_);
   ASSERT_TRUE(p.sound());
