@@ -18,6 +18,7 @@
 #include "plan/problems.hpp"
 #include "plan/rules.hpp"
 #include "plan/sections.hpp"
+#include "plan/settings.hpp"
 #include "plan/tensors.hpp"
 #include "plan/types.hpp"
 #include "store/recorder.hpp"
@@ -116,6 +117,7 @@ void write_companions(Disk& disk, Draft& draft, const Rules& rules, const Writte
   const std::string tokenizer = tokenizer_folder(disk, draft);
   plan.companions = donated(disk, draft, tokenizer);
   attribute(draft, tokenizer, plan.companions);
+  compare_settings(disk, draft, tokenizer);
   if (const auto model = model_of_config(draft, written)) {
     compare_kinds(draft, *model, written);
     plan.companions.push_back({"config.json",

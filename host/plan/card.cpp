@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <vector>
 
 #include <fmt/format.h>
@@ -34,27 +35,27 @@ class Front {
 // The name on the Hub of a model that lies in the Hub's cache
 // (`…/models--owner--name/snapshots/…`), by whichever path the recipe names it; empty for other
 // folders.
-std::string hub_name(const Model& model) {
+std::string hub_name(const std::string& folder) {
   constexpr std::string_view kMark = "/models--";
-  const std::size_t mark = model.folder.rfind(kMark);
+  const std::size_t mark = folder.rfind(kMark);
   if (mark == std::string::npos) return "";
   const std::size_t begin = mark + kMark.size();
-  std::string name = model.folder.substr(begin, model.folder.find('/', begin) - begin);
+  std::string name = folder.substr(begin, folder.find('/', begin) - begin);
   if (const std::size_t dashes = name.find("--"); dashes != std::string::npos) {
     name.replace(dashes, 2, "/");
   }
   return printable(name) == name ? name : "";
 }
 
-// True for text in the form of a Hub name: `owner/name`, or one word as in old names.
-bool like_hub_name(std::string_view text) {
-  const auto allowed = [](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' ||
-           c == '-' || c == '_' || c == '/';
-  };
-  return !text.empty() && text.front() != '.' && text.front() != '/' && text.back() != '/' &&
-         std::count(text.begin(), text.end(), '/') <= 1 &&
-         std::all_of(text.begin(), text.end(), allowed);
+// True for a path that tells where a file is on one machine: absolute, of a home, or relative to a
+// folder that is not named.
+bool of_machine(std::string_view path) {
+  if (path.starts_with('/') || path.starts_with('~')) return true;
+  for (std::size_t at = 0; at <= path.size(); at = std::min(path.find('/', at), path.size()) + 1) {
+    const std::string_view name = path.substr(at, path.find('/', at) - at);
+    if (name == "." || name == "..") return true;
+  }
+  return false;
 }
 
 // One word of a command line, quoted for a POSIX shell where it must be.
@@ -96,11 +97,41 @@ std::string flags(const Plan& plan) {
   return text;
 }
 
-std::string out_of(const Plan& plan) { return shell_word(title_of(plan, "OUT")); }
+// A command that makes the folder again: `words` without OUT and the options. Where the models that
+// are no names on the Hub are, the reader has to say.
+std::string command(const Plan& plan, const std::string& words) {
+  const bool local = std::any_of(plan.models.begin(), plan.models.end(),
+                                 [](const Model& model) { return hub_name(model.folder).empty(); });
+  return block("sh", fmt::format("{}{}{}{}", words, shell_word(title_of(plan, "OUT")), flags(plan),
+                                 local ? " --root DIR" : "")) +
+         (local ? "\n`DIR` is the folder that has the models which are not on the Hub.\n" : "");
+}
 
-// The command that makes the folder again. recipe.yml holds all that the recipe says.
-std::string command(const Plan& plan) {
-  return block("sh", fmt::format("ingot merge recipe.yml {}{}", out_of(plan), flags(plan)));
+// recipe.yml holds all that the recipe says.
+std::string command(const Plan& plan) { return command(plan, "ingot merge recipe.yml "); }
+
+// The recipe's text with names for paths of this machine.
+std::string public_recipe(const Plan& plan) {
+  std::string text = plan.recipe.text;
+  std::set<std::string> paths;
+  for (const Model& model : plan.models) paths.insert(model.ref.path);
+  paths.insert(plan.recipe.vocabulary.model.path);
+  // Longer paths first: one may be the folder of another.
+  for (auto path = paths.rbegin(); path != paths.rend(); ++path) {
+    const std::string name = public_name(*path);
+    if (name == *path) continue;
+    for (std::size_t at = text.find(*path); at != std::string::npos; at = text.find(*path, at)) {
+      // A word begins and ends there.
+      const std::size_t end = at + path->size();
+      const bool whole =
+          (at == 0 || std::string_view(" \"'+[{,:\t\n").find(text[at - 1]) != std::string::npos) &&
+          (end == text.size() ||
+           std::string_view(" \"'+@:,]}\t\r\n/").find(text[end]) != std::string::npos);
+      if (whole) text.replace(at, path->size(), name);
+      at += whole ? name.size() : 1;
+    }
+  }
+  return text;
 }
 
 std::string remote_code(const Plan& plan) {
@@ -141,7 +172,7 @@ std::string end_of_card(const Plan& plan) {
       "\n## Recipe\n\n{}"
       "\nThe file `ingot.json` lists, for every tensor, its rule, its sources and their hashes. "
       "`ingot verify` checks this folder against it.\n",
-      block("yaml", printable(plan.recipe.text, Breaks::kept)));
+      block("yaml", printable(public_recipe(plan), Breaks::kept)));
 }
 
 void add_descent(Front& front, const Descent& descent) {
@@ -232,9 +263,6 @@ const Source* baked(const Plan& plan) {
 
 std::string bake_text(const Plan& plan, const Source& source) {
   const ModelRef& base = source.model;
-  const auto name = [](const std::string& path, const std::string& revision) {
-    return revision.empty() ? path : path + "@" + revision;
-  };
   const auto changed = static_cast<std::uint64_t>(
       std::count_if(plan.jobs.begin(), plan.jobs.end(), [](const Job& job) {
         return std::any_of(job.operands.begin(), job.operands.end(),
@@ -243,20 +271,19 @@ std::string bake_text(const Plan& plan, const Source& source) {
   std::string text = fmt::format(
       "\nThis is the model {} with {} in its weights, as `ingot bake` puts them there: {} of its "
       "{} tensors are computed from the adapter{}. It needs no adapter to run.\n",
-      cell(name(base.path, base.revision)),
+      cell(public_name(base.path, base.revision)),
       base.adapters.size() == 1 ? std::string("an adapter")
                                 : fmt::format("{} adapters", base.adapters.size()),
       changed, plan.jobs.size(), base.adapters.size() == 1 ? "" : "s");
   text += "\n## Adapters\n\n| adapter, in order | weight |\n|---|---|\n";
-  std::string words = "ingot bake " + shell_word(name(base.path, base.revision));
+  std::string words = "ingot bake " + shell_word(public_name(base.path, base.revision));
   for (const AdapterRef& adapter : base.adapters) {
-    const std::string full = name(adapter.path, adapter.revision);
+    const std::string full = public_name(adapter.path, adapter.revision);
     text += fmt::format("| {} | {} |\n", cell(full), adapter.weight);
     words +=
         " " + shell_word(adapter.weight == 1 ? full : fmt::format("{}:{}", full, adapter.weight));
   }
-  words += fmt::format(" -o {}{}", out_of(plan), flags(plan));
-  return text + "\n## Command\n\n" + block("sh", words);
+  return text + "\n## Command\n\n" + command(plan, words + " -o ");
 }
 
 std::string merge_text(const Plan& plan, const math::Method& method) {
@@ -284,7 +311,7 @@ std::string merge_text(const Plan& plan, const math::Method& method) {
   const std::string base = plan.recipe.base_model ? plan.recipe.base_model->text : "";
   for (std::uint32_t m = 0; m < plan.models.size(); ++m) {
     const Model& model = plan.models[m];
-    text += fmt::format("| {} | {} |", cell(model.ref.text),
+    text += fmt::format("| {} | {} |", cell(public_name(model.ref)),
                         model.adapter            ? "adapter"
                         : model.ref.text == base ? "base"
                                                  : "merged");
@@ -313,6 +340,36 @@ std::string merge_text(const Plan& plan, const math::Method& method) {
 }
 
 }  // namespace
+
+bool like_hub_name(std::string_view text) {
+  const auto allowed = [](char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' ||
+           c == '-' || c == '_' || c == '/';
+  };
+  return !text.empty() && text.front() != '/' && text.back() != '/' && !of_machine(text) &&
+         std::count(text.begin(), text.end(), '/') == 1 &&
+         std::all_of(text.begin(), text.end(), allowed);
+}
+
+std::string public_name(const std::string& path, const std::string& revision) {
+  std::string name = hub_name(path);
+  if (name.empty()) {
+    std::string_view rest = path;
+    while (rest.size() > 1 && rest.ends_with('/')) rest.remove_suffix(1);
+    if (of_machine(rest)) rest.remove_prefix(rest.rfind('/') + 1);  // npos + 1 is 0
+    name = rest.empty() || rest == "." || rest == ".." ? "model" : std::string(rest);
+  }
+  return revision.empty() ? name : name + "@" + revision;
+}
+
+std::string public_name(const ModelRef& ref) {
+  std::string text = public_name(ref.path, ref.revision);
+  for (const AdapterRef& adapter : ref.adapters) {
+    text += "+" + public_name(adapter.path, adapter.revision);
+    if (adapter.weight != 1) text += fmt::format(":{}", adapter.weight);
+  }
+  return text;
+}
 
 std::string cell(std::string_view text) {
   std::string out;
@@ -358,7 +415,7 @@ std::string model_card(Disk& disk, const Plan& plan, const math::Method& method,
   const Source* const bake = baked(plan);
   std::vector<std::string> bases;
   for (const Model& model : plan.models) {
-    const std::string name = hub_name(model);
+    const std::string name = hub_name(model.folder);
     if (!name.empty() && std::find(bases.begin(), bases.end(), name) == bases.end()) {
       bases.push_back(name);
     }
@@ -382,9 +439,10 @@ std::string adapter_card(Disk& disk, const Plan& plan, const std::string& kind,
   const Descent descent = descend(disk, plan, problems);
   const auto opened = std::find_if(plan.models.begin(), plan.models.end(),
                                    [&](const Model& model) { return model.ref.path == base; });
-  // A base that was a folder on another machine is not a link.
-  const std::string known = opened != plan.models.end() ? hub_name(*opened)
-                            : like_hub_name(base)       ? base
+  // A base that is a folder is not a link.
+  const std::string name = public_name(base);
+  const std::string known = opened != plan.models.end() ? hub_name(opened->folder)
+                            : like_hub_name(name)       ? name
                                                         : "";
   Front front;
   if (!known.empty()) {
@@ -397,10 +455,11 @@ std::string adapter_card(Disk& disk, const Plan& plan, const std::string& kind,
   if (plan.recipe.kind == Recipe::Kind::adapters) tags.emplace_back("merge");
   front.list("tags", tags_of(tags, descent));
   std::string text = front.text() + fmt::format("# {}\n\n{}\n", cell(title_of(plan, title)), about);
-  if (!base.empty()) text += fmt::format("\nIt is an adapter for the model {}.\n", cell(base));
+  if (!base.empty()) text += fmt::format("\nIt is an adapter for the model {}.\n", cell(name));
   text += "\n## Sources\n\n| source | tensors |\n|---|---|\n";
   for (const Model& model : plan.models) {
-    text += fmt::format("| {} | {} |\n", cell(model.ref.text), model.checkpoint.entries().size());
+    text += fmt::format("| {} | {} |\n", cell(public_name(model.ref)),
+                        model.checkpoint.entries().size());
   }
   return text + "\n## Command\n\n" + command(plan) + differences(descent) + remote_code(plan) +
          end_of_card(plan);

@@ -16,6 +16,15 @@ namespace ingot::plan {
 // Text as a YAML scalar that every reader takes for a string.
 [[nodiscard]] std::string yaml_string(std::string_view text);
 
+// True for text in the form of a name on the Hub, `owner/name`. One word is not: it is more often a
+// folder.
+[[nodiscard]] bool like_hub_name(std::string_view text);
+
+// What texts for others call a model or an adapter: its name on the Hub for a path into the Hub's
+// cache, the last name of another path that tells where files are on this machine, else the path.
+[[nodiscard]] std::string public_name(const std::string& path, const std::string& revision = "");
+[[nodiscard]] std::string public_name(const ModelRef& ref);
+
 // The card of a merged model, or of one with adapters in its weights. A function of the recipe, the
 // options that stand in the receipt, and the inputs.
 [[nodiscard]] std::string model_card(Disk& disk, const Plan& plan, const math::Method& method,

@@ -704,7 +704,8 @@ class Extraction {
     }
     write_peft(disk_, plan_, problems_, folder_, "Extracted adapter",
                fmt::format("What {} has over {}, as a LoRA made by `ingot extract`.",
-                           cell(draft_.shown(tuned_)), cell(draft_.shown(base_))));
+                           cell(public_name(plan_.recipe.models.front().model)),
+                           cell(public_name(*plan_.recipe.base_model))));
   }
 
   Disk& disk_;

@@ -17,6 +17,7 @@
 #include "base/hash.hpp"
 #include "ingot/adapter.hpp"
 #include "ingot/math/methods.hpp"
+#include "plan/card.hpp"
 #include "plan/folder.hpp"
 #include "plan/peft.hpp"
 #include "plan/ranks.hpp"
@@ -974,8 +975,13 @@ class Fusion {
     const AdapterConfig& first = adapters_.front().config;
     folder_.parts = parts_;
     folder_.family = family_ == ingot::Family::none ? ingot::Family::lora : family_;
-    folder_.base = first.base;
-    folder_.revision = first.revision;
+    // A name on the Hub says more than the folder of somebody's machine.
+    const auto named = std::find_if(adapters_.begin(), adapters_.end(), [](const Adapter& a) {
+      return like_hub_name(public_name(a.config.base));
+    });
+    const AdapterConfig& trained = named == adapters_.end() ? first : named->config;
+    folder_.base = trained.base;
+    folder_.revision = trained.revision;
     folder_.task = first.task;
     folder_.version = first.version;
     folder_.fan_in_fan_out = first.fan_in_fan_out;

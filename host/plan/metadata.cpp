@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "ingot/text.hpp"
+#include "plan/card.hpp"
 #include "recipe/tree.hpp"
 
 namespace ingot::plan {
@@ -74,7 +75,8 @@ std::string licence_of(const Metadata& card) {
 }
 
 struct Card {
-  std::string model;
+  std::string model;  // as the recipe names it, for messages
+  std::string name;   // for the output's card
   bool adapter = false;
   Metadata said;
 };
@@ -84,6 +86,7 @@ std::vector<Card> read_cards(Disk& disk, const Plan& plan, Problems& problems) {
   for (const Model& model : plan.models) {
     std::string folder = model.folder;
     const std::string shown = shorten(printable(model.ref.text), 200);
+    const std::string known = public_name(model.ref);
     try {
       if (disk.kind(folder) == Disk::Kind::file) {
         const std::size_t slash = folder.rfind('/');
@@ -91,19 +94,19 @@ std::vector<Card> read_cards(Disk& disk, const Plan& plan, Problems& problems) {
       }
       const auto path = seek_member(disk, folder, "README.md");
       if (!path) {
-        cards.push_back({shown, model.adapter, {}});
+        cards.push_back({shown, known, model.adapter, {}});
         continue;
       }
       const std::string name = shown + "/README.md";
       cards.push_back(
-          {shown, model.adapter, read_metadata(read_text(disk, *path, kLongestCard), name)});
+          {shown, known, model.adapter, read_metadata(read_text(disk, *path, kLongestCard), name)});
     } catch (const Error& error) {
       if (error.code() == Code::io || error.code() == Code::memory) throw;  // not the card
       problems.warn(Code::format,
                     fmt::format("the card of {} cannot be read, so the output's licence, language "
                                 "and tags do not include its own: {}",
                                 shown, shorten(error.what(), 500)));
-      cards.push_back({shown, model.adapter, {}});
+      cards.push_back({shown, known, model.adapter, {}});
     }
   }
   return cards;
@@ -118,11 +121,12 @@ std::string first_of(const std::vector<Card>& cards, std::string Metadata::*fiel
     if (card.adapter || value.empty()) continue;
     if (first == nullptr) first = &card;
     if (value == first->said.*field) continue;
-    const std::string note =
-        fmt::format("{} has {} {}, {} has {}; the card of the output has that of {}", first->model,
-                    key, first->said.*field, card.model, value, first->model);
-    problems.warn(Code::usage, note);
-    descent.notes.push_back(note);
+    const auto note = [&](std::string Card::*name) {
+      return fmt::format("{} has {} {}, {} has {}; the card of the output has that of {}",
+                         first->*name, key, first->said.*field, card.*name, value, first->*name);
+    };
+    problems.warn(Code::usage, note(&Card::model));
+    descent.notes.push_back(note(&Card::name));
     break;
   }
   return first == nullptr ? "" : first->said.*field;
@@ -133,12 +137,12 @@ void settle_licence(const std::vector<Card>& cards, Descent& descent, Problems& 
   const Card* other = nullptr;
   for (const Card& card : cards) {
     if (card.said.licences.empty()) {
-      descent.unlicensed.push_back(card.model);
+      descent.unlicensed.push_back(card.name);
       continue;
     }
     if (first == nullptr) first = &card;
     if (licence_of(card.said) != licence_of(first->said) && other == nullptr) other = &card;
-    descent.licences.push_back({card.model, licence_of(card.said)});
+    descent.licences.push_back({card.name, licence_of(card.said)});
   }
   if (first == nullptr) {
     descent.unlicensed.clear();
@@ -158,7 +162,7 @@ void settle_licence(const std::vector<Card>& cards, Descent& descent, Problems& 
     descent.licence_name = first->said.licence_name;
     descent.licence_link = first->said.licence_link;
   } else {
-    descent.licences.push_back({first->model, licence_of(first->said)});
+    descent.licences.push_back({first->name, licence_of(first->said)});
   }
 }
 

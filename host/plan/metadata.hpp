@@ -27,7 +27,7 @@ struct Metadata {
 // give one agree.
 struct Descent {
   struct Claim {
-    std::string model;  // ModelRef::text
+    std::string model;  // public_name()
     std::string value;
   };
   std::string licence, licence_name, licence_link;  // empty: nobody says, or they differ

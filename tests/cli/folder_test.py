@@ -215,6 +215,46 @@ class Companions(Folder):
                                                   r"with a model; .* \(and [0-9]+ more like it\)")
                     self.verify()
 
+    def test_that_say_something_else_in_another_model_are_named(self):
+        def put(name, a, b):
+            for model, value in (("a", a), ("b", b)):
+                self.put(name, value if isinstance(value, str) else json.dumps(value), model)
+
+        put("modules.json", [{"path": "1_Pooling"}], [{"path": "1_Pooling"}, {"path": "2_Normalize"}])
+        put("1_Pooling/config.json", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+            {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True})
+        put("preprocessor_config.json", {"size": {"height": 224}, "image_mean": [0.5], "image_processor_type": "A"},
+            {"size": {"height": 336}, "image_mean": [0.5], "image_processor_type": "B"})
+        put("processor_config.json", {"image_seq_length": 4, "processor_class": "A"},
+            {"image_seq_length": 4.0, "processor_class": "B", "only_here": 1})
+        put("generation_config.json", {"eos_token_id": 2, "temperature": 1}, {"eos_token_id": [2, 3], "temperature": 2})
+        put("tokenizer_config.json", {"eos_token": "</s>", "pad_token": "a", "add_bos_token": True},
+            {"eos_token": {"content": "</s>"}, "pad_token": "b", "add_bos_token": False})
+        put("chat_template.jinja", "{{ a }}", "{{ b }}")
+        put("vocab.json", {"x": 0, "y": 1, "only in a": 2}, {"y": 0, "x": 1, "z": 3})
+        for model in "ab":
+            (self.folder / model / "tokenizer.json").unlink(missing_ok=True)
+        said = self.linear("--dry-run").stderr
+        for text in ("modules.json: it has 1 entries in a and 2 entries in b; the output has the file of a",
+                     "1_Pooling/config.json: pooling_mode_cls_token is true in a and false in b (and 1 more)",
+                     "preprocessor_config.json: size.height is 224 in a and 336 in b; ",
+                     "generation_config.json: eos_token_id is 2 in a and [2,3] in b; ",
+                     "tokenizer_config.json: add_bos_token is true in a and false in b; ",
+                     "the chat templates of a and b differ; the output has that of a",
+                     "the tokenizers of a and b differ: id 0 is 'x' in a and 'y' in b (and 1 more)"):
+            self.assertIn(text, said)
+        self.assertNotIn("processor_config.json: image_seq", said)
+        ordered = self.linear("--dry-run", recipe=LINEAR + "chat_template: chatml\n").stderr
+        self.assertNotIn("chat templates of", ordered)
+        for name in ("1_Pooling/config.json", "chat_template.jinja", "vocab.json"):
+            shutil.copy(self.folder / "a" / name, self.folder / "b" / name)
+        said = self.linear("--dry-run").stderr
+        for text in ("1_Pooling", "chat templates", "the tokenizers"):
+            self.assertNotIn(text, said)
+        self.put("preprocessor_config.json", "{", "b")  # a file that the output does not have
+        self.linear()
+        self.verify()
+
     def test_a_folder_with_folders_is_replaced_and_resumed_as_any_other(self):
         self.put("modules.json", '[{"path": "1_Pooling"}]')
         self.put("1_Pooling/config.json", "{}")

@@ -130,7 +130,7 @@ TEST_F(CardTest, SaysWhatWasDoneAndHowToDoItAgain) {
   EXPECT_NE(text.find("`dare_ties`"), std::string::npos);
   EXPECT_NE(text.find("| b | merged | 0.1 to 0.88 | 0.5 |\n| a | base |  |  |\n"),
             std::string::npos);
-  EXPECT_NE(text.find("ingot merge recipe.yml 'My `model`' --seed 7 --dtype float32\n"),
+  EXPECT_NE(text.find("ingot merge recipe.yml 'My `model`' --seed 7 --dtype float32 --root DIR\n"),
             std::string::npos);
   EXPECT_NE(text.find("`rescale` true"), std::string::npos);
   // The seed stands in the receipt only where something is drawn.
