@@ -93,6 +93,7 @@ std::string edited_config(Draft& draft, std::uint32_t model, const Written& writ
   edits.dtype = word(wanted ? *wanted : prevailing(draft.plan.jobs));
   edits.uniform = wanted.has_value();
   edits.stacks = written.stacks;
+  edits.ahead = written.ahead;
   edits.models = draft.configs;
   edits.shown = draft.shown(model);
   edits.donor = model;

@@ -258,6 +258,33 @@ void Config::restack(Json& out, const Edits& edits, const Restacked& stack,
   }
 }
 
+// What the document and its object of the text say of layers for multi-token prediction.
+void Config::count_ahead(Json& out, const Edits& edits, Problems& problems) const {
+  const Ahead& ahead = edits.ahead;
+  const bool lent = ahead.from && *ahead.from != edits.donor;
+  const std::string from = lent ? edits.names[*ahead.from] : std::string();
+  Json said = Json::object();  // by the model that gives them, wherever in its config it does
+  if (lent) {
+    const Config& giver = edits.models[*ahead.from];
+    for (const Json* object : {&giver.document_, giver.account(edits.text, 0, from).object}) {
+      if (object != nullptr && object->is_object()) said.update(*object);
+    }
+  }
+  Json* text = inner(out, edits.text.object);
+  if (text == nullptr) text = &out;
+  plan::count_ahead(*text, lent ? &said : nullptr, ahead.layers, edits.shown, from, problems);
+  // What is said once more, beside the text's object or in objects about these layers alone.
+  const auto again = [&](Json& object) {
+    plan::count_ahead(object, nullptr, ahead.layers, edits.shown, from, problems);
+  };
+  if (text != &out) again(out);
+  for (Json* object : {text, &out}) {
+    for (auto& [key, value] : object->items()) {
+      if (value.is_object() && key.starts_with("mtp")) again(value);
+    }
+  }
+}
+
 std::string Config::edited(const Edits& edits, Problems& problems) const {
   Json out = document_;
   const auto set_if_present = [](Json& object, const char* key, const Json& value) {
@@ -281,6 +308,8 @@ std::string Config::edited(const Edits& edits, Problems& problems) const {
   }
 
   for (const Restacked& stack : edits.stacks) restack(out, edits, stack, problems);
+
+  if (edits.ahead.known) count_ahead(out, edits, problems);
 
   const auto each_text = [&](auto&& act) {
     act(out);

@@ -63,6 +63,7 @@ class Config {
  private:
   void restack(nlohmann::ordered_json& out, const Edits& edits, const Restacked& stack,
                Problems& problems) const;
+  void count_ahead(nlohmann::ordered_json& out, const Edits& edits, Problems& problems) const;
 
   nlohmann::ordered_json document_;
   bool ascii_ = true;  // non-ASCII text was escaped in the file
@@ -76,11 +77,19 @@ struct Restacked {
   std::vector<std::uint64_t> depths;  // layers of every model; empty: as many as the donor has
 };
 
+// Layers for multi-token prediction.
+struct Ahead {
+  bool known = false;                 // some model of the recipe has such layers
+  std::uint64_t layers = 0;           // that the output has
+  std::optional<std::uint32_t> from;  // the view whose config describes them: the donor if it can
+};
+
 // What differs between the donor's config and the output's.
 struct Edits {
   std::string dtype;     // word of the output's dtype; empty: as it is
   bool uniform = false;  // the whole output was asked to have it: sub-configs follow
   std::vector<Restacked> stacks;
+  Ahead ahead;
   Place text;  // object that holds the text model's keys (its key is unused)
   std::optional<std::uint64_t> vocabulary;  // rows, where they differ from the donor's
   std::optional<bool> tied;                 // where the output must say so

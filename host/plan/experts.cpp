@@ -347,6 +347,19 @@ std::string class_of(const Model& model) {
   }
 }
 
+// "model.layers.*.mlp.experts": the experts of all layers of one stack.
+std::string stack_of(std::string_view owner) {
+  std::string out;
+  while (!owner.empty()) {
+    const std::string_view component = first_component(owner);
+    const bool number = component.find_first_not_of("0123456789") == std::string_view::npos;
+    if (!out.empty()) out += '.';
+    out += number ? "*" : component;
+    owner.remove_prefix(std::min(component.size() + 1, owner.size()));
+  }
+  return out;
+}
+
 std::string words_of(const Form& form) {
   return fmt::format("{} ({}{}{})", form.together ? "in one tensor" : "apart",
                      form.joint ? std::string(kJoint) : form.leaves[1],
@@ -360,33 +373,41 @@ void arrange_experts(Draft& draft, std::uint32_t donor) {
   auto& models = draft.plan.models;
   const auto own = Banker(models[donor].checkpoint, class_of(models[donor])).run();
   if (own.empty()) return;
-  const Form& form = own.begin()->second.form;
-  if (std::any_of(own.begin(), own.end(),
-                  [&](const auto& item) { return !(item.second.form == form); })) {
-    return;
-  }
+  // One form for all layers of a stack, also where the donor has several.
+  std::map<std::string, const Form*> forms;
+  for (const auto& [owner, bank] : own) forms.emplace(stack_of(owner), &bank.form);
+  const Form& first = own.begin()->second.form;
   for (std::uint32_t m = 0; m < models.size(); ++m) {
-    if (m == donor || models[m].adapter) continue;
+    if (models[m].adapter) continue;
     const std::vector<Entry>& stored = models[m].checkpoint.entries();
     const auto banks = Banker(models[m].checkpoint, class_of(models[m])).run();
     std::vector<Entry> made;
     std::vector<bool> replaced(stored.size());
     const Form* other = nullptr;
+    const Form* wanted = nullptr;
     for (const auto& [owner, bank] : banks) {
+      const auto known = forms.find(stack_of(owner));
+      const Form& form = known == forms.end() ? first : *known->second;
       if (bank.form == form) continue;
       const std::size_t before = made.size();
       Arranger(stored, owner, bank, form, made).run();
       if (made.size() == before) continue;
       for (const std::uint32_t e : bank.entries) replaced[e] = true;
       other = &bank.form;
+      wanted = &form;
     }
     if (other == nullptr) continue;
+    const std::string& name = models[m].ref.text;
+    const std::string& giver = models[donor].ref.text;
     draft.problems.warn(
         Code::format,
-        fmt::format(
-            "{} stores its experts {}, {} stores them {}: ingot reads them in the form of {}",
-            models[m].ref.text, words_of(*other), models[donor].ref.text, words_of(form),
-            models[donor].ref.text));
+        m == donor
+            ? fmt::format("{} stores the experts of some layers {}, of others {}: ingot reads and "
+                          "writes all in the second form",
+                          name, words_of(*other), words_of(*wanted))
+            : fmt::format(
+                  "{} stores its experts {}, {} stores them {}: ingot reads them in the form of {}",
+                  name, words_of(*other), giver, words_of(*wanted), giver));
     for (std::size_t e = 0; e < stored.size(); ++e) {
       if (!replaced[e]) made.push_back(stored[e]);
     }

@@ -6,10 +6,10 @@
 
 namespace ingot::plan {
 
-// Gives the checkpoints of Plan::models the donor's layout of experts: entries that are put
-// together of several stored tensors, or cut out of one (Entry::patches), in place of the stored
-// ones. Bits are never changed. Names outside "experts" stay. A layout with an expert missing, or
-// with experts of different types or shapes, stays as it is.
+// Gives the checkpoints of Plan::models the donor's layout of experts, one for each of its stacks:
+// entries that are put together of several stored tensors, or cut out of one (Entry::patches), in
+// place of the stored ones. Bits are never changed. Names outside "experts" stay. A layout with an
+// expert missing, or with experts of different types or shapes, stays as it is.
 //
 //   apart        experts.7.gate_proj.weight (out, in)    or w1, w3, w2 for gate, up, down
 //   together     experts.gate_up_proj (experts, 2 out, in), experts.down_proj (experts, out, in)

@@ -464,6 +464,10 @@ constexpr std::string_view kSparseStep =
 }  // namespace
 
 std::span<const Rule> rules() { return kRules; }
+bool same_matter(const Rule& own, const Rule& any) {
+  return own.names == any.names ||
+         (own.list == "layer_types" && (any.names == kFullName || any.names == kSlidingName));
+}
 bool full_last(std::string_view type) { return among(kFullLast, type); }
 bool sparse_steps(std::string_view type) { return among(kSparseStep, type); }
 

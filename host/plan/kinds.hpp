@@ -76,6 +76,8 @@ struct Rule {
 
 // All rules, those of no type last.
 [[nodiscard]] std::span<const Rule> rules();
+// True if `any`, a rule of no type, would say again what `own`, a rule of a class, says.
+[[nodiscard]] bool same_matter(const Rule& own, const Rule& any);
 
 // Types whose classes take the last layer for one of full attention whatever the list says.
 [[nodiscard]] bool full_last(std::string_view type);

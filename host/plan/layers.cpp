@@ -34,6 +34,14 @@ struct Aspect {
   bool placed = false;  // the kind is the layer's number
 };
 
+// A rule that decides nothing, because a list or another rule of the class does: its numbers are
+// kept true where they can be.
+struct Idle {
+  const Rule* rule;
+  std::string key;         // of the aspect that decides
+  std::string_view words;  // of that aspect's kinds
+};
+
 class Reader {
  public:
   // `left`: the layers behind those counted are left out.
@@ -56,6 +64,7 @@ class Reader {
     return std::move(aspects_);
   }
   [[nodiscard]] const std::set<std::string>& taken() const { return taken_; }
+  [[nodiscard]] const std::vector<Idle>& idle() const { return idle_; }
 
   // An object that holds keys of the same layers: not another model's, not a table of its own.
   static bool nested(const std::string& key, const Json& value) {
@@ -76,13 +85,23 @@ class Reader {
   }
 
   void add_rules() {
-    std::set<std::string_view> spoken;  // first keys of rules for this type
+    std::set<std::string_view> spoken;                     // first keys of rules for this type
+    std::vector<std::pair<const Rule*, std::string>> own;  // rules for this type, and their keys
     for (const Rule& rule : rules()) {
       const Number first = number_of(rule.numbers[0]);
-      if (rule.types.empty()
-              ? held(*donor_.object, first.key) == nullptr || spoken.contains(first.key) ||
-                    foreign(first.key) || taken_.contains(std::string(first.key))
-              : !among(rule.types, donor_.type)) {
+      const bool has = !first.key.empty() && held(*donor_.object, first.key) != nullptr;
+      if (rule.types.empty() ? !has || spoken.contains(first.key) || foreign(first.key) ||
+                                   taken_.contains(std::string(first.key))
+                             : !among(rule.types, donor_.type)) {
+        continue;
+      }
+      // The class itself tells, by other keys than this rule of no type.
+      const auto decided = std::find_if(own.begin(), own.end(), [&](const auto& each) {
+        return rule.types.empty() && same_matter(*each.first, rule);
+      });
+      if (decided != own.end()) {
+        taken_.insert(std::string(first.key));
+        idle_.push_back({&rule, decided->second, decided->first->words});
         continue;
       }
       for (const std::string_view text : rule.numbers) {
@@ -100,10 +119,14 @@ class Reader {
       }
       if (!rule.list.empty()) taken_.insert(std::string(rule.list));
       const std::uint64_t count = donor_.count;
-      aspects_.push_back({std::string(deciding(rule, *donor_.object) != nullptr ? rule.list
-                                      : !first.key.empty()                      ? first.key
-                                      : rule.list.empty()                       ? rule.instead
-                                                                                : rule.list),
+      const bool listed = deciding(rule, *donor_.object) != nullptr;
+      const std::string key(listed               ? rule.list
+                            : !first.key.empty() ? first.key
+                            : rule.list.empty()  ? rule.instead
+                                                 : rule.list);
+      if (listed && has) idle_.push_back({&rule, key, rule.words});
+      if (!rule.types.empty()) own.emplace_back(&rule, key);
+      aspects_.push_back({key,
                           std::string(rule.names),
                           [&rule](const Account& account, const Layers& layers) {
                             return read(rule, account, layers);
@@ -442,18 +465,8 @@ class Reader {
   bool left_;
   std::vector<Aspect> aspects_;
   std::set<std::string> taken_;
+  std::vector<Idle> idle_;
 };
-
-// Rules of the donor's type beside a list that decides: their keys, to be kept true where they can.
-std::vector<const Rule*> idle_rules(const Account& donor) {
-  std::vector<const Rule*> out;
-  for (const Rule& rule : rules()) {
-    if (!among(rule.types, donor.type) || deciding(rule, *donor.object) == nullptr) continue;
-    const Number first = number_of(rule.numbers[0]);
-    if (!first.key.empty() && held(*donor.object, first.key) != nullptr) out.push_back(&rule);
-  }
-  return out;
-}
 
 Layers layers_of(const std::vector<Origin>& origins, std::uint32_t model) {
   Layers out;
@@ -497,7 +510,6 @@ class Rearranger {
 
   bool run(bool& rearranged) {
     Reader reader(donor_, order_.counter, order_.left > 0);
-    const std::vector<const Rule*> idle = idle_rules(donor_);
     std::vector<Account> used;
     for (std::uint32_t m = 0; m < accounts_.size(); ++m) {
       if (!layers_of(order_.layers, m).empty()) used.push_back(accounts_[m]);
@@ -515,12 +527,14 @@ class Rearranger {
       } else {
         rearranged = rearranged || object_ != before || before.contains(aspect.key);
       }
-      for (const Rule* rule : idle) {
-        if (rule->list == aspect.key) follow(*rule, *wanted);
+      for (const Idle& idle : reader.idle()) {
+        if (idle.key == aspect.key) follow(idle, aspect, *wanted);
+      }
+      if (among("indexer_types index_topk_freq index_topk_pattern", aspect.key)) {
+        indexers(aspect.key, *wanted);
       }
     }
     sources();
-    extras();
     joined();
     strangers(reader.taken(), rearranged);
     check_tensors();
@@ -626,19 +640,59 @@ class Rearranger {
         yes ? " and the others are not" : ""));
   }
 
-  // Numbers of a rule whose list decides.
-  void follow(const Rule& rule, const Kinds& wanted) {
-    Layers all(wanted.size());
-    for (std::size_t j = 0; j < all.size(); ++j) all[j] = j;
-    const std::string first(number_of(rule.numbers[0]).key);
-    if (!gated(*donor_.object, rule.gates) || read_rule(rule, object_, all.size(), all) == wanted ||
-        !numbers_of(rule, object_) || Reader::fit(rule, object_, wanted, all)) {
+  // Numbers of a rule that decides nothing.
+  void follow(const Idle& idle, const Aspect& aspect, const Kinds& wanted) {
+    const Rule& rule = *idle.rule;
+    const auto said = [&](const Kinds& kinds) {  // in the rule's words
+      if (idle.words == rule.words) return kinds;
+      Kinds out;
+      for (const Json& each : kinds) out.emplace_back(each == word_of(idle.words, 1));
+      return out;
+    };
+    const auto all = [](std::size_t count) {
+      Layers layers(count);
+      for (std::size_t j = 0; j < count; ++j) layers[j] = j;
+      return layers;
+    };
+    const Layers before = all(std::min<std::uint64_t>(donor_.count, kMost)),
+                 now = all(wanted.size());
+    const Kinds expected = said(wanted);
+    const bool another = rule.types.empty();
+    if (another && read_rule(rule, *donor_.object, donor_.count, before) !=
+                       said(aspect.read(donor_, before))) {
+      return;  // it was not true before
+    }
+    if (!gated(*donor_.object, rule.gates) ||
+        read_rule(rule, object_, now.size(), now) == expected || !numbers_of(rule, object_) ||
+        Reader::fit(rule, object_, expected, now)) {
       return;
     }
     problems_.warn(Code::format,
                    fmt::format("config.json of {}: '{}' gives the kind of each layer; '{}' cannot "
                                "give the kinds of the output's layers and was copied unchanged",
-                               donor_.shown, rule.list, first));
+                               donor_.shown, another ? "model_type" : rule.list,
+                               number_of(rule.numbers[0]).key));
+  }
+
+  // Layers without an index of their own take the choice of the last layer that has one; linear
+  // attention passes none on.
+  void indexers(const std::string& key, const Kinds& wanted) {
+    const Json* types = held(object_, "layer_types");
+    bool given = false;
+    for (std::size_t j = 0; j < wanted.size(); ++j) {
+      if (types != nullptr && types->is_array() && j < types->size() &&
+          (*types)[j] == "linear_attention") {
+        given = false;
+      } else if (wanted[j] != "shared" && wanted[j] != "S") {
+        given = true;
+      } else if (!given) {
+        fail_at(
+            fmt::format("config.json of {}: layer {} of the output takes its choice of tokens "
+                        "from an earlier layer ('{}'), but the output has no such layer",
+                        donor_.shown, j, key));
+        return;
+      }
+    }
   }
 
   // Lists that name for each layer the layer it takes something from.
@@ -674,22 +728,6 @@ class Rearranger {
                         "the named layers is not in the output",
                         donor_.shown, key));
       }
-    }
-  }
-
-  // Layers for multi-token prediction stay behind: the count is of those that the output has.
-  void extras() {
-    if (order_.left == 0) return;
-    for (auto& [key, value] : object_.items()) {
-      if (meaning_of(key) != Meaning::extra || !value.is_number_unsigned()) continue;
-      const auto now = value.get<std::uint64_t>();
-      if (now == 0) continue;
-      value = now - std::min(now, order_.left);
-      problems_.warn(Code::format,
-                     fmt::format("{}: slices leave out the {} layers after layer {} (multi-token "
-                                 "prediction); '{}' of the output's config.json is {}",
-                                 donor_.shown, order_.left, donor_.count - 1, key,
-                                 value.get<std::uint64_t>()));
     }
   }
 
@@ -879,6 +917,39 @@ class Rearranger {
 bool rearrange(Json& object, std::span<const Account> accounts, std::uint32_t donor,
                const Order& order, bool allow, Problems& problems, bool& rearranged) {
   return Rearranger(object, accounts, donor, order, allow, problems).run(rearranged);
+}
+
+void count_ahead(Json& object, const Json* giver, std::uint64_t layers, const std::string& shown,
+                 const std::string& from, Problems& problems) {
+  const auto counts = [](const std::string& key, const Json& value) {
+    return meaning_of(key) == Meaning::extra && value.is_number_unsigned();
+  };
+  const auto set = [&](const std::string& key, Json& place, const Json& value) {
+    if (place == value) return;
+    problems.warn(
+        Code::format,
+        fmt::format("config.json of {}: '{}' is {}, but the output has {} for multi-token "
+                    "prediction: its config.json has {}",
+                    shown, key, place.is_null() ? "missing" : place.dump(),
+                    layers == 0        ? "no layers"
+                    : giver != nullptr ? fmt::format("the layers of {}", from)
+                                       : fmt::format("{} layer{}", layers, layers == 1 ? "" : "s"),
+                    value.dump()));
+    place = value;
+  };
+  for (auto& [key, value] : object.items()) {
+    if (!counts(key, value)) continue;
+    const bool zero = value == 0;
+    if (layers == 0 || (zero && (giver == nullptr || held(*giver, key) == nullptr))) {
+      set(key, value, layers);
+    }
+  }
+  if (layers == 0 || giver == nullptr) return;
+  for (const auto& [key, value] : giver->items()) {
+    const auto meaning = meaning_of(key);
+    if (value.is_null() || (!counts(key, value) && meaning != Meaning::extras)) continue;
+    set(key, object[key], value);
+  }
 }
 
 void compare_layers(const Account& donor, const Account& other, std::uint64_t layers,

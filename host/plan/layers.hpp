@@ -46,11 +46,18 @@ struct Order {
 
 // Rewrites `object`, a copy of the donor's (`accounts[donor].object`), so that what it says of
 // layers holds for the new order: lists, texts and maps by layer, lists of layer numbers, counts
-// and periods, counts of extra layers. What cannot be said is an error, or under `allow` a warning;
+// and periods. What cannot be said is an error, or under `allow` a warning;
 // then true is returned. `rearranged` is set where a list, a text or a map was.
 [[nodiscard]] bool rearrange(nlohmann::ordered_json& object, std::span<const Account> accounts,
                              std::uint32_t donor, const Order& order, bool allow,
                              Problems& problems, bool& rearranged);
+
+// Makes what `object`, a copy of the donor's, says of layers for multi-token prediction hold for
+// the `layers` that the output has: `giver` is what the config of another model, `from`, says of
+// them; null: they are the donor's. Warns of every key that it changes.
+void count_ahead(nlohmann::ordered_json& object, const nlohmann::ordered_json* giver,
+                 std::uint64_t layers, const std::string& shown, const std::string& from,
+                 Problems& problems);
 
 // Warns where two models say different kinds of the same layer, which a plain merge mixes.
 void compare_layers(const Account& donor, const Account& other, std::uint64_t layers,

@@ -302,7 +302,8 @@ class Cataloguer {
           parts_.emplace(key, static_cast<std::uint32_t>(out_.templates.size()));
       if (fresh) {
         const Shape& shape = entries[i].info.shape;
-        Template part{std::string(before), std::string(after), kNoStack, 0, Role::other, false};
+        Template part{std::string(before), std::string(after), kNoStack, 0, Role::other, false,
+                      !ahead(name).empty()};
         if (layered) {
           part.stack = stack_of(before);
           part.module = out_.stacks[static_cast<std::size_t>(part.stack)].module;
@@ -310,8 +311,8 @@ class Cataloguer {
         } else {
           part.module = module_of(name);
           part.role = role(name, shape, out_.family);
-          part.trailing = trailing(name, part.role);
         }
+        part.trailing = part.ahead || (!layered && trailing(name, part.role));
         out_.templates.push_back(std::move(part));
         matrix_.push_back(false);
       }
@@ -563,6 +564,13 @@ const Gap* Catalogue::gap(std::uint32_t model, std::uint32_t part, std::uint64_t
   }
   const std::int32_t index = lacking.empty() ? -1 : lacking[model][part];
   return index < 0 ? nullptr : &gaps[static_cast<std::size_t>(index)];
+}
+
+bool Catalogue::behind(std::uint32_t part, std::uint64_t layer) const {
+  const Template& what = templates[part];
+  const std::string& module = modules[what.module];
+  return what.stack != kNoStack && (module == "text_decoder" || module == "default") &&
+         beyond.contains({what.stack, layer});
 }
 
 const Gap* Catalogue::gap(std::uint32_t model, std::int32_t stack) const {

@@ -29,6 +29,7 @@ struct Template {
   std::uint32_t module = 0;       // index into Catalogue::modules
   Role role = Role::other;
   bool trailing = false;  // follows the layers
+  bool ahead = false;     // of a module for multi-token prediction, which follows them as a whole
 
   [[nodiscard]] std::string name(std::uint64_t layer) const;
 };
@@ -88,7 +89,9 @@ struct Catalogue {
   // among them; or a layer beyond those that config.json counts. No module holds the text's layers
   // or its embedding. A model that has other parts of a vision or sound tower lacks no tower.
   [[nodiscard]] const Gap* gap(std::uint32_t model, std::uint32_t part, std::uint64_t layer) const;
-  // The same of all layers of a stack.
+  // True for a layer of multi-token prediction behind those that config.json counts.
+  [[nodiscard]] bool behind(std::uint32_t part, std::uint64_t layer) const;
+  // The same as `gap` of all layers of a stack.
   [[nodiscard]] const Gap* gap(std::uint32_t model, std::int32_t stack) const;
 };
 

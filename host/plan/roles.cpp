@@ -177,6 +177,16 @@ bool trailing(std::string_view name, Role role) {
   return false;
 }
 
+std::string_view ahead(std::string_view name) {
+  for (std::size_t begin = 0; begin < name.size();) {
+    const std::size_t end = std::min(name.find('.', begin), name.size());
+    const std::string_view component = name.substr(begin, end - begin);
+    if (component == "mtp" || component.starts_with("mtp_")) return name.substr(0, end);
+    begin = end + 1;
+  }
+  return {};
+}
+
 bool counts_layers(std::string_view component) {
   return contains({"layers", "layer", "h", "block", "blocks", "resblocks"}, component);
 }

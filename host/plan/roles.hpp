@@ -48,6 +48,10 @@ enum class Role {
 // a recipe of slices the first group comes from the last slice, the second from the first.
 [[nodiscard]] bool trailing(std::string_view name, Role role);
 
+// The module for multi-token prediction that a tensor is in: "model.mtp_layers" of
+// "model.mtp_layers.0.norm.weight"; empty: in none.
+[[nodiscard]] std::string_view ahead(std::string_view name);
+
 // True if a component of this name, followed by a number, counts layers: "layers", "h", "block".
 [[nodiscard]] bool counts_layers(std::string_view component);
 

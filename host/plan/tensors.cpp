@@ -1,6 +1,7 @@
 #include "plan/tensors.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <map>
 #include <memory>
 #include <set>
@@ -11,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "plan/folder.hpp"
+#include "plan/ties.hpp"
 #include "plan/types.hpp"
 #include "token/rows.hpp"
 #include "token/vocab.hpp"
@@ -24,6 +26,9 @@ constexpr std::size_t kTensors = 3'000'000;
 
 // A bound on the layers of the donor that are compared with the output's.
 constexpr std::uint64_t kCompared = 20'000;
+
+// Stands for layers of slices, whose numbers in the output are not the catalogue's.
+constexpr std::uint64_t kNoLayer = ~std::uint64_t{0};
 
 // The tensor of every input of a section that plays one part, null where an input has none.
 using Found = std::vector<const Spot*>;
@@ -84,6 +89,7 @@ class Writer {
       }
     }
     list_unused(parts);
+    written_.ahead.layers = std::max<std::size_t>(ahead_.size(), written_.ahead.from ? 1 : 0);
     written_.head = !heads_written_.empty();
     return std::move(written_);
   }
@@ -94,8 +100,15 @@ class Writer {
   void index_parts() {
     const std::size_t models = draft_.views.size();
     holds_.assign(models, std::vector<bool>(names_.templates.size()));
+    counted_ = holds_;
     for (std::size_t m = 0; m < models; ++m) {
-      for (const Spot& spot : names_.listings[m].spots) holds_[m][spot.part] = true;
+      for (const Spot& spot : names_.listings[m].spots) {
+        holds_[m][spot.part] = true;
+        if (spot.stack == kNoStack || spot.layer < depth(static_cast<std::uint32_t>(m), spot.stack))
+          counted_[m][spot.part] = true;
+        written_.ahead.known = written_.ahead.known || names_.templates[spot.part].ahead ||
+                               names_.behind(spot.part, spot.layer);
+      }
     }
     for (const Model& model : draft_.plan.models) {
       used_.emplace_back(model.checkpoint.entries().size());
@@ -197,7 +210,7 @@ class Writer {
     const Section& first = part.sections.front();
     const Section& last = part.sections.back();
     // Layers of other stacks are not part of the slices: they stay where they are.
-    const auto outside = [&](const Section& section, bool trailing) {
+    const auto beside = [&](const Section& section, bool trailing) {
       join(
           all_spots(section), std::vector<std::uint64_t>(section.inputs.size(), 0),
           [&](const Spot& s) {
@@ -208,7 +221,7 @@ class Writer {
             write(part, section, p, layer, layer, 0, std::move(found));
           });
     };
-    outside(first, false);
+    beside(first, false);
     Restacked stack;
     const auto& count = names_.counts[static_cast<std::size_t>(first.stack)];
     if (count) {
@@ -244,7 +257,8 @@ class Writer {
     }
     describe(first.stack, stack);
     written_.stacks.push_back(std::move(stack));
-    outside(last, true);
+    beside(last, true);
+    tell_ahead(part);
     // The last slice's models may be tied while another has a head of its own.
     for (const std::uint32_t head : heads_) {
       if (names_.templates[head].module != part.module || heads_written_.contains(head)) continue;
@@ -255,6 +269,68 @@ class Writer {
         write(part, last, head, 0, 0, 0, Found(last.inputs.size(), nullptr));
       }
     }
+    tell_tied(part);
+  }
+
+  // A module for multi-token prediction reads what the last layers give: it comes whole from the
+  // models of the last slice.
+  void tell_ahead(const Part& part) {
+    std::set<std::string_view> roots;
+    std::string owners, givers;
+    const std::vector<Input>& last = part.sections.back().inputs;
+    for (std::uint32_t m = 0; m < draft_.views.size(); ++m) {
+      bool owns = false;
+      for (const Spot& spot : names_.listings[m].spots) {
+        const std::string_view root = ahead(names_.templates[spot.part].before);
+        if (root.empty() || !in_module(part, spot)) continue;
+        roots.insert(root);
+        owns = true;
+      }
+      if (!owns) continue;
+      owners += (owners.empty() ? "" : ", ") + draft_.shown(m);
+      if (std::any_of(last.begin(), last.end(), [&](const Input& i) { return i.model == m; })) {
+        givers += (givers.empty() ? "" : ", ") + draft_.shown(m);
+      }
+    }
+    if (roots.empty()) return;
+    const std::string what =
+        fmt::format("{} {}", roots.size() > 1 ? "modules" : "module", fmt::join(roots, ", "));
+    problems_.warn(
+        Code::missing,
+        givers.empty()
+            ? fmt::format("{}: {} of {} is left out: multi-token prediction comes from "
+                          "the last slice, whose models have none",
+                          draft_.recipe().file, what, owners)
+            : fmt::format("{}: {} for multi-token prediction comes whole from {}, as the "
+                          "last slice does",
+                          draft_.recipe().file, what, givers));
+  }
+
+  // Without a head of its own the output reads its last layers by the embedding of the first.
+  void tell_tied(const Part& part) {
+    if (embeddings_.empty() || !speaks(architecture(draft_, draft_.donor))) return;
+    const auto embedding = [&](const Section& section) {
+      std::set<std::tuple<std::uint32_t, std::uint32_t, const void*>> items;
+      for (const Input& input : section.inputs) {
+        const Spot* spot = names_.listings[input.model].find(embeddings_.front());
+        if (spot == nullptr) continue;
+        const Item& item = draft_.item(input.model, spot->entry);
+        items.emplace(item.model, item.entry, item.effects.get());
+      }
+      return items;
+    };
+    const Section& first = part.sections.front();
+    const Section& last = part.sections.back();
+    if (names_.templates[embeddings_.front()].module != part.module && part.module != kAllModules)
+      return;
+    if (!heads_written_.empty() || embedding(first) == embedding(last)) return;
+    problems_.warn(
+        Code::format,
+        fmt::format("{}: the models have no head of their own, so the embedding of {}, from the "
+                    "first slice, is the head behind the last layers, which come from {}; a model "
+                    "with its own head in the last slice would give that",
+                    draft_.recipe().file, draft_.shown(first.inputs.front().model),
+                    draft_.shown(last.inputs.front().model)));
   }
 
   [[nodiscard]] std::vector<std::span<const Spot>> all_spots(const Section& section) const {
@@ -292,6 +368,7 @@ class Writer {
     out.order.left = stored - std::min(stored, out.old_count);
     for (std::size_t s = 0; s < names_.stacks.size(); ++s) {  // as many beside them, one for each
       const auto number = static_cast<std::int32_t>(s);
+      if (!ahead(names_.stacks[s].prefix).empty()) continue;
       if (number != stack && out.old_count > 1 && depth(draft_.donor, number) == out.old_count &&
           names_.stacks[s].module == names_.stacks[static_cast<std::size_t>(stack)].module) {
         out.order.joined.push_back(names_.stacks[s].prefix);
@@ -341,9 +418,9 @@ class Writer {
       const std::uint32_t first = part.sections.front().inputs.front().model;
       for (const Section& section : part.sections) {
         const std::uint32_t other = section.inputs.front().model;
-        if (holds_[first][p] == holds_[other][p]) continue;
+        if (counted_[first][p] == counted_[other][p]) continue;
         const auto [with, without] =
-            holds_[first][p] ? std::pair(first, other) : std::pair(other, first);
+            counted_[first][p] ? std::pair(first, other) : std::pair(other, first);
         std::string text = fmt::format(
             "layers of {} have {}, but layers of {} do not: a stack of both does not make a model",
             draft_.shown(with), name.after, draft_.shown(without));
@@ -396,8 +473,7 @@ class Writer {
         sound = absent(section, p, i, output, found) && sound;
         continue;
       }
-      const std::uint64_t own =
-          section.whole || what.stack != section.stack ? place : input.first + place;
+      const std::uint64_t own = outside(section, what) ? place : input.first + place;
       Share share{i, models[i], &draft_.item(models[i], found[i]->entry),
                   names_.templates[found[i]->part].name(own)};
       const bool base = section.base && *section.base == i;
@@ -421,8 +497,36 @@ class Writer {
     if (!filled.empty()) job.reason = filled;
     if (!derive(shares, job)) return;
     if (what.role == Role::head) heads_written_.insert(p);
+    note_ahead(section, p, layer, shares);
     if (!embeddings_.empty() && p == embeddings_.front()) written_.rows = job.output.shape[0];
     add(std::move(job));
+  }
+
+  // What config.json must say of layers for multi-token prediction.
+  void note_ahead(const Section& section, std::uint32_t p, std::uint64_t layer,
+                  const std::vector<Share>& shares) {
+    const Template& what = names_.templates[p];
+    if (!what.ahead && !(outside(section, what) && names_.behind(p, layer))) return;
+    const bool own = std::any_of(shares.begin(), shares.end(),
+                                 [&](const Share& share) { return share.model == draft_.donor; });
+    std::optional<std::uint32_t>& from = written_.ahead.from;
+    if (own || !from) from = own ? draft_.donor : shares.front().model;
+    if (what.stack != kNoStack) {
+      ahead_.insert(layer);
+      return;
+    }
+    std::string_view rest = what.before;  // "mtp.0.norm.weight": the number that follows
+    rest.remove_prefix(ahead(rest).size());
+    std::uint64_t number = 0;
+    if (rest.starts_with('.') &&
+        std::from_chars(rest.data() + 1, rest.data() + rest.size(), number).ec == std::errc()) {
+      ahead_.insert(number);
+    }
+  }
+
+  // True where the catalogue's layer numbers are the output's: not within slices.
+  [[nodiscard]] static bool outside(const Section& section, const Template& what) {
+    return section.whole || what.stack != section.stack;
   }
 
   // A model without a whole module takes part with the base's, or, where there is no base or that
@@ -436,12 +540,13 @@ class Writer {
     std::optional<std::size_t> giver;
     const Gap* gap = nullptr;
     const std::optional<std::size_t> base = base_of(section);
+    const std::uint64_t number = outside(section, names_.templates[p]) ? layer : kNoLayer;
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (found[i] != nullptr) {
         if (!giver || base == i) giver = i;
         continue;
       }
-      const Gap* own = names_.gap(section.inputs[i].model, p, layer);
+      const Gap* own = names_.gap(section.inputs[i].model, p, number);
       if (own == nullptr) continue;
       gap = own;
       without.push_back(i);
@@ -469,7 +574,7 @@ class Writer {
     }
     const std::string own = architecture(draft_, draft_.donor),
                       theirs = architecture(draft_, owner);
-    const bool foreign = names_.gap(draft_.donor, p, layer) != nullptr && own != theirs &&
+    const bool foreign = names_.gap(draft_.donor, p, number) != nullptr && own != theirs &&
                          !own.empty() && !theirs.empty();
     if (foreign) {
       const std::string reason = fmt::format("in module {}, which {} and its class lack", gap->root,
@@ -863,7 +968,7 @@ class Writer {
             !takes_part[m] ? "its model gives configuration and tokenizer only"
             : !modules[what.module]
                 ? fmt::format("module '{}' is not named in the recipe", names_.modules[what.module])
-            : what.stack != kNoStack
+            : what.stack != kNoStack && !what.ahead
                 ? fmt::format("layer {} is outside the recipe's slices", spot.layer)
             : what.trailing ? "tensors after the layers come from the last slice"
                             : "tensors before the layers come from the first slice";
@@ -907,10 +1012,12 @@ class Writer {
   const Catalogue& names_;
   Problems& problems_;
   std::optional<Tokenizers> tokenizers_;
-  std::vector<std::vector<bool>> holds_;  // by model and part
+  std::vector<std::vector<bool>> holds_;    // by model and part
+  std::vector<std::vector<bool>> counted_;  // the same, less the layers that no config counts
   std::vector<std::uint32_t> heads_;
   std::vector<std::uint32_t> embeddings_;  // the one that stands in for absent heads first
   std::set<std::uint32_t> heads_written_;
+  std::set<std::uint64_t> ahead_;        // layers for multi-token prediction that are written
   std::set<std::string> told_;           // modules that some models lack, told of once
   std::vector<std::vector<bool>> used_;  // by Plan::models and entry
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::string> reasons_;  // by model and entry

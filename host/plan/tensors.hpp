@@ -18,6 +18,7 @@ struct Written {
   std::optional<std::uint64_t> rows;  // of the input embedding
   std::optional<std::uint64_t> donor_rows;
   std::vector<Restacked> stacks;  // from slices
+  Ahead ahead;
 };
 
 // Fills Plan::jobs (not yet laid out), Plan::unused and Plan::bytes_in. `wanted` is the type that

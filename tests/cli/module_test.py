@@ -198,6 +198,106 @@ class Gaps(Models):
         self.assertIn("visual", self.refuse(TIES))
 
 
+class Ahead(Models):
+    """Layers for multi-token prediction: as one module, and behind the counted layers."""
+
+    STACK = """slices:
+  - sources: [{model: a, layer_range: [0, 1]}]
+  - sources: [{model: b, layer_range: [1, 2]}]
+merge_method: passthrough
+"""
+    COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+
+    def behind(self):
+        return {f"model.layers.2.{n}": f32(*s) for n, s in
+                {"eh_proj.weight": (8, 16), "enorm.weight": (8,), "mlp.up_proj.weight": (16, 8)}.items()}
+
+    def counts(self):
+        config = json.loads((self.folder / "out" / "config.json").read_text())
+        return {key: config[key] for key in self.COUNTS if key in config}
+
+    def left(self):
+        receipt = json.loads((self.folder / "out" / "ingot.json").read_text())
+        return {u["tensor"]: u["reason"] for u in receipt["unused"]}
+
+    def test_slices_take_the_module_whole_from_the_last(self):
+        one, two = mtp(), mtp()
+        self.give(one, "a")
+        self.give(two, "b")
+        for model in "ab":
+            self.configure(model, mtp_num_hidden_layers=1)
+        said, out = self.merge_it(self.STACK)
+        self.assertEqual({n: t for n, t in out.items() if n in one}, two)
+        self.assertIn("module mtp for multi-token prediction comes whole from b", said.stderr)
+        self.assertEqual(self.counts(), {"mtp_num_hidden_layers": 1})
+        self.assertIn("last slice", self.left()["mtp.layers.0.mlp.up_proj.weight"])
+
+    def test_slices_that_end_in_a_model_without_it_have_none_and_say_so(self):
+        self.give(mtp(), "a")
+        self.configure("a", mtp_num_hidden_layers=1)
+        said, out = self.merge_it(self.STACK)
+        self.assertEqual([n for n in out if n.startswith("mtp.")], [])
+        self.assertIn("module mtp of a is left out", said.stderr)
+        self.assertIn("'mtp_num_hidden_layers' is 1, but the output has no layers", said.stderr)
+        self.assertEqual(self.counts(), {"mtp_num_hidden_layers": 0})
+
+    def test_the_count_of_slices_is_that_of_the_model_that_gives_them(self):
+        self.give(mtp(), "b")
+        self.configure("b", mtp_num_hidden_layers=1)
+        said, out = self.merge_it(self.STACK)
+        self.assertIn("mtp.fc.weight", out)
+        self.assertEqual(self.counts(), {"mtp_num_hidden_layers": 1})
+        self.assertIn("'mtp_num_hidden_layers' is missing, but the output has the layers of b", said.stderr)
+
+    def test_the_count_of_a_merge_follows_the_tensors(self):
+        for key, parts in (("mtp_num_hidden_layers", mtp()), ("num_nextn_predict_layers", self.behind())):
+            for before in ({}, {key: 0}):
+                with self.subTest(key, before=before):
+                    self.setUp()
+                    self.give(parts, "b")
+                    self.configure("a", **before)
+                    self.configure("b", **{key: 1})
+                    said, out = self.merge_it(LINEAR)
+                    self.assertEqual({n: out[n] for n in parts}, parts)
+                    self.assertEqual(self.counts(), {key: 1})
+                    self.assertIn(f"'{key}' is {before.get(key, 'missing')}", said.stderr)
+
+    def test_a_count_that_holds_stays_without_a_word(self):
+        self.give(self.behind(), "a")
+        self.configure("a", num_nextn_predict_layers=1)
+        said, _ = self.merge_it(LINEAR)
+        self.assertEqual(self.counts(), {"num_nextn_predict_layers": 1})
+        self.assertNotIn("num_nextn_predict_layers", said.stderr)
+
+    def test_slices_of_models_with_and_without_layers_behind(self):
+        for owner in "ab":
+            self.setUp()
+            self.give(self.behind(), owner)
+            self.configure(owner, num_nextn_predict_layers=1)
+            said, out = self.merge_it(self.STACK)
+            self.assertEqual([n for n in out if ".2." in n], [])
+            self.assertEqual(self.counts(), {"num_nextn_predict_layers": 0} if owner == "a" else {})
+
+
+class Tied(Models):
+    """Stacks of models without a head of their own."""
+
+    def test_the_head_behind_the_last_layers_is_that_of_the_first_slice(self):
+        for model in ("a", "b"):
+            self.give({}, model, without=["lm_head.weight"])
+            self.configure(model, tie_word_embeddings=True)
+        words = "no head of their own, so the embedding of a"
+        said, _ = self.merge_it(Ahead.STACK)
+        self.assertIn(words, said.stderr)
+        said, _ = self.merge_it(Ahead.STACK.replace("model: b", "model: a"), out="one")
+        self.assertNotIn(words, said.stderr)
+        self.give({}, "b")
+        self.configure("b", tie_word_embeddings=False)
+        said, out = self.merge_it(Ahead.STACK, out="apart")
+        self.assertNotIn(words, said.stderr)
+        self.assertEqual(out["lm_head.weight"], self.plain["b"]["lm_head.weight"])
+
+
 class Forms(Models):
     """Text-only and image-text forms of one model."""
 
@@ -337,6 +437,24 @@ class Experts(Models):
         self.put("b", "apart", two)
         said = self.run_fails(DIFFERS, "verify", self.folder / "out", "--root", self.folder)
         self.assertIn(f"{at}.gate_up_proj of b", said.stdout + said.stderr)
+
+    def test_a_donor_with_layers_of_two_layouts_has_one_in_the_output(self):
+        sole = self.banks()
+        self.put("a", "together", sole)
+        second = self.banks()
+        more = {n.replace("layers.0", "layers.1"): pack(x) for n, x in self.lay("apart", second).items()}
+        self.give(read(self.folder / "a" / "model.safetensors") | more, "a",
+                  without=[n for n in self.weights if ".mlp." in n])
+        self.put("b", "apart", self.banks())
+        more = {n.replace("layers.0", "layers.1"): pack(x) for n, x in self.lay("apart", second).items()}
+        self.give(read(self.folder / "b" / "model.safetensors") | more, "b",
+                  without=[n for n in self.weights if ".mlp." in n])
+        said, out = self.merge_it(LINEAR)
+        self.assertIn("a stores the experts of some layers", said.stderr)
+        truth = {n.replace("layers.0", "layers.1"): x for n, x in self.lay("together", second).items()}
+        for name, expected in truth.items():
+            self.assert_close(values(out[name]), flat(expected), name)
+        self.assertEqual([n for n in out if ".experts.0." in n], [])
 
     def test_a_model_without_one_of_its_experts_is_refused(self):
         self.put("a", "together", self.banks())

@@ -222,16 +222,24 @@ TEST(Layers, LayersBeyondTheDonorsDepthAreOfTheirOwnKind) {
 
 TEST(Layers, ExtraLayersAreCountedAsTheOutputHasThem) {
   const std::vector<Config> models = {
-      Config(R"({"num_hidden_layers": 2, "num_nextn_predict_layers": 1})", "m")};
-  Edits edits;
-  edits.models = models;
-  edits.stacks.push_back(stack({"", "num_hidden_layers"}, 2, {{0, 0}, {0, 1}}));
-  EXPECT_EQ(nlohmann::json::parse(edited(models[0], edits))["num_nextn_predict_layers"], 1);
-  edits.stacks[0].order.left = 1;
-  Problems problems;
-  EXPECT_EQ(nlohmann::json::parse(edited(models[0], edits, &problems))["num_nextn_predict_layers"],
-            0);
-  EXPECT_NE(texts(problems).find("'num_nextn_predict_layers'"), std::string::npos);
+      Config(R"({"num_hidden_layers": 2, "num_nextn_predict_layers": 1})", "m"),
+      Config(R"({"num_hidden_layers": 2, "num_nextn_predict_layers": 3})", "other")};
+  const auto count = [&](Ahead ahead, Problems& problems) {
+    Edits edits;
+    edits.models = models;
+    edits.names = {"m", "other"};
+    edits.ahead = ahead;
+    return nlohmann::json::parse(edited(models[0], edits, &problems))["num_nextn_predict_layers"];
+  };
+  Problems quiet, problems;
+  EXPECT_EQ(count({}, quiet), 1);  // nothing is known of such layers
+  EXPECT_EQ(count({true, 1, 0}, quiet), 1);
+  EXPECT_EQ(texts(quiet), "");
+  EXPECT_EQ(count({true, 0, std::nullopt}, problems), 0);
+  EXPECT_EQ(count({true, 3, 1}, problems), 3);
+  EXPECT_NE(texts(problems).find("the output has no layers for multi-token prediction"),
+            std::string::npos);
+  EXPECT_NE(texts(problems).find("the output has the layers of other"), std::string::npos);
 }
 
 TEST(Layers, WhatIsNotKnownIsWarnedOfWhateverElseIs) {
@@ -294,6 +302,55 @@ TEST(Layers, WhatTheClassTakesForGrantedHasToHold) {
             std::string::npos);
   EXPECT_NE(gemma(shared, {{0, 1}, {0, 2}, {0, 3}}).find("layer 1 of the output takes its keys"),
             std::string::npos);
+}
+
+TEST(Layers, KeysThatTheClassDoesNotReadDecideNothingAndFollowWhereTheyCan) {
+  const auto lite = [](int dense, Origins layers, Problems& problems) {
+    return stacked(R"({"model_type": "glm4_moe_lite", "num_hidden_layers": 4,
+                       "first_k_dense_replace": )" +
+                       std::to_string(dense) + "}",
+                   {}, 4, std::move(layers), problems);
+  };
+  Problems fine;
+  const auto twice = lite(1, {{0, 0}, {0, 0}, {0, 1}}, fine);
+  EXPECT_EQ(twice["mlp_layer_types"], nlohmann::json({"dense", "dense", "sparse"}));
+  EXPECT_EQ(twice["first_k_dense_replace"], 2);
+  const auto odd = lite(3, {{0, 1}, {0, 2}, {0, 0}}, fine);  // as wrong as it was
+  EXPECT_EQ(odd["mlp_layer_types"], nlohmann::json({"sparse", "sparse", "dense"}));
+  EXPECT_EQ(odd["first_k_dense_replace"], 3);
+  EXPECT_EQ(texts(fine), "");
+  Problems warned;
+  lite(1, {{0, 1}, {0, 2}, {0, 0}}, warned);
+  EXPECT_FALSE(warned.fatal());
+  EXPECT_NE(texts(warned).find("'first_k_dense_replace' cannot give"), std::string::npos)
+      << texts(warned);
+}
+
+TEST(Layers, SharedIndicesNeedALayerThatHasOne) {
+  for (
+      const char* text :
+      {R"({"model_type": "hy_v4", "num_hidden_layers": 8})",
+       R"({"model_type": "glm_moe_dsa", "num_hidden_layers": 8, "index_topk_freq": 4})",
+       R"({"model_type": "glm_moe_dsa", "num_hidden_layers": 8, "index_topk_pattern": "FFSSSFSS"})"}) {
+    Problems fine, bad, waived;
+    stacked(text, {}, 8, {{0, 1}, {0, 2}, {0, 6}}, fine);
+    EXPECT_EQ(texts(fine), "");
+    stacked(text, {}, 8, {{0, 2}, {0, 6}}, bad);
+    EXPECT_TRUE(bad.fatal());
+    EXPECT_NE(texts(bad).find("layer 0 of the output takes its choice of tokens"),
+              std::string::npos)
+        << texts(bad);
+    stacked(text, {}, 8, {{0, 2}, {0, 6}}, waived, true);
+    EXPECT_FALSE(waived.fatal());
+  }
+  // Linear attention passes no choice on.
+  const std::string linear = R"({"model_type": "glm5_next_text", "num_hidden_layers": 4,
+      "layer_types": ["linear_attention", "indexed_attention", "linear_attention",
+                      "indexed_attention"],
+      "indexer_types": ["full", "full", "full", "shared"]})";
+  Problems problems;
+  stacked(linear, {}, 4, {{0, 1}, {0, 2}, {0, 3}}, problems);
+  EXPECT_NE(texts(problems).find("layer 2 of the output"), std::string::npos) << texts(problems);
 }
 
 TEST(Layers, ModelsThatSayDifferentKindsOfALayerAreWarnedOf) {
