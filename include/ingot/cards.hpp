@@ -49,7 +49,7 @@ inline constexpr Card kCards[] = {
     {"task_arithmetic", "weighted sum of the changes against a base",
      "out = b + lambda (w1 d1 + w2 d2 + ...)     with d = x - b",
      "To add what fine-tunes of one base have learnt, or to take it away with a negative weight. "
-     "With three or more models, changes get in each other's way: try ties.",
+     "The changes of three or more models often contradict each other: try ties.",
      "https://arxiv.org/abs/2212.04089",
      "merge_method: task_arithmetic\nbase_model: base\nmodels:\n  - model: a\n"
      "    parameters: {weight: 0.6}\n  - model: b\n    parameters: {weight: 0.4}"},
@@ -69,9 +69,8 @@ inline constexpr Card kCards[] = {
      "1. d = x - b; each element of d is kept with probability `density`\n"
      "2. with rescale, what is kept is enlarged so that the sum of |d| is as before\n"
      "3. out = b + lambda (w1 d1 + w2 d2 + ...)",
-     "Many fine-tunes whose changes are small. The same --seed gives the same bytes. Density 0.5 "
-     "is "
-     "careful, 0.1 is bold.",
+     "Many fine-tunes whose changes are small. The same --seed gives the same bytes. Start with "
+     "density 0.5; the smaller it is, the more is dropped.",
      kDareLink,
      "merge_method: dare_linear\nbase_model: base\nmodels:\n  - model: a\n"
      "    parameters: {weight: 0.5, density: 0.5}\n  - model: b\n"
@@ -148,7 +147,7 @@ inline constexpr Card kAdapterCards[] = {
     {"dare_ties", "factors with entries dropped at random, then as ties",
      "Each entry is kept with probability --density and divided by it; then the\n"
      "election and the mean of ties",
-     "As ties, with a random choice in place of the largest entries.", kDareLink,
+     "As ties, with entries chosen at random and not by size.", kDareLink,
      "ingot adapter merge a b --type dare_ties --density 0.5 -o out"},
     {"dare_ties_svd", "as dare_ties, on the updates; then the best factors of a rank",
      "As dare_ties on D1, D2, ..., then the best approximation of rank --rank",

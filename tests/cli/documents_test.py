@@ -218,6 +218,15 @@ class Keys(unittest.TestCase):
             self.assertEqual(set(named[begin:begin + count]), set(re.findall(r'"(\w+)"', known)), place)
 
 
+class Methods(Case):
+    def test_have_a_section_each(self):
+        listed = self.run_ok("methods").stdout.split("\n\n")[0]
+        names = re.findall(r"^  (\w+) ", listed, re.M)
+        page = (SOURCE / "docs" / "methods.md").read_text()
+        self.assertEqual(re.findall(r"^\$ ingot explain (\w+)$", page, re.M), names)
+        self.assertEqual(re.findall(r"^## (\w+)$", page, re.M), names)
+
+
 def messages():
     """The texts that the program can print: adjacent literals of the sources joined."""
     for folder in ("host", "kernels", "tools/ingot"):
