@@ -21,6 +21,7 @@
 #include "plan/settings.hpp"
 #include "plan/tensors.hpp"
 #include "plan/types.hpp"
+#include "plan/values.hpp"
 #include "store/recorder.hpp"
 
 namespace ingot {
@@ -86,6 +87,25 @@ void compare_kinds(const Draft& draft, std::uint32_t model, const Written& writt
   }
 }
 
+// Where the donor's config.json counts the layers of the text.
+Place place_of_text(const Draft& draft) {
+  Place text;
+  for (const auto& count : draft.names.counts) {
+    if (count && count->place.object.find("vision") == std::string::npos) text = count->place;
+  }
+  return text;
+}
+
+// Warns where configs say of the weights that are merged that they mean different things.
+void compare_meanings(const Draft& draft, std::uint32_t model) {
+  const Place text = place_of_text(draft);
+  for (std::uint32_t v = 0; v < draft.views.size(); ++v) {
+    if (v == model || !draft.configs[v].present()) continue;
+    compare_values(draft.configs[model], draft.configs[v], text, draft.shown(model), draft.shown(v),
+                   draft.problems);
+  }
+}
+
 std::string edited_config(Draft& draft, std::uint32_t model, const Written& written,
                           std::optional<Dtype> wanted) {
   const Config& config = draft.configs[model];
@@ -100,9 +120,7 @@ std::string edited_config(Draft& draft, std::uint32_t model, const Written& writ
   for (std::uint32_t v = 0; v < draft.views.size(); ++v) edits.names.push_back(draft.shown(v));
   edits.allow_mismatch = draft.plan.options.allow_layer_mismatch;
   edits.mismatched = &draft.plan.waived.layers;
-  for (const auto& count : draft.names.counts) {
-    if (count && count->place.object.find("vision") == std::string::npos) edits.text = count->place;
-  }
+  edits.text = place_of_text(draft);
   if (written.rows != written.donor_rows) edits.vocabulary = written.rows;
   // A head of its own is read only by a model that is told so. Where the config is silent, the
   // architecture's default fits the donor. A model without head was tied before.
@@ -121,6 +139,7 @@ void write_companions(Disk& disk, Draft& draft, const Rules& rules, const Writte
   compare_settings(disk, draft, tokenizer);
   if (const auto model = model_of_config(draft, written)) {
     compare_kinds(draft, *model, written);
+    compare_meanings(draft, *model);
     plan.companions.push_back({"config.json",
                                {},
                                edited_config(draft, *model, written, wanted),

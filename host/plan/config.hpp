@@ -41,6 +41,8 @@ class Config {
 
   [[nodiscard]] bool present() const noexcept { return document_.is_object(); }
 
+  [[nodiscard]] const nlohmann::ordered_json& document() const noexcept { return document_; }
+
   // The first class of `architectures`, or empty.
   [[nodiscard]] std::string architecture() const;
   // The method of a quantised checkpoint ("fp8", "gptq", "bitsandbytes"), or empty.

@@ -15,7 +15,7 @@ constexpr std::uint64_t kTimes = 20'000;  // of a group of kinds
 
 struct Known {
   Meaning meaning;
-  std::string_view keys;  // separated by blanks; "*_x": all that end so
+  std::string_view keys;  // separated by blanks, as `among` reads them
 };
 
 // In order: the first row that has the key.
@@ -74,8 +74,16 @@ constexpr Known kKnown[] = {
 bool among(std::string_view list, std::string_view word) {
   while (!list.empty()) {
     const std::size_t end = std::min(list.find(' '), list.size());
-    const std::string_view each = list.substr(0, end);
-    if (each == word || (each.starts_with('*') && word.ends_with(each.substr(1)))) return true;
+    std::string_view each = list.substr(0, end);
+    const bool open = each.starts_with('*');
+    if (open) each.remove_prefix(1);
+    const bool goes_on = each.ends_with('*');
+    if (goes_on) each.remove_suffix(1);
+    if (open      ? goes_on ? word.find(each) != word.npos : word.ends_with(each)
+             : goes_on ? word.starts_with(each)
+                  : word == each) {
+      return true;
+    }
     list.remove_prefix(std::min(end + 1, list.size()));
   }
   return false;

@@ -83,7 +83,8 @@ struct Rule {
 [[nodiscard]] bool full_last(std::string_view type);
 // Types whose classes read decoder_sparse_step and mlp_only_layers.
 [[nodiscard]] bool sparse_steps(std::string_view type);
-// True if `word` is one of the words of `list`, or ends as a word of the form "*_x" does.
+// True if `word` is one of the words of `list`; "*_x", "x_*" and "*x*" are all that end, begin or
+// have a part like that.
 [[nodiscard]] bool among(std::string_view list, std::string_view word);
 
 // A number or gate of a rule: its key, and what holds without it.

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "ingot/text.hpp"
 #include "plan/kinds.hpp"
 
 namespace ingot::plan {
@@ -20,6 +21,7 @@ using namespace kinds;
 // A bound on layers looked at in one comparison, and on each number tried for a rule.
 constexpr std::uint64_t kMost = 20'000;
 constexpr std::int64_t kTried = 1'024;
+constexpr std::size_t kLongestValue = 60;  // bytes of a value in a message
 
 // ---------------------------------------------------------------------------------------------
 // The aspects in which layers of a model may differ
@@ -56,7 +58,7 @@ class Reader {
     add_groups();
     add_keys(*donor_.object, "");
     for (const auto& [key, value] : donor_.object->items()) {
-      if (nested(key, value)) add_keys(value, key);
+      if (holds_layers(key, value)) add_keys(value, key);
     }
     for (const Account& other : others) {
       if (other.object != nullptr && other.object != donor_.object) add_theirs(*other.object);
@@ -65,16 +67,6 @@ class Reader {
   }
   [[nodiscard]] const std::set<std::string>& taken() const { return taken_; }
   [[nodiscard]] const std::vector<Idle>& idle() const { return idle_; }
-
-  // An object that holds keys of the same layers: not another model's, not a table of its own.
-  static bool nested(const std::string& key, const Json& value) {
-    if (!value.is_object() || numbered(value) || meaning_of(key)) return false;
-    for (const char* own : {"num_hidden_layers", "hidden_size", "num_layers", "depth", "n_layer",
-                            "n_layers", "model_type"}) {
-      if (value.contains(own)) return false;
-    }
-    return true;
-  }
 
  private:
   // Keys of the other half of an encoder and decoder say nothing of this one.
@@ -482,8 +474,8 @@ std::string shown(const Aspect& aspect, const Json& kind) {
     return fmt::format("{}{}", kind.get<bool>() ? "" : "not ",
                        aspect.named.empty() ? aspect.key : aspect.named);
   }
-  std::string text = kind.is_string() ? kind.get<std::string>() : kind.dump();
-  return text.size() > 60 ? text.substr(0, 57) + "..." : text;
+  const std::string text = kind.is_string() ? kind.get<std::string>() : kind.dump();
+  return shorten(text, kLongestValue);
 }
 
 // "0, 3, 4 and 9 more".
@@ -773,7 +765,7 @@ class Rearranger {
     for (auto& [key, value] : object_.items()) {
       if (taken.contains(key)) continue;
       stranger(key, key, value, rearranged);
-      if (!Reader::nested(key, value)) continue;
+      if (!holds_layers(key, value)) continue;
       for (auto& [inner, each] : value.items()) {
         if (!meaning_of(inner)) stranger(fmt::format("{}.{}", key, inner), inner, each, rearranged);
       }
@@ -913,6 +905,15 @@ class Rearranger {
 };
 
 }  // namespace
+
+bool holds_layers(const std::string& key, const Json& value) {
+  if (!value.is_object() || numbered(value) || meaning_of(key)) return false;
+  for (const char* own : {"num_hidden_layers", "hidden_size", "num_layers", "depth", "n_layer",
+                          "n_layers", "model_type"}) {
+    if (value.contains(own)) return false;
+  }
+  return true;
+}
 
 bool rearrange(Json& object, std::span<const Account> accounts, std::uint32_t donor,
                const Order& order, bool allow, Problems& problems, bool& rearranged) {

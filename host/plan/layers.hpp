@@ -44,6 +44,10 @@ struct Order {
   std::string counter;  // the key that counts these layers, as "encoder_layers"; empty: none
 };
 
+// True for an object of config.json that says more of the same layers: not another model's, not a
+// table of its own.
+[[nodiscard]] bool holds_layers(const std::string& key, const nlohmann::ordered_json& value);
+
 // Rewrites `object`, a copy of the donor's (`accounts[donor].object`), so that what it says of
 // layers holds for the new order: lists, texts and maps by layer, lists of layer numbers, counts
 // and periods. What cannot be said is an error, or under `allow` a warning;

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "plan/config.hpp"
+#include "plan/values.hpp"
 
 namespace ingot::plan {
 namespace {
@@ -383,6 +384,84 @@ TEST(Layers, NestedObjectsAndDoubledKeysFollow) {
     EXPECT_EQ(object["num_hidden_layers"], 3);
     EXPECT_EQ(object["layer_types"], nlohmann::json({"b", "b", "a"}));
   }
+}
+
+// What is said of two models, as configs of the wild have it.
+std::string differences(const std::string& a, const std::string& b, const Place& text = {}) {
+  Problems problems;
+  compare_values(Config(a, "a"), Config(b, "b"), text, "a", "b", problems);
+  EXPECT_LE(problems.finish().size(), 1U);
+  return texts(problems);
+}
+
+TEST(Values, TunesOfABaseDifferInNothingThatCounts) {
+  // Qwen2.5 and its instruct form; Llama 3.1 saved by two releases; Mistral and a tune.
+  EXPECT_EQ(differences(R"({"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0,
+      "bos_token_id": 151643, "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 3584,
+      "initializer_range": 0.02, "intermediate_size": 18944, "max_position_embeddings": 131072,
+      "max_window_layers": 28, "model_type": "qwen2", "num_attention_heads": 28,
+      "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+      "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": false,
+      "torch_dtype": "bfloat16", "transformers_version": "4.40.1", "use_cache": true,
+      "use_mrope": false, "use_sliding_window": false, "vocab_size": 152064})",
+                        R"({"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0,
+      "bos_token_id": 151643, "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 3584,
+      "initializer_range": 0.02, "intermediate_size": 18944, "max_position_embeddings": 32768,
+      "max_window_layers": 28, "model_type": "qwen2", "num_attention_heads": 28,
+      "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+      "rope_theta": 1000000, "sliding_window": null, "tie_word_embeddings": false,
+      "torch_dtype": "float16", "transformers_version": "4.43.1", "use_cache": false,
+      "use_sliding_window": false, "vocab_size": 151936, "unsloth_version": "2024.9"})"),
+            "");
+  EXPECT_EQ(differences(R"({"rope_theta": 500000.0, "rope_scaling": {"factor": 8.0,
+      "low_freq_factor": 1.0, "rope_type": "llama3"}, "pad_token_id": null, "pretraining_tp": 1,
+      "attention_bias": false, "mlp_bias": false, "head_dim": 128, "max_position_embeddings": 131072,
+      "num_attention_heads": 32, "torch_dtype": "bfloat16"})",
+                        R"({"rope_parameters": {"rope_theta": 500000, "factor": 8.0,
+      "low_freq_factor": 1.0, "rope_type": "llama3"}, "pad_token_id": 128004, "dtype": "float32",
+      "head_dim": null, "max_position_embeddings": 8192, "num_attention_heads": 32,
+      "_name_or_path": "here", "_attn_implementation_autoset": true, "use_cache": false})"),
+            "");
+  EXPECT_EQ(differences(R"({"rope_theta": 10000.0, "rope_scaling": null, "sliding_window": 4096})",
+                        R"({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+                            "sliding_window": 4096, "attention_dropout": 0.1})"),
+            "");
+}
+
+TEST(Values, WhatGivesWeightsAnotherMeaningIsOneWarning) {
+  const std::string math = differences(
+      R"({"rope_theta": 1000000.0, "max_position_embeddings": 32768, "rms_norm_eps": 1e-06,
+          "hidden_act": "silu", "num_attention_heads": 8, "head_dim": 64, "scoring_func": "softmax"})",
+      R"({"rope_theta": 10000.0, "max_position_embeddings": 4096, "rms_norm_eps": 1e-05,
+          "hidden_act": "gelu", "num_attention_heads": 4, "head_dim": 128, "scoring_func": "sigmoid"})");
+  EXPECT_NE(math.find("rms_norm_eps (1e-06 and 1e-05), rope_theta (1000000.0 and 10000.0)"),
+            std::string::npos)
+      << math;
+  EXPECT_NE(math.find("head_dim (64 and 128), hidden_act"), std::string::npos) << math;
+  EXPECT_NE(math.find("and 1 more; the output has the values of a"), std::string::npos) << math;
+  // Room for positions counts with rotation.
+  EXPECT_NE(differences(R"({"rope_theta": 1.0, "max_position_embeddings": 8})",
+                        R"({"rope_theta": 2.0, "max_position_embeddings": 4})")
+                .find("max_position_embeddings (8 and 4)"),
+            std::string::npos);
+  // Null is no window, and no scaling.
+  EXPECT_NE(differences(R"({"sliding_window": 4096})", R"({"sliding_window": null})")
+                .find("sliding_window (4096 and null)"),
+            std::string::npos);
+  EXPECT_NE(differences(R"({"rope_theta": 1e4, "rope_scaling": null})",
+                        R"({"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 4.0}})")
+                .find("rope_type (\"default\" and \"yarn\")"),
+            std::string::npos);
+  // The text's object, and objects about the same layers.
+  EXPECT_NE(differences(R"({"text_config": {"num_hidden_layers": 2, "num_experts_per_tok": 2}})",
+                        R"({"num_hidden_layers": 2, "num_experts_per_tok": 4})",
+                        {"text_config", "num_hidden_layers"})
+                .find("num_experts_per_tok (2 and 4)"),
+            std::string::npos);
+  EXPECT_NE(
+      differences(R"({"attn_config": {"alibi": true}})", R"({"attn_config": {"alibi": false}})")
+          .find("attn_config.alibi"),
+      std::string::npos);
 }
 
 TEST(Config, VocabularyAndTiesAreSetWhereTheTextModelHasThem) {
