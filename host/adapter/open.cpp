@@ -54,7 +54,9 @@ bool vocabulary_name(std::string_view path) {
                                          "lm_head.out_proj",
                                          "output_layer",
                                          "transformer.w",
-                                         "rwkv.head"};
+                                         "head",
+                                         "cls",
+                                         "log_softmax.mlp.layer0"};
   return std::any_of(std::begin(kNames), std::end(kNames),
                      [&](std::string_view name) { return ends(path, name); });
 }
@@ -271,9 +273,10 @@ class Account {
       } else if (key.parameter == "bias" && config_.bias != "none") {
         check_bias(key, i);
         add_saved(name, i, Saved::Why::bias);
-      } else if (vocabulary_name(key.path) &&
-                 (key.parameter == "weight" ? shape(i).rank() == 2
-                                            : key.parameter == "bias" && of_vocabulary(key, i))) {
+      } else if (within(key.path, "lm_predictions.lm_head") ||  // DeBERTa's, without a matrix
+                 (vocabulary_name(key.path) &&
+                  (key.parameter == "weight" ? shape(i).rank() == 2
+                                             : key.parameter == "bias" && of_vocabulary(key, i)))) {
         add_saved(name, i, Saved::Why::embedding);
       } else if (key.parameter == "bias") {
         bad(Code::format, i,

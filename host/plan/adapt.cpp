@@ -717,6 +717,13 @@ class Overlay {
 
   // The use that a name means, as adapters or the base spell it; null where nothing is tied.
   [[nodiscard]] Use* use_of(const std::string& name) {
+    Use* const found = named_use(name);
+    if (found == nullptr || compared_) return found;
+    compare_copies();
+    return named_use(name);
+  }
+
+  [[nodiscard]] Use* named_use(const std::string& name) {
     if (!tied_) return nullptr;
     const std::string own = rename(name, renames_);
     const auto called = [&](const std::string& word) {
@@ -728,10 +735,36 @@ class Overlay {
       if (found != uses_.end()) break;
       found = called(other);
     }
-    if (found == uses_.end() && role(own, Shape{2, 2}, family_) == Role::head) {
+    if (found == uses_.end() && headed_ && role(own, Shape{2, 2}, family_, &ties_) == Role::head) {
       found = uses_.begin() + 1;
     }
     return found == uses_.end() ? nullptr : &*found;
+  }
+
+  // Copies of the tied tensor that the checkpoint has are uses of it where they hold the same
+  // bytes; transformers 5 takes others for tensors of their own, and so does this.
+  void compare_copies() {
+    compared_ = true;
+    const Item& embedding = view_.items[*embedding_];
+    std::vector<std::string> apart;
+    for (std::size_t u = uses_.size(); u-- > 1;) {
+      if (!uses_[u].item || same(embedding, view_.items[*uses_[u].item])) continue;
+      apart.push_back(uses_[u].name);
+      headed_ = headed_ && u != 1;
+      uses_.erase(uses_.begin() + static_cast<std::ptrdiff_t>(u));
+    }
+    tied_ = uses_.size() > 1;
+    if (apart.empty()) return;
+    draft_.problems.warn(
+        Code::usage,
+        fmt::format("{}: its configuration ties {} to {}, but the values of these tensors differ, "
+                    "so each changes by itself; transformers 5 loads all of them, older releases "
+                    "only the first",
+                    view_.text, fmt::join(apart, ", "), embedding.info.name));
+  }
+
+  [[nodiscard]] bool same(const Item& a, const Item& b) const {
+    return same_values(base_.checkpoint, entry(a.model, a.entry), entry(b.model, b.entry));
   }
 
   // Matrices and biases with a row or an element for each token.
@@ -739,12 +772,14 @@ class Overlay {
     if (embedding_ && name == view_.items[*embedding_].info.name) return true;
     if (head_ && name == view_.items[*head_].info.name) return true;
     if (std::any_of(uses_.begin(), uses_.end(), [&](const Use& u) { return u.name == name; }) ||
-        std::any_of(ties_.biases.begin(), ties_.biases.end(),
-                    [&](const auto& both) { return both.first == name || both.second == name; })) {
+        ties_.bias(name)) {
       return true;
     }
-    if (last_component(name) == "bias" && parent(name) == parent(ties_.head)) return true;
-    const Role played = role(name, Shape{2, 2}, family_);
+    if (!ties_.head.empty() && last_component(name) == "bias" &&
+        parent(name) == parent(ties_.head)) {
+      return true;
+    }
+    const Role played = role(name, Shape{2, 2}, family_, &ties_);
     return played == Role::head || played == Role::head_bias;
   }
 
@@ -755,8 +790,7 @@ class Overlay {
         family_ != nullptr ? family_->head : std::string_view());
     for (Index i = 0; i < view_.items.size(); ++i) {
       const TensorInfo& info = view_.items[i].info;
-      if (layered(info.name)) continue;
-      const Role played = role(info.name, info.shape, family_);
+      const Role played = role(info.name, info.shape, family_, &ties_);
       const bool best =
           family_ != nullptr && (info.name == family_->embedding || info.name == family_->head ||
                                  std::string(family_->prefix) + info.name == family_->embedding);
@@ -764,14 +798,15 @@ class Overlay {
       if (played == Role::head && info.shape.rank() == 2 && (!head_ || best)) head_ = i;
     }
     if (const auto known = find(ties_.embedding)) embedding_ = known;
-    if (const auto known = find(ties_.head)) head_ = known;
-    tied_ = embedding_ &&
-            (speaks(architecture_) ? config_.tied().value_or(!head_)
-                                   : architecture_.empty() && config_.tied().value_or(false));
+    if (const auto known = find(ties_.head); known || ties_.tying != Tying::unknown) head_ = known;
+    headed_ = head_.has_value() || !ties_.head.empty();
+    tied_ = embedding_ && (headed_ || !ties_.uses.empty()) &&
+            tied(ties_, architecture_, config_.tied(), head_.has_value());
     if (!tied_) return;
     uses_.push_back({view_.items[*embedding_].info.name, embedding_, {}, {}});
-    const std::string head = head_ ? view_.items[*head_].info.name : ties_.head;
-    uses_.push_back({head, head_, {}, {}});
+    if (headed_) {
+      uses_.push_back({head_ ? view_.items[*head_].info.name : ties_.head, head_, {}, {}});
+    }
     for (const std::string& name : ties_.uses) uses_.push_back({name, find(name), {}, {}});
   }
 
@@ -858,16 +893,20 @@ class Overlay {
     for (Use& use : uses_) {
       for (Waiting& w : use.waiting) change(*use.item, std::move(w.effect));
     }
-    embedding_now_ = uses_[1].item;
+    if (headed_) embedding_now_ = uses_[1].item;
+    view_.untied = !alike;
     if (alike) return check_rows();
-    for (const auto& [copy, stored] : ties_.biases) repeat(stored, copy);
-    view_.untied = true;
+    if (headed_) {
+      for (const auto& [copy, stored] : ties_.biases) repeat(stored, copy);
+    }
     draft_.problems.warn(
         Code::usage,
-        fmt::format(
-            "{}: {} and {} were one tied tensor and change differently, so the output has both "
-            "and its config.json says tie_word_embeddings: false",
-            view_.text, embedding.name, uses_[1].name));
+        fmt::format("{}: {} and {} were one tied tensor and change differently, so the output has "
+                    "both{}",
+                    view_.text, embedding.name, uses_[1].name,
+                    ties_.tying == Tying::always
+                        ? "; transformers 5 loads both because they differ"
+                        : " and its config.json says tie_word_embeddings: false"));
     check_rows();
   }
 
@@ -916,8 +955,7 @@ class Overlay {
                             ? shape[0] == before
                             : shape.rank() == 2 && shape[0] == 1 && shape[1] == before;
       if (!flat || item.model != view_.model || layered(item.info.name)) continue;
-      const bool bias = is_vocabulary(item.info.name) || item.info.name == "final_logits_bias";
-      if (!bias || now == before) continue;
+      if (!is_vocabulary(item.info.name) || now == before) continue;
       RowMap map;
       map.rows = now;
       map.width = 1;
@@ -1025,6 +1063,8 @@ class Overlay {
   Ties ties_;
   std::optional<Index> embedding_, head_, embedding_now_;
   bool tied_ = false;
+  bool headed_ = false;            // the second of uses_ is the head
+  bool compared_ = false;          // the copies that the checkpoint has
   std::vector<Use> uses_;          // where it is tied
   std::optional<Item> original_;   // the embedding before an adapter replaced it
   bool saved_everywhere_ = false;  // the embedding that an adapter brings is that of all uses

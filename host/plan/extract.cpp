@@ -209,11 +209,21 @@ class Extraction {
 
   // True if the head of a model is its embedding.
   [[nodiscard]] bool tied(std::uint32_t view, const Named& all) const {
-    if (!speaks(plan_.architecture)) return false;
     const Config& config = draft_.configs[view];
-    const auto* said = config.find({"", "tie_word_embeddings"});  // parts may say otherwise
-    if (said != nullptr && said->is_boolean()) return said->get<bool>();
-    return config.tied().value_or(find(all, Role::head) == nullptr);
+    const Item *embedding = find(all, Role::embedding), *head = find(all, Role::head);
+    if (embedding != nullptr && head != nullptr) {
+      const auto entry = [&](const Item& item) -> const Entry& {
+        return plan_.models[item.model].checkpoint.entries()[item.entry];
+      };
+      if (embedding->model != head->model || embedding->effects || head->effects ||
+          !same_values(plan_.models[head->model].checkpoint, entry(*embedding), entry(*head))) {
+        return false;
+      }
+    }
+    const auto* top = config.find({"", "tie_word_embeddings"});  // parts may say otherwise
+    return plan::tied(draft_.names.ties, plan_.architecture,
+                      top != nullptr && top->is_boolean() ? top->get<bool>() : config.tied(),
+                      head != nullptr);
   }
 
   void pair_up() {

@@ -164,6 +164,7 @@ class Cataloguer {
 
   Catalogue run() {
     name_all();
+    find_ends();
     find_paired();
     find_odd_stacks();
     out_.listings.resize(models_.size());
@@ -224,6 +225,14 @@ class Cataloguer {
               "{}: tensors '{}' and '{}' are two names of one tensor, '{}'; remove one of them",
               models_[m].text, it->second->info.name, entries[i].info.name, names_[m][i]));
     }
+  }
+
+  void find_ends() {
+    const std::unordered_set<std::string> own(names_[donor_].begin(), names_[donor_].end());
+    out_.ties = ties(
+        configs_[donor_].architecture(),
+        [&](const std::string& name) { return own.contains(name); },
+        out_.family != nullptr ? out_.family->head : std::string_view());
   }
 
   void find_paired() {
@@ -310,7 +319,7 @@ class Cataloguer {
           part.role = layer_role(after, shape);
         } else {
           part.module = module_of(name);
-          part.role = role(name, shape, out_.family);
+          part.role = role(name, shape, out_.family, &out_.ties);
         }
         part.trailing = part.ahead || (!layered && trailing(name, part.role));
         out_.templates.push_back(std::move(part));

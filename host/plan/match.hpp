@@ -15,6 +15,7 @@
 #include "ingot/plan.hpp"
 #include "plan/config.hpp"
 #include "plan/roles.hpp"
+#include "plan/ties.hpp"
 #include "plan/view.hpp"
 
 namespace ingot::plan {
@@ -72,6 +73,7 @@ struct Gap {
 // All models' tensors under the names that the output uses.
 struct Catalogue {
   const Family* family = nullptr;
+  Ties ties;  // of the donor's class
   std::vector<Template> templates;
   std::vector<Stack> stacks;
   std::vector<std::string> modules;               // "default" if there is but one

@@ -5,6 +5,8 @@
 #include <charconv>
 #include <initializer_list>
 
+#include "plan/ties.hpp"
+
 namespace ingot::plan {
 namespace {
 
@@ -80,6 +82,18 @@ bool listed(std::string_view list, std::string_view word) {
   return false;
 }
 
+// True if a component of the name is a number.
+bool numbered(std::string_view name) {
+  while (!name.empty()) {
+    const std::string_view component = first_component(name);
+    if (!component.empty() && component.find_first_not_of("0123456789") == std::string_view::npos) {
+      return true;
+    }
+    name.remove_prefix(std::min(component.size() + 1, name.size()));
+  }
+  return false;
+}
+
 bool is_buffer(std::string_view name, const Shape& shape) {
   const std::string_view last = last_component(name);
   if (contains({"inv_freq", "original_inv_freq", "masked_bias", "position_ids", "token_type_ids",
@@ -127,10 +141,18 @@ std::optional<ExpertLayer> expert_layer(std::string_view path) {
   return layer;
 }
 
-Role role(std::string_view name, const Shape& shape, const Family* family) {
+Role role(std::string_view name, const Shape& shape, const Family* family, const Ties* ties) {
+  if (numbered(name)) return layer_role(name, shape);
   if (is_buffer(name, shape)) return Role::buffer;
   const std::string_view owner = parent(name);
   const std::string_view last = last_component(name);
+  if (ties != nullptr) {
+    const bool use = name == ties->embedding ||
+                     std::find(ties->uses.begin(), ties->uses.end(), name) != ties->uses.end();
+    if (use && shape.rank() == 2) return Role::embedding;
+    if (name == ties->head && shape.rank() == 2) return Role::head;
+    if (ties->bias(name)) return Role::head_bias;
+  }
   if (family != nullptr && !family->embedding.empty()) {
     if (name == family->embedding && shape.rank() == 2) return Role::embedding;
     if (name == family->head && shape.rank() == 2) return Role::head;

@@ -34,8 +34,12 @@ enum class Role {
   buffer,     // computed from the configuration when a model is loaded
 };
 
-// The role of a tensor that stands outside the layers, by its name.
-[[nodiscard]] Role role(std::string_view name, const Shape& shape, const Family* family);
+struct Ties;
+
+// The role of a tensor, by its name; `ties` are the ends of the model's class, null where they are
+// not known. What is within a numbered module is no end of the model.
+[[nodiscard]] Role role(std::string_view name, const Shape& shape, const Family* family,
+                        const Ties* ties = nullptr);
 
 // The role of a tensor of a layer: bias, buffer or other.
 [[nodiscard]] Role layer_role(std::string_view name, const Shape& shape);

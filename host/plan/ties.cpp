@@ -1,54 +1,22 @@
 #include "plan/ties.hpp"
 
 #include <algorithm>
+#include <cstring>
+#include <span>
+
+#include "plan/aliases.hpp"
+#include "plan/loaded.hpp"
 
 namespace ingot::plan {
 namespace {
 
-// A row fits a class that it lists, or a checkpoint that has its witness: a tensor that only heads
-// of this kind have, and that is never tied.
+// Lists are words with blanks between them. Biases are "copy=stored".
 struct Row {
-  std::string_view stems;    // class names without their heads
-  std::string_view witness;  // empty: only listed classes
-  std::string_view head;
-  std::string_view bias, stored_bias;  // the bias under two names
+  std::string_view classes, embedding, head, uses, biases, vectors;
+  Tying tying;
 };
 constexpr Row kRows[] = {
-    {"Whisper Moonshine MoonshineStreaming Canary CohereAsr", "", "proj_out.weight", "", ""},
-    {"ModernBert ModernBertDecoder", "", "decoder.weight", "", ""},
-    {"Esm Gte", "", "lm_head.decoder.weight", "", ""},
-    {"BertGeneration", "", "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias"},
-    {"BioGpt TrOCR", "", "output_projection.weight", "", ""},
-    {"Flaubert XLM", "", "pred_layer.proj.weight", "", ""},
-    {"XLNet", "", "lm_loss.weight", "", ""},
-    {"Git", "", "output.weight", "", ""},
-    {"Rwkv", "", "head.weight", "", ""},
-    {"T5Gemma T5Gemma2", "", "lm_head.out_proj.weight", "", ""},
-    {"Kosmos2", "", "text_model.lm_head.weight", "", ""},
-    {"GPTNeoX GPTNeoXJapanese", "", "embed_out.weight", "", ""},
-    {"Blip", "", "text_decoder.cls.predictions.decoder.weight",
-     "text_decoder.cls.predictions.decoder.bias", "text_decoder.cls.predictions.bias"},
-    {"", "cls.predictions.transform.dense.weight", "cls.predictions.decoder.weight",
-     "cls.predictions.decoder.bias", "cls.predictions.bias"},
-    {"", "lm_head.dense.weight", "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias"},
-    {"", "predictions.dense.weight", "predictions.decoder.weight", "predictions.decoder.bias",
-     "predictions.bias"},
-    {"", "generator_predictions.dense.weight", "generator_lm_head.weight", "", ""},
-    {"", "vocab_transform.weight", "vocab_projector.weight", "", ""},
-};
-
-// Encoder and decoder that share the embedding: its name in checkpoints, and what stands before
-// and behind the names of its two other uses.
-struct Shared {
-  std::string_view embedding, before, behind;
-};
-constexpr Shared kShared[] = {
-    {"shared.weight", "", ".embed_tokens.weight"},
-    {"model.shared.weight", "model.", ".embed_tokens.weight"},
-    {"led.shared.weight", "led.", ".embed_tokens.weight"},
-    {"model.language_model.shared.weight", "model.language_model.", ".embed_tokens.weight"},
-    {"language_model.model.shared.weight", "language_model.model.", ".embed_tokens.weight"},
-    {"prophetnet.word_embeddings.weight", "prophetnet.", ".word_embeddings.weight"},
+#include "plan/ends.inc"
 };
 
 // What may follow the stem of a class with a head.
@@ -57,43 +25,143 @@ constexpr std::string_view kSpeaking[] = {
     "ForPreTraining",    "DoubleHeadsModel", "MTModel",     "GenerationDecoder",
     "ForImageTextToText"};
 
-bool of_class(std::string_view stems, std::string_view architecture) {
-  while (!stems.empty()) {
-    const std::size_t end = std::min(stems.find(' '), stems.size());
-    const std::string_view stem = stems.substr(0, end);
-    if (architecture.starts_with(stem)) {
-      const std::string_view rest = architecture.substr(stem.size());
-      for (const char* start : {"For", "LM", "WithLM", "MT", "Decoder"}) {
-        if (rest.starts_with(start)) return true;
-      }
-    }
-    stems.remove_prefix(std::min(end + 1, stems.size()));
+std::vector<std::string_view> words(std::string_view list) {
+  std::vector<std::string_view> out;
+  while (!list.empty()) {
+    const std::size_t end = std::min(list.find(' '), list.size());
+    if (end > 0) out.push_back(list.substr(0, end));
+    list.remove_prefix(std::min(end + 1, list.size()));
   }
-  return false;
+  return out;
 }
+
+bool listed(std::string_view list, std::string_view word) {
+  const auto all = words(list);
+  return std::find(all.begin(), all.end(), word) != all.end();
+}
+
+// What stands before the names of a row in a checkpoint, or is missing from them.
+struct Outer {
+  std::string added, dropped;
+
+  [[nodiscard]] std::string operator()(std::string_view name) const {
+    if (!dropped.empty() && name.starts_with(dropped)) name.remove_prefix(dropped.size());
+    return added + std::string(name);
+  }
+};
+
+// The names of a class in one checkpoint.
+class Speller {
+ public:
+  Speller(std::string_view architecture, const Has& has) : architecture_(architecture), has_(has) {}
+
+  // The checkpoint's name for a tensor, nullopt where it lacks the tensor.
+  [[nodiscard]] std::optional<std::string> stored(const std::string& name) const {
+    if (has_(name)) return name;
+    for (std::string& other : aliases(name)) {
+      if (has_(other)) return std::move(other);
+    }
+    std::string loaded = loaded_name(architecture_, name, Renaming::outer);
+    if (loaded != name && has_(loaded)) return loaded;
+    return std::nullopt;
+  }
+
+  // How the checkpoint has the embedding of a row: as the row says, without the outer module, or
+  // within a model of text and images.
+  [[nodiscard]] std::optional<Outer> place(const Row& row) const {
+    const std::string outer(row.embedding.substr(0, row.embedding.find('.') + 1));
+    for (const Outer& each : {Outer{}, Outer{{}, outer}, Outer{"language_model.", {}}}) {
+      if (row.embedding.size() == each.dropped.size() + 6) continue;  // "weight" would be left
+      if (stored(each(row.embedding))) return each;
+    }
+    return std::nullopt;
+  }
+
+ private:
+  std::string_view architecture_;
+  const Has& has_;
+};
 
 }  // namespace
 
-Ties ties(std::string_view architecture, const std::function<bool(const std::string&)>& has,
-          std::string_view head) {
+bool Ties::bias(std::string_view name) const {
+  return std::find(vectors.begin(), vectors.end(), name) != vectors.end() ||
+         std::any_of(biases.begin(), biases.end(),
+                     [&](const auto& both) { return both.first == name || both.second == name; });
+}
+
+Ties ties(std::string_view architecture, const Has& has, std::string_view head) {
+  const Speller speller(architecture, has);
   Ties out;
   out.head = head.empty() ? "lm_head.weight" : head;
-  for (const Row& row : kRows) {
-    const bool fits =
-        row.witness.empty() ? of_class(row.stems, architecture) : has(std::string(row.witness));
-    if (!fits) continue;
-    out.head = row.head;
-    if (!row.bias.empty()) out.biases.emplace_back(row.bias, row.stored_bias);
-    break;
+  std::optional<Outer> outer;
+  const Row* row = std::find_if(std::begin(kRows), std::end(kRows), [&](const Row& each) {
+    return listed(each.classes, architecture);
+  });
+  if (row != std::end(kRows)) outer = speller.place(*row);
+  if (outer) out.tying = row->tying;
+  for (const Outer& each : {Outer{}, Outer{"language_model.", {}}}) {
+    if (outer || !head.empty()) break;
+    row = std::find_if(std::begin(kRows), std::end(kRows), [&](const Row& other) {
+      return !other.head.empty() && has(each(other.embedding));
+    });
+    if (row != std::end(kRows)) outer = each;
   }
-  for (const Shared& row : kShared) {
-    if (!has(std::string(row.embedding))) continue;
-    out.embedding = row.embedding;
-    for (const char* side : {"encoder", "decoder"}) {
-      out.uses.push_back(std::string(row.before) + side + std::string(row.behind));
-    }
+  if (!outer) return out;
+  const auto name = [&](std::string_view word) {
+    std::string wanted = (*outer)(word);
+    return speller.stored(wanted).value_or(std::move(wanted));
+  };
+  out.embedding = name(row->embedding);
+  out.head = row->head.empty() ? std::string() : name(row->head);
+  for (const std::string_view use : words(row->uses)) out.uses.push_back(name(use));
+  for (const std::string_view vector : words(row->vectors)) out.vectors.push_back(name(vector));
+  bool biased = row->biases.empty();
+  for (const std::string_view pair : words(row->biases)) {
+    const std::size_t equals = pair.find('=');
+    std::string copy = name(pair.substr(0, equals)), stored = name(pair.substr(equals + 1));
+    biased = biased || has(copy) || has(stored);
+    out.biases.emplace_back(std::move(copy), std::move(stored));
+  }
+  if (!biased) {  // a form of the class with another head, which has no matrix (DeBERTa)
+    out.head.clear();
+    out.biases.clear();
   }
   return out;
+}
+
+bool tied(const Ties& ties, std::string_view architecture, std::optional<bool> said, bool headed) {
+  switch (ties.tying) {
+    case Tying::always:
+      return true;
+    case Tying::unless_denied:
+      return said.value_or(true);
+    case Tying::if_said:
+      return said.value_or(!headed);
+    case Tying::unknown:
+      break;
+  }
+  return speaks(architecture) ? said.value_or(!headed)
+                              : architecture.empty() && said.value_or(false);
+}
+
+bool same_values(const Checkpoint& checkpoint, const Entry& a, const Entry& b) {
+  if (a.info.dtype != b.info.dtype || a.info.shape != b.info.shape || a.strides != b.strides) {
+    return false;
+  }
+  if (!a.patches.empty() || !b.patches.empty()) return false;
+  if (a.file == b.file && a.offset == b.offset) return true;
+  if (!a.dense()) return false;
+  constexpr std::uint64_t kStep = std::uint64_t{1} << 20;
+  std::vector<std::byte> left(kStep), right(kStep);
+  const std::uint64_t bytes = a.info.bytes();
+  for (std::uint64_t at = 0; at < bytes; at += kStep) {
+    const auto count = static_cast<std::size_t>(std::min(kStep, bytes - at));
+    read_exact(checkpoint.file(a.file), a.offset + at, std::span(left).first(count));
+    read_exact(checkpoint.file(b.file), b.offset + at, std::span(right).first(count));
+    if (std::memcmp(left.data(), right.data(), count) != 0) return false;
+  }
+  return true;
 }
 
 bool speaks(std::string_view architecture) {

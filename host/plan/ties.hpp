@@ -1,28 +1,56 @@
-// Which tensors are one parameter in models that tie their vocabulary: a closed table of classes.
+// The ends of the vocabulary of each class: the tensors with a row or an element for each token,
+// and which of them are one parameter. The table is made from transformers by tools/ends.py.
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "ingot/store.hpp"
+
 namespace ingot::plan {
 
-// The names that a class reads once its vocabulary is not tied, as checkpoints spell them.
+// When a class takes its ends for one parameter.
+enum class Tying {
+  unknown,        // a class that is not in the table
+  if_said,        // where its config.json says tie_word_embeddings: true
+  unless_denied,  // unless its config.json says false
+  always,         // whatever its config.json says
+};
+
+// Names are as checkpoints spell them.
 struct Ties {
-  std::string embedding;          // empty: found by its role
-  std::string head;               // never empty
-  std::vector<std::string> uses;  // other uses of the embedding: those of encoder and decoder
+  Tying tying = Tying::unknown;
+  std::string embedding;          // the parameter's own name; empty: found by its role
+  std::string head;               // its use as output; empty: the class has none
+  std::vector<std::string> uses;  // its other uses, as inputs of encoder and decoder
   // Biases of the head that a tied checkpoint has once: the other name, and the one it is stored
   // under.
   std::vector<std::pair<std::string, std::string>> biases;
+  std::vector<std::string> vectors;  // biases with an element for each token
+
+  // True for the names of `vectors` and `biases`.
+  [[nodiscard]] bool bias(std::string_view name) const;
 };
 
-// Of a class, or where its name does not tell, of the checkpoint: `has` says whether a tensor of a
-// name is in it. `head` is what to answer where nothing is known.
-[[nodiscard]] Ties ties(std::string_view architecture,
-                        const std::function<bool(const std::string&)>& has, std::string_view head);
+// Whether a checkpoint has a tensor of this name.
+using Has = std::function<bool(const std::string& name)>;
+
+// The ends of a class, or where the table does not have it, of a class whose embedding the
+// checkpoint has, in that case with Tying::unknown. `head` is the name of the head where the table
+// does not have it but another one does.
+[[nodiscard]] Ties ties(std::string_view architecture, const Has& has, std::string_view head);
+
+// Whether ends are one parameter: `said` is what config.json says, `headed` whether the checkpoint
+// has a head.
+[[nodiscard]] bool tied(const Ties& ties, std::string_view architecture, std::optional<bool> said,
+                        bool headed);
+
+// True where two tensors of a checkpoint have one type, one shape and the same bytes. Reads them.
+[[nodiscard]] bool same_values(const Checkpoint& checkpoint, const Entry& a, const Entry& b);
 
 // True for classes with a head over the vocabulary, which may be the embedding again.
 [[nodiscard]] bool speaks(std::string_view architecture);

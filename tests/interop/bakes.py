@@ -68,6 +68,29 @@ def bart():
     return pair("Bart", max_position_embeddings=64, forced_eos_token_id=2)
 
 
+def t5(**more):
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(
+        vocab_size=96, d_model=WIDTH, d_kv=8, d_ff=48, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=2,
+        decoder_start_token_id=0, **more))
+
+
+def prophetnet():
+    return transformers.ProphetNetForConditionalGeneration(transformers.ProphetNetConfig(
+        vocab_size=96, hidden_size=WIDTH, encoder_ffn_dim=48, decoder_ffn_dim=48, num_encoder_layers=2,
+        num_decoder_layers=2, num_encoder_attention_heads=4, num_decoder_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1))
+
+
+def xlnet():
+    return transformers.XLNetLMHeadModel(transformers.XLNetConfig(
+        vocab_size=96, d_model=WIDTH, n_layer=2, n_head=4, d_inner=48, pad_token_id=0))
+
+
+def flaubert():
+    return transformers.FlaubertWithLMHeadModel(transformers.FlaubertConfig(
+        vocab_size=96, emb_dim=WIDTH, n_layers=2, n_heads=4, max_position_embeddings=64, pad_index=0))
+
+
 def neox():
     return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(
         vocab_size=96, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -111,7 +134,8 @@ class Case:
     """Makes a base and adapters on it in a folder."""
 
     def __init__(self, model, *configs, weights=None, prepare=None, close=1e-5, merged=None, logits=True,
-                 after=None):
+                 after=None, copies=False):
+        self.copies = copies
         self.model, self.configs, self.weights = model, configs, weights
         self.prepare, self.close, self.merged, self.logits, self.after = prepare, close, merged, logits, after
 
@@ -230,6 +254,19 @@ CASES = {
     "own-bart-embedding": Case(bart, plain(["q_proj", "shared"]), merged="apart"),
     "own-bart-saved": Case(bart, plain(["q_proj"], modules_to_save=["shared"]), merged="apart"),
     "own-bart-grown": Case(bart, plain(["q_proj"]), prepare=grow, merged="apart"),
+    "own-bert-copies": Case(lambda: encoder("Bert"), plain(["query", "word_embeddings"]), merged="apart",
+                            copies=True),
+    "own-bert-copies-grown": Case(lambda: encoder("Bert"), plain(["query"]), prepare=grow, merged="apart",
+                                  copies=True),
+    "own-bart-copies-tokens": Case(bart, plain(["q_proj"], trainable_token_indices={"shared": [5, 9]}),
+                                   merged="apart", copies=True),
+    "own-t5-copies-head": Case(t5, plain(["q", "lm_head"]), merged="apart", copies=True),
+    "own-t5-copies-grown": Case(t5, plain(["q"]), prepare=grow, merged="apart", copies=True),
+    "own-t5-untied-head": Case(lambda: t5(tie_word_embeddings=False), plain(["q", "lm_head"]), merged="apart"),
+    "own-xlnet-head": Case(xlnet, plain(["layer_1", "lm_loss"]), merged="apart"),
+    "own-flaubert-grown": Case(flaubert, plain(["q_lin"]), prepare=grow, merged="apart"),
+    "own-prophetnet-embedding": Case(prophetnet, plain(["query_proj", "prophetnet.word_embeddings"]),
+                                     merged="apart"),
     "own-neox-saved": Case(neox, plain(["query_key_value"], modules_to_save=["lm_head"]), merged="apart"),
     "own-neox-head": Case(neox, plain(["query_key_value", "lm_head"]), merged="apart"),
     "own-vit": Case(vit, plain("all-linear"), merged="apart"),
@@ -274,7 +311,7 @@ def logits(model, seed=3):
         ids = torch.randint(0, min(model.config.vocab_size, 96), (2, 20))
         if kind == "whisper":
             return model(input_features=torch.randn(2, 8, 60), decoder_input_ids=ids).logits
-        if kind == "bart":
+        if model.config.is_encoder_decoder:
             return model(input_ids=ids, decoder_input_ids=ids[:, :12]).logits
         return model(input_ids=ids).logits
 
@@ -294,6 +331,10 @@ def build(case, folder):
     model.tie_weights()
     base = folder / "base"
     model.save_pretrained(base)
+    if case.copies:  # as older releases and torch.save leave them
+        tensors = load_file(base / "model.safetensors")
+        tensors |= {copy: model.state_dict()[name].clone() for copy, name in model.all_tied_weights_keys.items()}
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     if case.prepare:
         case.prepare(model)
         with torch.no_grad():

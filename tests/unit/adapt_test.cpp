@@ -477,6 +477,38 @@ TEST_F(AdaptTest, UntiedEndsHaveTheNamesThatTheirClassReads) {
        "roberta." + words,
        "lm_head.decoder.weight",
        {"lm_head.decoder.bias"}},
+      {"DebertaV2ForMaskedLM",
+       {{"cls.predictions.bias", Dtype::f32, {10}}},
+       "deberta." + words,
+       "cls.predictions.decoder.weight",
+       {"cls.predictions.decoder.bias"}},
+      {"XLMWithLMHeadModel",
+       {{"pred_layer.proj.bias", Dtype::f32, {10}}},
+       "transformer.embeddings.weight",
+       "pred_layer.proj.weight",
+       {}},
+      {"XLNetLMHeadModel",
+       {{"lm_loss.bias", Dtype::f32, {10}}},
+       "transformer.word_embedding.weight",
+       "lm_loss.weight",
+       {}},
+      {"OpenAIGPTLMHeadModel", {}, "transformer.tokens_embed.weight", "lm_head.weight", {}},
+      {"CTRLLMHeadModel",
+       {{"lm_head.bias", Dtype::f32, {10}}},
+       "transformer.w.weight",
+       "lm_head.weight",
+       {}},
+      {"ProphetNetForConditionalGeneration",
+       {{"prophetnet.encoder.layers.0.feed_forward.output.weight", Dtype::f32, {4, 4}}},
+       "prophetnet.word_embeddings.weight",
+       "lm_head.weight",
+       {"prophetnet.encoder.word_embeddings.weight", "prophetnet.decoder.word_embeddings.weight"}},
+      {"LEDForConditionalGeneration",
+       {{"final_logits_bias", Dtype::f32, {1, 10}},
+        {"led.encoder.layers.0.self_attn.output.weight", Dtype::f32, {4, 4}}},
+       "led.shared.weight",
+       "lm_head.weight",
+       {"led.encoder.embed_tokens.weight", "led.decoder.embed_tokens.weight"}},
       {"ElectraForMaskedLM",
        {{"generator_predictions.dense.weight", Dtype::f32, {4, 4}}},
        "electra." + words,
@@ -513,13 +545,128 @@ TEST_F(AdaptTest, UntiedEndsHaveTheNamesThatTheirClassReads) {
                                        return std::find(ends.others.begin(), ends.others.end(),
                                                         t.name) != ends.others.end();
                                      })));
-    EXPECT_EQ(config(p)["tie_word_embeddings"], false);
+    // T5 reads from the flag whether it scales its outputs.
+    if (std::string_view(ends.architecture).starts_with("T5")) {
+      EXPECT_FALSE(config(p).contains("tie_word_embeddings"));
+    } else {
+      EXPECT_EQ(config(p)["tie_word_embeddings"], false);
+    }
     // A LoRA on the head finds it although no file has it.
     adapter("h", lora_config(), lora_pair(ends.head.substr(0, ends.head.size() - 7), 2, 4, 10));
     p = plan("base+h");
     ASSERT_TRUE(p.sound()) << problems(p);
     EXPECT_EQ(origin(p, ends.head), "base:" + ends.embedding + " h linear");
   }
+}
+
+// Classes whose files have the tied tensor more than once: embedding, copies, others.
+struct Copied {
+  const char* architecture;
+  std::string embedding;
+  std::vector<std::string> copies;
+  Tensors others;
+};
+std::vector<Copied> copied() {
+  return {
+      {"BertForMaskedLM",
+       "bert.embeddings.word_embeddings.weight",
+       {"cls.predictions.decoder.weight"},
+       {{"cls.predictions.bias", Dtype::f32, {10}},
+        {"cls.predictions.decoder.bias", Dtype::f32, {10}}}},
+      {"T5ForConditionalGeneration",
+       "shared.weight",
+       {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"},
+       {}},
+      {"T5EncoderModel", "shared.weight", {"encoder.embed_tokens.weight"}, {}},
+      {"BartForConditionalGeneration",
+       "model.shared.weight",
+       {"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"},
+       {{"final_logits_bias", Dtype::f32, {1, 10}}}},
+      {"BartModel",
+       "shared.weight",
+       {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"},
+       {}},
+      {"GemmaForCausalLM", "model.embed_tokens.weight", {"lm_head.weight"}, {}}};
+}
+
+TEST_F(AdaptTest, CopiesOfATiedTensorAreOneTensor) {
+  for (const Copied& each : copied()) {
+    SCOPED_TRACE(each.architecture);
+    Tensors all = each.others + Tensors{{each.embedding, Dtype::f32, {10, 4}}};
+    for (const std::string& copy : each.copies) all.push_back({copy, Dtype::f32, {10, 4}});
+    base(all, fmt::format(R"({{"architectures": ["{}"], "vocab_size": 10}})", each.architecture));
+    const std::string module = each.embedding.substr(0, each.embedding.size() - 7);
+    adapter("a", lora_config(fmt::format(R"("trainable_token_indices": {{"{}": [7]}})", module)),
+            saved(module + ".token_adapter.trainable_tokens_delta", {1, 4}));
+    Plan p = plan("base+a");
+    ASSERT_TRUE(p.sound()) << problems(p);
+    EXPECT_EQ(origin(p, each.embedding), "base:" + each.embedding + " a linear");
+    for (const std::string& copy : each.copies) {
+      EXPECT_EQ(origin(p, copy), "base:" + copy + " a linear");
+    }
+    EXPECT_FALSE(config(p).contains("tie_word_embeddings"));
+
+    adapter("g", lora_config(), saved(each.embedding, {12, 4}));
+    p = plan("base+g");
+    ASSERT_TRUE(p.sound()) << problems(p);
+    for (const Job& job : p.jobs) {
+      EXPECT_EQ(job.output.shape[job.output.shape[0] == 1 ? 1 : 0], 12U) << job.output.name;
+    }
+    EXPECT_EQ(origin(p, each.copies.front()), "g:base_model.model." + each.embedding);
+    EXPECT_EQ(config(p)["vocab_size"], 12);
+    EXPECT_FALSE(config(p).contains("tie_word_embeddings"));
+  }
+}
+
+TEST_F(AdaptTest, CopiesThatDifferAreTensorsOfTheirOwn) {
+  for (const Copied& each : copied()) {
+    SCOPED_TRACE(each.architecture);
+    Tensors all = each.others + Tensors{{each.embedding, Dtype::f32, {10, 4}}};
+    for (const std::string& copy : each.copies) all.push_back({copy, Dtype::f32, {10, 4}});
+    std::sort(all.begin(), all.end(),
+              [](const TensorInfo& a, const TensorInfo& b) { return a.name < b.name; });
+    std::string bytes = zeros(all);
+    std::size_t at = bytes.size();
+    for (std::size_t i = all.size(); i-- > 0;) {
+      if (all[i].name == each.copies.front()) bytes[at - 1] = 1;  // its last byte
+      at -= all[i].bytes();
+    }
+    write_file(folder_ / "base/model.safetensors", bytes);
+    write_file(folder_ / "base/config.json",
+               fmt::format(R"({{"architectures": ["{}"]}})", each.architecture));
+    const std::string module = each.embedding.substr(0, each.embedding.size() - 7);
+    adapter("a", lora_config(fmt::format(R"("trainable_token_indices": {{"{}": [7]}})", module)),
+            saved(module + ".token_adapter.trainable_tokens_delta", {1, 4}));
+    const Plan p = plan("base+a");
+    ASSERT_TRUE(p.sound()) << problems(p);
+    EXPECT_EQ(origin(p, each.embedding), "base:" + each.embedding + " a linear");
+    for (const std::string& copy : each.copies) {
+      EXPECT_EQ(origin(p, copy), "base:" + copy + (copy == each.copies.front() ? "" : " a linear"));
+    }
+    expect_says(p, "ties " + each.copies.front() + " to " + each.embedding);
+  }
+}
+
+TEST_F(AdaptTest, AHeadWithoutAMatrixGetsNone) {
+  base({{"deberta.embeddings.word_embeddings.weight", Dtype::f32, {10, 4}},
+        {"lm_predictions.lm_head.bias", Dtype::f32, {10}},
+        {"lm_predictions.lm_head.dense.weight", Dtype::f32, {4, 4}}},
+       R"({"architectures": ["DebertaV2ForMaskedLM"], "legacy": false})");
+  const std::string module = "deberta.embeddings.word_embeddings";
+  adapter(
+      "a", lora_config(),
+      saved(module + ".lora_embedding_A", {2, 10}) + saved(module + ".lora_embedding_B", {4, 2}));
+  Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(p.jobs.size(), 3U);
+  EXPECT_FALSE(config(p).contains("tie_word_embeddings"));
+  // PEFT saves all of what the class calls its output embedding.
+  adapter("g", lora_config(),
+          saved(module + ".weight", {12, 4}) + saved("lm_predictions.lm_head.bias", {12}) +
+              saved("lm_predictions.lm_head.dense.weight", {4, 4}));
+  p = plan("base+g");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(find(p, "lm_predictions.lm_head.bias")->output.shape, (Shape{12}));
 }
 
 TEST_F(AdaptTest, EverythingWithAVocabularyGrowsWithIt) {

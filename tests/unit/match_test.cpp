@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "plan/roles.hpp"
+#include "plan/ties.hpp"
 
 namespace ingot::plan {
 namespace {
@@ -47,6 +48,49 @@ TEST(Roles, VocabularyIsKnownByNameAlone) {
   EXPECT_EQ(role("transformer.wpe.weight", kMatrix, nullptr), Role::other);
   EXPECT_EQ(role("bert.embeddings.position_embeddings.weight", kMatrix, nullptr), Role::other);
   EXPECT_EQ(role("lm_head.weight", kVector, family("LlamaForCausalLM")), Role::other);
+}
+
+TEST(Roles, NamesWithinLayersAreNoEnds) {
+  for (const char* name :
+       {"prophetnet.encoder.layers.0.feed_forward.output.weight",
+        "led.encoder.layers.1.self_attn.output.weight",
+        "model.encoder.layers.0.self_attn.output.weight", "rwkv.blocks.0.attention.output.weight",
+        "model.layers.3.embed_tokens.weight"}) {
+    EXPECT_EQ(role(name, kMatrix, nullptr), Role::other) << name;
+  }
+  EXPECT_EQ(role("rwkv.blocks.0.attention.output.bias", kVector, nullptr), Role::bias);
+}
+
+TEST(Roles, EndsOfAClassAreKnownByItsTable) {
+  struct Row {
+    const char *architecture, *embedding, *head, *vector;
+  };
+  for (const auto& [architecture, embedding, head, vector] :
+       {Row{"XLNetLMHeadModel", "transformer.word_embedding.weight", "lm_loss.weight",
+            "lm_loss.bias"},
+        Row{"FlaubertWithLMHeadModel", "transformer.embeddings.weight", "pred_layer.proj.weight",
+            "pred_layer.proj.bias"},
+        Row{"RwkvForCausalLM", "rwkv.embeddings.weight", "head.weight", nullptr},
+        Row{"ElectraForMaskedLM", "electra.embeddings.word_embeddings.weight",
+            "generator_lm_head.weight", "generator_lm_head.bias"},
+        Row{"BartForConditionalGeneration", "model.shared.weight", "lm_head.weight",
+            "final_logits_bias"}}) {
+    SCOPED_TRACE(architecture);
+    const Ties ends = ties(
+        architecture, [](const std::string&) { return true; }, "");
+    EXPECT_EQ(role(embedding, kMatrix, nullptr, &ends), Role::embedding);
+    EXPECT_EQ(role(head, kMatrix, nullptr, &ends), Role::head);
+    if (vector != nullptr) {
+      EXPECT_EQ(role(vector, kVector, nullptr, &ends), Role::head_bias);
+    }
+  }
+  // A class that is not listed has the ends of one whose embedding its checkpoint has.
+  const auto has = [](const std::string& name) {
+    return name == "bert.embeddings.word_embeddings.weight" || name == "cls.predictions.bias";
+  };
+  const Ties ends = ties("OwnForMaskedLM", has, "");
+  EXPECT_EQ(ends.head, "cls.predictions.decoder.weight");
+  EXPECT_EQ(ends.tying, Tying::unknown);
 }
 
 TEST(Roles, BuffersAndBiasesMayBeMissing) {
