@@ -114,6 +114,21 @@ void check_companion(Disk& disk, Problems& problems, const std::string& name,
   }
 }
 
+// True if code or settings of a folder have a file's name in their text.
+bool mentions(Disk& disk, const std::string& folder, const std::vector<std::string>& names,
+              const std::string& wanted) {
+  constexpr std::uint64_t kText = std::uint64_t{4} << 20;
+  return std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+    const std::string low = lower(name);
+    if (low != "config.json" && extension(low) != ".py" && !is_setting(low)) return false;
+    try {
+      return read_text(disk, member(disk, folder, name), kText).find(wanted) != std::string::npos;
+    } catch (const Error&) {  // said where it is copied
+      return false;
+    }
+  });
+}
+
 std::string unknown(const std::string& path) {
   return fmt::format(
       "{} was left out: it is not a kind of file that loaders read with a model; copy "
@@ -300,7 +315,8 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
       continue;
     }
     // Code without a configuration belongs to whatever else is in the folder.
-    if (met == Fate::unknown || (is_code(lower(name)) && !loads)) {
+    const bool known = met == Fate::taken && (loads || !is_code(lower(name)));
+    if (!known && !(loads && mentions(disk, folder, names, name))) {
       problems.warn_like("unknown in " + folder, Code::usage, unknown(path));
       continue;
     }

@@ -255,6 +255,16 @@ class Companions(Folder):
         self.linear()
         self.verify()
 
+    def test_files_that_code_or_settings_name_travel(self):
+        self.put("modeling_a.py", 'table = json.load(open(os.path.join(here, "phonemes.json")))')
+        self.put("processor_config.json", '{"voices": "voices.tsv"}')
+        for name in ("phonemes.json", "voices.tsv", "others.json"):
+            self.put(name, "{}")
+        self.linear()
+        here = set(bytes_of(self.folder / OUT))
+        self.assertLessEqual({"phonemes.json", "voices.tsv"}, here)
+        self.assertNotIn("others.json", here)
+
     def test_a_folder_with_folders_is_replaced_and_resumed_as_any_other(self):
         self.put("modules.json", '[{"path": "1_Pooling"}]')
         self.put("1_Pooling/config.json", "{}")
