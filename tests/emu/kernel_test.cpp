@@ -479,7 +479,7 @@ TEST_P(Kernels, TheCanaryIsWhatIeeeSays) {
             0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Seeds, Kernels, ::testing::Values(0, 1, 7),
+INSTANTIATE_TEST_SUITE_P(Seeds, Kernels, ::testing::ValuesIn(test::orders({0, 1, 7})),
                          [](const auto& seed) { return "seed" + std::to_string(seed.param); });
 
 }  // namespace

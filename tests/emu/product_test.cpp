@@ -74,7 +74,7 @@ TEST(CudaProducts, HaveTheBitsOfTheCpu) {
   test::Random random(5);
   for (std::byte& x : own) x = static_cast<std::byte>(random.next() & 0x3b);
   const auto cpu = cpu_backend("");
-  for (const std::uint64_t seed : {0U, 1U, 2U}) {
+  for (const std::uint64_t seed : test::orders({0, 1, 2})) {
     for (const bool lazy : {true, false}) {
       test::fresh(seed, lazy, 2);
       // With and without room where factors stay.
@@ -124,7 +124,7 @@ TEST(CudaProducts, MayBeFastWithinTheirBound) {
   std::vector<float> own(kCount);
   test::Random random(5);
   for (float& x : own) x = static_cast<float>(random.uniform());
-  for (const std::uint64_t seed : {0U, 1U, 2U}) {
+  for (const std::uint64_t seed : test::orders({0, 1, 2})) {
     for (const bool lazy : {true, false}) {
       test::fresh(seed, lazy, 2);
       for (const std::uint64_t memory : {5 * kMiB, 512 * kMiB}) {

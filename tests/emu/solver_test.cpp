@@ -367,7 +367,7 @@ class Adapters : public Decompositions {
 TEST_F(Adapters, MergeBySvdInOneBatchForEachShape) {
   MergeOptions options;
   options.threads = 1;
-  for (const std::uint64_t seed : {0U, 1U, 3U}) {
+  for (const std::uint64_t seed : test::orders({0, 1, 3})) {
     test::fresh(seed, seed % 2 == 0, 2);
     reset();
     {
