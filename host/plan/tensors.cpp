@@ -261,7 +261,8 @@ class Writer {
     tell_ahead(part);
     // The last slice's models may be tied while another has a head of its own.
     for (const std::uint32_t head : heads_) {
-      if (names_.templates[head].module != part.module || heads_written_.contains(head)) continue;
+      const Template& what = names_.templates[head];
+      if (what.module != part.module || what.ahead || heads_written_.contains(head)) continue;
       if (std::any_of(part.sections.begin(), part.sections.end(), [&](const Section& section) {
             return std::any_of(section.inputs.begin(), section.inputs.end(),
                                [&](const Input& i) { return bool{holds_[i.model][head]}; });

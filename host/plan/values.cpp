@@ -28,23 +28,22 @@ constexpr std::string_view kSilent[] = {
     "_* name_or_path model_type transformers_version *_version version dtype *_dtype "
     "tokenizer_class unsloth* base_config_key prefix auto_class init_device",
     // ways to compute
-    "use_cache return_dict use_return_dict return_last_states output_attentions "
-    "output_hidden_states output_router_logits output_past torchscript gradient_checkpointing "
+    "use_cache* return_dict use_return_dict return_last_states output_attentions "
+    "output_hidden_states output_router_logits output_past torchscript gradient_checkpointing* "
     "*attn_implementation* *_implementation use_flash* *flash_attn* *_kernel *_kernels "
-    "use_mambapy use_associative_scan use_mem_eff_path use_triton use_fused* fused_* "
-    "num_logits_to_keep pretraining_tp ep_size chunk_size_feed_forward chunk_size_lm_head "
-    "max_inference_chunksize use_cpu_initialization low_cpu_mem_usage reorder_and_upcast_attn "
-    "slow_but_exact residual_in_fp32 attention_softmax_in_fp32 scale_attention_softmax_in_fp32 "
-    "enable_moe_fp32_combine use_mems_eval use_mems_train",
+    "use_mambapy use_associative_scan use_mem_eff_path use_triton use_fused* fused_* *fp32* fp16 "
+    "bf16 num_logits_to_keep pretraining_tp ep_size chunk_size_feed_forward chunk_size_lm_head "
+    "max_inference_chunksize use_cpu_initialization low_cpu_mem_usage trust_remote_code "
+    "model_parallel reorder_and_upcast_attn slow_but_exact use_mems_eval use_mems_train",
     // vocabulary
     "*_token_id *_token_ids *_token_index *_id *_index *_token vocab_size *_vocab_size "
-    "vocab_size_per_layer_input tie_word_embeddings tie_encoder_decoder is_decoder is_encoder "
+    "vocab_size_per_layer_input tie_* is_decoder is_encoder "
     "is_encoder_decoder add_cross_attention",
     // initial values and training
     "init* *_init *_init_std *_init_scheme *_init_floor init_std *initializer* time_step_min "
     "time_step_max time_step_floor linear_dt_* linear_a_log_* rescale_prenorm_residual seed "
     "w_init_variance_scale *dropout* *pdrop layerdrop *_layerdrop hidden_dropout_prob *loss* "
-    "*_coef *_coefficient *aux* *jitter* *label* problem_type finetuning_task mask_time_* "
+    "*_coef *_coefficient *aux* *jitter* neftune* *label* problem_type finetuning_task mask_time_* "
     "mask_feature_* apply_spec_augment summary_*",
     // generation
     "temperature top_k top_p typical_p do_sample num_beams num_beam_groups max_length min_length "

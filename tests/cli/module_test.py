@@ -233,7 +233,7 @@ merge_method: passthrough
         self.assertIn("last slice", self.left()["mtp.layers.0.mlp.up_proj.weight"])
 
     def test_slices_that_end_in_a_model_without_it_have_none_and_say_so(self):
-        self.give(mtp(), "a")
+        self.give(mtp() | {"mtp.lm_head.weight": f32(12, 8)}, "a")
         self.configure("a", mtp_num_hidden_layers=1)
         said, out = self.merge_it(self.STACK)
         self.assertEqual([n for n in out if n.startswith("mtp.")], [])
