@@ -248,7 +248,7 @@ constexpr Rule kRules[] = {
      {"=2"},
      {},
      "attn_type_list"},
-    {"olmo_hybrid", "layer_types", kLinear, kFullName, Form::every, {"=4"}},
+    {"olmo_hybrid", "layer_types", kLinear, kFullName, Form::every_or_sole, {"=4"}},
     {"bailing_hybrid", "layer_types", kLinear, kFullName, Form::every, {"layer_group_size=6"}},
     {"inkling_text",
      "layer_types",
@@ -530,6 +530,8 @@ int kind(Form form, std::int64_t i, std::int64_t n, const Numbers& k) {
       return divides(a, i + 1) ? 1 : 0;
     case Form::every_or_last:
       return divides(a, i + 1) || i == n - 1 ? 1 : 0;
+    case Form::every_or_sole:
+      return divides(a, i + 1) || (n < a && i == n - 1) ? 1 : 0;
     case Form::every_from_0:
       return divides(a, i) ? 1 : 0;
     case Form::offset:

@@ -40,6 +40,7 @@ enum class Form : std::uint8_t {
   all,             // one kind
   every,           // 1 where (i + 1) % a == 0
   every_or_last,   // the same, and the last
+  every_or_sole,   // as `every`; the last where else there would be none
   every_from_0,    // 1 where i % a == 0
   offset,          // 1 where i % a == b
   after,           // 1 where i >= a

@@ -296,15 +296,23 @@ class Writer {
     if (roots.empty()) return;
     const std::string what =
         fmt::format("{} {}", roots.size() > 1 ? "modules" : "module", fmt::join(roots, ", "));
-    problems_.warn(
-        Code::missing,
-        givers.empty()
-            ? fmt::format("{}: {} of {} is left out: multi-token prediction comes from "
-                          "the last slice, whose models have none",
-                          draft_.recipe().file, what, owners)
-            : fmt::format("{}: {} for multi-token prediction comes whole from {}, as the "
-                          "last slice does",
-                          draft_.recipe().file, what, givers));
+    const std::string& file = draft_.recipe().file;
+    if (!givers.empty()) {
+      problems_.warn(Code::missing,
+                     fmt::format("{}: {} for multi-token prediction comes whole from "
+                                 "{}, as the last slice does",
+                                 file, what, givers));
+    } else if (draft_.plan.options.strict_modules) {
+      problems_.error(Code::missing,
+                      fmt::format("{}: {} has {}, which the models of the last slice "
+                                  "lack, and --strict-modules asks for models that "
+                                  "have the same modules",
+                                  file, owners, what));
+    } else {
+      problems_.warn(Code::missing, fmt::format("{}: {} of {} is left out: multi-token prediction "
+                                                "comes from the last slice, whose models have none",
+                                                file, what, owners));
+    }
   }
 
   // Without a head of its own the output reads its last layers by the embedding of the first.

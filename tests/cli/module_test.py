@@ -238,6 +238,7 @@ merge_method: passthrough
         said, out = self.merge_it(self.STACK)
         self.assertEqual([n for n in out if n.startswith("mtp.")], [])
         self.assertIn("module mtp of a is left out", said.stderr)
+        self.assertIn("--strict-modules", self.refuse(self.STACK, "--strict-modules"))
         self.assertIn("'mtp_num_hidden_layers' is 1, but the output has no layers", said.stderr)
         self.assertEqual(self.counts(), {"mtp_num_hidden_layers": 0})
 

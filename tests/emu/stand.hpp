@@ -31,8 +31,8 @@ inline std::string no_device() {
 #endif
 }
 
-// The seeds of the orders that a test tries: all, or under a sanitizer, which looks at what the code
-// does with memory and threads and not at what an order yields, the first and the last.
+// The seeds of the orders that a test tries: all, or under a sanitizer, which looks at what the
+// code does with memory and threads and not at what an order yields, the first and the last.
 inline std::vector<std::uint64_t> orders(std::vector<std::uint64_t> seeds) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   seeds.erase(seeds.begin() + 1, seeds.end() - 1);

@@ -201,6 +201,12 @@ TEST(Layers, KindsThatTheClassMakesUpAreWrittenWhereTheOrderChangesThem) {
   EXPECT_EQ(neo["attention_types"],
             nlohmann::json::parse(R"([[["local", "local", "global"], 1]])"));
   EXPECT_EQ(texts(problems), "");
+  // A class that takes the last layer for one of full attention where none else is.
+  const std::string olmo = R"({"model_type": "olmo_hybrid", "num_hidden_layers": 4})";
+  EXPECT_EQ(stacked(olmo, {}, 4, {{0, 0}, {0, 1}}, problems)["layer_types"],
+            nlohmann::json({"linear_attention", "linear_attention"}));
+  EXPECT_FALSE(stacked(olmo, {}, 4, {{0, 2}, {0, 3}}, problems).contains("layer_types"));
+  EXPECT_EQ(texts(problems), "");
   // Gates: a class that slides no window has no sliding layers.
   EXPECT_FALSE(stacked(R"({"model_type": "qwen3", "num_hidden_layers": 4, "max_window_layers": 2,
                            "use_sliding_window": false})",
@@ -241,6 +247,27 @@ TEST(Layers, ExtraLayersAreCountedAsTheOutputHasThem) {
   EXPECT_NE(texts(problems).find("the output has no layers for multi-token prediction"),
             std::string::npos);
   EXPECT_NE(texts(problems).find("the output has the layers of other"), std::string::npos);
+}
+
+TEST(Layers, ExtraLayersAreCountedWhereverConfigsCountThem) {
+  const std::vector<Config> models = {
+      Config(R"({"num_mtp_layers": 0, "text_config": {"num_hidden_layers": 2},
+                 "mtp_config": {"num_nextn_predict_layers": 0}})",
+             "m"),
+      Config(R"({"num_hidden_layers": 2, "mtp_num_hidden_layers": 2, "mtp_layer_types": ["a", "b"],
+                 "num_nextn_predict_layers": null})",
+             "other")};
+  Edits edits;
+  edits.models = models;
+  edits.names = {"m", "other"};
+  edits.text = {"text_config", "num_hidden_layers"};
+  edits.ahead = {true, 2, 1};
+  const auto out = nlohmann::json::parse(edited(models[0], edits));
+  EXPECT_EQ(out["text_config"]["mtp_num_hidden_layers"], 2);
+  EXPECT_EQ(out["text_config"]["mtp_layer_types"], nlohmann::json({"a", "b"}));
+  EXPECT_FALSE(out["text_config"].contains("num_nextn_predict_layers"));
+  EXPECT_EQ(out["num_mtp_layers"], 2);
+  EXPECT_EQ(out["mtp_config"]["num_nextn_predict_layers"], 2);
 }
 
 TEST(Layers, WhatIsNotKnownIsWarnedOfWhateverElseIs) {
