@@ -8,6 +8,7 @@
 #include "fuzz/check.hpp"
 #include "ingot/error.hpp"
 #include "plan/config.hpp"
+#include "plan/values.hpp"
 
 using ingot::plan::Config;
 using ingot::test::check;
@@ -25,8 +26,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     edits.dtype = "bfloat16";
     edits.vocabulary = 32;
     edits.tied = true;
+    edits.ahead.known = true;
     const std::string once = config.edited(edits, problems);
-    check(Config(once, "m").edited(edits, problems) == once);
+    const Config again(once, "m");
+    check(again.edited(edits, problems) == once);
+    ingot::plan::compare_values(config, again, {}, "m", "n", problems);
   } catch (const ingot::Error& e) {
     check(e.code() == ingot::Code::format);
   }

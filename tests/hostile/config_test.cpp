@@ -9,6 +9,7 @@
 #include "ingot/plan.hpp"
 #include "model.hpp"
 #include "plan/config.hpp"
+#include "plan/values.hpp"
 
 namespace ingot {
 namespace {
@@ -40,7 +41,9 @@ bool survives(const std::string& text) {
     static_cast<void>(config.architecture());
     static_cast<void>(config.quantised());
     static_cast<void>(config.tied());
-    static_cast<void>(config.edited(edits, problems));
+    edits.ahead = {true, 3, 0};
+    const plan::Config out(config.edited(edits, problems), "out");
+    plan::compare_values(config, out, {"text_config", "num_layers"}, "m", "out", problems);
     return true;
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), Code::format) << e.what();
