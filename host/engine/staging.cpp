@@ -23,6 +23,9 @@ constexpr std::uint64_t kWorker = 4 * kMiB;
 // Memory that is worth keeping for outputs on their way to the disk: it takes 64 MiB in 20 ms.
 constexpr std::uint64_t kOutputs = 64 * kMiB;
 
+// Reads under way at a time: 32 of at most 2 MiB.
+constexpr std::uint64_t kReads = 64 * kMiB;
+
 // A string in memory of its own, and what the allocator adds.
 std::uint64_t text_bytes(const std::string& text) {
   return text.capacity() <= 15 ? 0 : (text.capacity() + 1 + 8 + 15) / 16 * 16;
@@ -38,6 +41,7 @@ std::string show_ceiling(std::uint64_t bytes) {
 struct Demand {
   std::uint64_t least = 0;     // the largest single chunk any job stages
   std::uint64_t useful = 0;    // more than everything is never needed
+  std::uint64_t largest = 0;   // of that, what the largest tensor takes
   std::uint64_t slot = 0;      // the largest chunk of output
   std::uint64_t written = 0;   // all output
   std::uint64_t waiting = 0;   // the least that results of joints take
@@ -66,7 +70,10 @@ Demand demand_of(const Plan& plan, const std::vector<Joint*>& joints) {
     all.least = std::max(all.least, chunk + slot_bytes(part * width));
     all.slot = std::max(all.slot, slot_bytes(part * width));
     all.written += n * width + 2 * kPage * (n / kChunk + 1);
-    all.useful += inputs + n * width + 2 * kPage * (2 * job.operands.size() + 1) * (n / kChunk + 1);
+    const std::uint64_t whole =
+        inputs + n * width + 2 * kPage * (2 * job.operands.size() + 1) * (n / kChunk + 1);
+    all.useful += whole;
+    all.largest = std::max(all.largest, whole);
   }
   for (const Joint* joint : joints) all.waiting += joint->least();
   const std::uint64_t metadata = metadata_bytes(plan);
@@ -156,7 +163,9 @@ Staging divide(const Plan& plan, const MergeOptions& options, int available) {
   }
   const std::uint64_t most = std::max(need.slot, std::min(need.written, kOutputs));
   staging.outputs = std::clamp((free - need.least) / 8, need.slot, most);
-  staging.inputs = std::min(free - staging.outputs, std::max(need.useful, need.least));
+  // One tensor is worked on while the next is read; reads that run further ahead only take memory.
+  const std::uint64_t enough = std::min(need.useful, 2 * need.largest + kReads);
+  staging.inputs = std::min(free - staging.outputs, std::max(enough, need.least));
   return staging;
 }
 

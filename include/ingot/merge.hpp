@@ -36,8 +36,11 @@ struct Crowd {
 // What a run will take, from the plan alone.
 struct Estimate {
   Crowd crowd;
-  double compute = 0;        // seconds of arithmetic, on all threads at once, by the CPU
-  std::uint64_t memory = 0;  // most resident bytes of the process, mapped files included
+  double compute = 0;  // seconds of arithmetic, on all threads at once, by the CPU
+  // Bytes that the process may have resident, mapped files included: all that the run may lend. A
+  // run takes less where the arithmetic or the page cache is faster than the disk, and at most a
+  // tenth more.
+  std::uint64_t memory = 0;
 };
 
 // Throws as crowd() does. Counts this process's memory so far as the run's own beginning, and times
