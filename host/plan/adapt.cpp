@@ -786,8 +786,7 @@ class Overlay {
   // The input embedding, the head, and whether they are one tensor.
   void find_vocabulary() {
     ties_ = ties(
-        architecture_, [&](const std::string& name) { return find(name).has_value(); },
-        family_ != nullptr ? family_->head : std::string_view());
+        architecture_, [&](const std::string& name) { return find(name).has_value(); }, family_);
     for (Index i = 0; i < view_.items.size(); ++i) {
       const TensorInfo& info = view_.items[i].info;
       const Role played = role(info.name, info.shape, family_, &ties_);

@@ -231,8 +231,7 @@ class Cataloguer {
     const std::unordered_set<std::string> own(names_[donor_].begin(), names_[donor_].end());
     out_.ties = ties(
         configs_[donor_].architecture(),
-        [&](const std::string& name) { return own.contains(name); },
-        out_.family != nullptr ? out_.family->head : std::string_view());
+        [&](const std::string& name) { return own.contains(name); }, out_.family);
   }
 
   void find_paired() {

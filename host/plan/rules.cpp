@@ -223,8 +223,8 @@ std::optional<double> Rules::value(const math::Parameter& parameter,
 }
 
 std::optional<math::Rule> Rules::resolve(const Binding& binding, const std::string& output,
-                                         std::span<const Seat> sources, bool base, double t,
-                                         std::uint64_t elements) {
+                                         const std::string& drawn, std::span<const Seat> sources,
+                                         bool base, double t, std::uint64_t elements) {
   math::Rule rule;
   rule.method = index_;
   rule.sources = static_cast<std::int32_t>(sources.size());
@@ -253,7 +253,7 @@ std::optional<math::Rule> Rules::resolve(const Binding& binding, const std::stri
   }
   if (!sound) return std::nullopt;
   if (method().mask == math::Mask::random) {
-    for (std::size_t s = 0; s < sources.size(); ++s) rule.stream[s] = stream_key(output, "drop", s);
+    for (std::size_t s = 0; s < sources.size(); ++s) rule.stream[s] = stream_key(drawn, "drop", s);
   }
   if (const char* why = math::invalid(rule)) {
     problems_.error_like(

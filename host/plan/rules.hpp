@@ -44,9 +44,11 @@ class Rules {
   [[nodiscard]] Binding bind(std::span<const Parameters* const> own,
                              std::span<const Parameters* const> shared) const;
 
-  // The rule of an output tensor at gradient position t. `base` tells that a base tensor precedes
-  // the sources. Nothing, and a problem, if a value is missing or wrong.
+  // The rule of an output tensor at gradient position t, whose masks are drawn for the name
+  // `drawn`. `base` tells that a base tensor precedes the sources. Nothing, and a problem, if a
+  // value is missing or wrong.
   [[nodiscard]] std::optional<math::Rule> resolve(const Binding& binding, const std::string& output,
+                                                  const std::string& drawn,
                                                   std::span<const Seat> sources, bool base,
                                                   double t, std::uint64_t elements);
 

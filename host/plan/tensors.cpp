@@ -110,6 +110,7 @@ class Writer {
                                names_.behind(spot.part, spot.layer);
       }
     }
+    tied_ = tied(names_.ties, draft_.plan.architecture, draft_.configs[draft_.donor].tied(), true);
     for (const Model& model : draft_.plan.models) {
       used_.emplace_back(model.checkpoint.entries().size());
     }
@@ -931,8 +932,10 @@ class Writer {
       seats.push_back(
           {static_cast<std::uint32_t>(share.input), draft_.shown(share.model), share.name});
     }
-    const auto rule = rules_.resolve(section.binding, job.output.name, seats,
-                                     section.base.has_value(), t, job.output.count());
+    const std::string& name = job.output.name;
+    const std::string& drawn = tied_ && names_.ties.copies(name) ? names_.ties.embedding : name;
+    const auto rule = rules_.resolve(section.binding, name, drawn, seats, section.base.has_value(),
+                                     t, job.output.count());
     if (!rule) return false;
     job.work.rule = *rule;
     if (shares.size() == 1 && !shares[0].item->effects) copy_if_unchanged(job);
@@ -1021,6 +1024,7 @@ class Writer {
   const Catalogue& names_;
   Problems& problems_;
   std::optional<Tokenizers> tokenizers_;
+  bool tied_ = false;                       // the donor's class and configuration tie the ends
   std::vector<std::vector<bool>> holds_;    // by model and part
   std::vector<std::vector<bool>> counted_;  // the same, less the layers that no config counts
   std::vector<std::uint32_t> heads_;

@@ -84,16 +84,22 @@ class Speller {
 
 }  // namespace
 
+bool Ties::copies(std::string_view name) const {
+  return !embedding.empty() &&
+         (name == head || std::find(uses.begin(), uses.end(), name) != uses.end());
+}
+
 bool Ties::bias(std::string_view name) const {
   return std::find(vectors.begin(), vectors.end(), name) != vectors.end() ||
          std::any_of(biases.begin(), biases.end(),
                      [&](const auto& both) { return both.first == name || both.second == name; });
 }
 
-Ties ties(std::string_view architecture, const Has& has, std::string_view head) {
+Ties ties(std::string_view architecture, const Has& has, const Family* family) {
   const Speller speller(architecture, has);
   Ties out;
-  out.head = head.empty() ? "lm_head.weight" : head;
+  const bool related = family != nullptr && !family->head.empty();
+  out.head = related ? family->head : "lm_head.weight";
   std::optional<Outer> outer;
   const Row* row = std::find_if(std::begin(kRows), std::end(kRows), [&](const Row& each) {
     return listed(each.classes, architecture);
@@ -101,13 +107,16 @@ Ties ties(std::string_view architecture, const Has& has, std::string_view head) 
   if (row != std::end(kRows)) outer = speller.place(*row);
   if (outer) out.tying = row->tying;
   for (const Outer& each : {Outer{}, Outer{"language_model.", {}}}) {
-    if (outer || !head.empty()) break;
+    if (outer || related) break;
     row = std::find_if(std::begin(kRows), std::end(kRows), [&](const Row& other) {
       return !other.head.empty() && has(each(other.embedding));
     });
     if (row != std::end(kRows)) outer = each;
   }
-  if (!outer) return out;
+  if (!outer) {
+    if (related && has(std::string(family->embedding))) out.embedding = family->embedding;
+    return out;
+  }
   const auto name = [&](std::string_view word) {
     std::string wanted = (*outer)(word);
     return speller.stored(wanted).value_or(std::move(wanted));

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ingot/store.hpp"
+#include "plan/roles.hpp"
 
 namespace ingot::plan {
 
@@ -32,6 +33,8 @@ struct Ties {
   std::vector<std::pair<std::string, std::string>> biases;
   std::vector<std::string> vectors;  // biases with an element for each token
 
+  // True for the other uses of the embedding.
+  [[nodiscard]] bool copies(std::string_view name) const;
   // True for the names of `vectors` and `biases`.
   [[nodiscard]] bool bias(std::string_view name) const;
 };
@@ -39,10 +42,9 @@ struct Ties {
 // Whether a checkpoint has a tensor of this name.
 using Has = std::function<bool(const std::string& name)>;
 
-// The ends of a class, or where the table does not have it, of a class whose embedding the
-// checkpoint has, in that case with Tying::unknown. `head` is the name of the head where the table
-// does not have it but another one does.
-[[nodiscard]] Ties ties(std::string_view architecture, const Has& has, std::string_view head);
+// The ends of a class; where the table does not have it, those of its family (null: none), else of
+// a class whose embedding the checkpoint has, both with Tying::unknown.
+[[nodiscard]] Ties ties(std::string_view architecture, const Has& has, const Family* family);
 
 // Whether ends are one parameter: `said` is what config.json says, `headed` whether the checkpoint
 // has a head.

@@ -77,7 +77,7 @@ TEST(Roles, EndsOfAClassAreKnownByItsTable) {
             "final_logits_bias"}}) {
     SCOPED_TRACE(architecture);
     const Ties ends = ties(
-        architecture, [](const std::string&) { return true; }, "");
+        architecture, [](const std::string&) { return true; }, nullptr);
     EXPECT_EQ(role(embedding, kMatrix, nullptr, &ends), Role::embedding);
     EXPECT_EQ(role(head, kMatrix, nullptr, &ends), Role::head);
     if (vector != nullptr) {
@@ -88,7 +88,7 @@ TEST(Roles, EndsOfAClassAreKnownByItsTable) {
   const auto has = [](const std::string& name) {
     return name == "bert.embeddings.word_embeddings.weight" || name == "cls.predictions.bias";
   };
-  const Ties ends = ties("OwnForMaskedLM", has, "");
+  const Ties ends = ties("OwnForMaskedLM", has, nullptr);
   EXPECT_EQ(ends.head, "cls.predictions.decoder.weight");
   EXPECT_EQ(ends.tying, Tying::unknown);
 }

@@ -700,6 +700,36 @@ TEST_F(PlanTest, DropStreamsFollowTheDocumentedKey) {
   EXPECT_EQ(rule.elements, 4U);
 }
 
+TEST_F(PlanTest, CopiesOfATiedTensorDrawTheSame) {
+  const std::string recipe =
+      "merge_method: dare_ties\nbase_model: x\nparameters: {weight: 1, density: 0.5}\nmodels:\n"
+      "- model: x\n- model: y\n";
+  for (const char* flag : {"true", "false"}) {
+    std::string config = llama_config(2);
+    config.replace(config.find("false"), 5, flag);
+    for (const char* name : {"x", "y"}) write_model(folder_ / name, llama(2), config);
+    const Plan p = plan(recipe);
+    ASSERT_SOUND(p);
+    EXPECT_EQ(
+        find(p, "lm_head.weight")->work.rule.stream[0],
+        stream_key(flag == std::string("true") ? "model.embed_tokens.weight" : "lm_head.weight",
+                   "drop", 0));
+  }
+  // A class that ties where its configuration does not say.
+  for (const char* name : {"x", "y"}) {
+    write_model(folder_ / name,
+                {{"encoder.embed_tokens.weight", Dtype::f32, {10, 4}},
+                 {"lm_head.weight", Dtype::f32, {10, 4}},
+                 {"shared.weight", Dtype::f32, {10, 4}}},
+                R"({"architectures": ["T5ForConditionalGeneration"]})");
+  }
+  const Plan p = plan(recipe);
+  ASSERT_SOUND(p);
+  for (const char* name : {"shared.weight", "encoder.embed_tokens.weight", "lm_head.weight"}) {
+    EXPECT_EQ(find(p, name)->work.rule.stream[0], stream_key("shared.weight", "drop", 0)) << name;
+  }
+}
+
 // --- names ---------------------------------------------------------------------------------------
 
 TEST_F(PlanTest, PrefixOfTheBaseModuleMayBeMissing) {
