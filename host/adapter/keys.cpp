@@ -115,11 +115,14 @@ std::optional<std::string_view> foreign(std::string_view name, const Words& word
 }
 
 // Sets the path: `.base_layer` at its end are levels, inside it they mark a part of a wrapped
-// module.
+// module. `.token_adapter` wraps an embedding or a head beside the levels.
 void set_path(Key& key, Words::const_iterator first, Words::const_iterator last) {
-  while (last != first && *(last - 1) == "base_layer") {
-    --last;
-    ++key.nesting;
+  for (; last != first; --last) {
+    if (*(last - 1) == "base_layer") {
+      ++key.nesting;
+    } else if (*(last - 1) != "token_adapter") {
+      break;
+    }
   }
   Words words(first, last);
   const auto end = std::remove(words.begin(), words.end(), "base_layer");
@@ -157,8 +160,7 @@ Key parse_key(std::string_view name, Family family) {
     if (word == "trainable_tokens_delta") {
       if (!rest.empty()) return refused("has components after trainable_tokens_delta");
       key.kind = Key::Kind::tokens;
-      const bool wrapped = i > 0 && words[i - 1] == "token_adapter";
-      set_path(key, words.cbegin(), wrapped ? at - 1 : at);
+      set_path(key, words.cbegin(), at);
       if (key.path.empty()) return refused("names no module");
       return key;
     }

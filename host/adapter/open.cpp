@@ -348,6 +348,12 @@ class Account {
         break;
       }
       const Shape& s = shape(tokens.entry);
+      // PEFT writes the rows of a tied embedding under its other uses too, which it does not list.
+      std::size_t fits = 0;
+      for (const auto& [name, rows] : config_.tokens) fits += rows.size() == s[0] ? 1 : 0;
+      for (const auto& [name, rows] : config_.tokens) {
+        if (tokens.rows.empty() && fits == 1 && rows.size() == s[0]) tokens.rows = rows;
+      }
       if (tokens.rows.empty()) {
         bad(Code::format, tokens.entry,
             "holds trained tokens of which the configuration has no list");

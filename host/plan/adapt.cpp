@@ -255,9 +255,9 @@ class Overlay {
     touched_.clear();
     for (const Idle& idle : adapter_->idle) spare(model_, idle.entry, idle.reason);
     const std::optional<std::uint64_t> before = view_.rows;
-    for (const Saved& saved : adapter_->saved) place(saved);
+    for (const Saved* saved : embedding_first(adapter_->saved)) place(*saved);
     const bool resized = view_.rows != before;
-    for (const Tokens& tokens : adapter_->tokens) place(tokens);
+    for (const Tokens* tokens : embedding_first(adapter_->tokens)) place(*tokens);
     taken_.clear();
     for (const Adapted& module : adapter_->modules) place(module);
     if (missing_ > 0) {
@@ -539,12 +539,39 @@ class Overlay {
 
   // --- whole tensors
 
+  static std::string name_of(const Saved& saved) { return saved.name; }
+  static std::string name_of(const Tokens& tokens) { return tokens.path + ".weight"; }
+
+  // What means the tied embedding comes before what means its other uses, which may repeat it.
+  template <class Each>
+  std::vector<const Each*> embedding_first(const std::vector<Each>& all) {
+    std::vector<const Each*> out;
+    for (const Each& each : all) out.push_back(&each);
+    std::stable_partition(out.begin(), out.end(), [&](const Each* each) {
+      const Use* const use = use_of(name_of(*each));
+      return use != nullptr && use == uses_.data();
+    });
+    return out;
+  }
+
+  // A tensor of the adapter at hand.
+  [[nodiscard]] Item brought(std::uint32_t index) const {
+    Item item;
+    item.model = model_;
+    item.entry = index;
+    return item;
+  }
+
   void place(const Saved& saved) {
     const TensorInfo& info = entry(model_, saved.entry).info;
     auto item = locate(saved.name);
     Use* const use = item ? use_of(view_.items[*item].info.name) : use_of(saved.name);
     if (use != nullptr && use != uses_.data() && mirrored_ && saved.why != Saved::Why::bias) {
       return spare(model_, saved.entry, "the tied embedding again (ensure_weight_tying)");
+    }
+    if (use != nullptr && use != uses_.data() && repeats(saved)) {
+      saved_everywhere_ = true;
+      return spare(model_, saved.entry, "the tied embedding again, with the same values");
     }
     if (!item && use != nullptr) {
       item = add(saved, view_.items[*embedding_].type);
@@ -559,10 +586,23 @@ class Overlay {
     if (!fresh && owner->second == shown_) {
       return spare(model_, saved.entry, fmt::format("another name of {}", target.info.name));
     }
+    const auto before = replaced_.find(*item);
     if (!fresh) {
-      fail(Code::usage, fmt::format("adapters {} and {} both replace {}; only one can be used: "
-                                    "leave one out, or merge the models that they make",
-                                    owner->second, shown_, target.info.name));
+      if (same(target, brought(saved.entry))) {
+        return spare(
+            model_, saved.entry,
+            fmt::format("the same values as {} of adapter {}", target.info.name, owner->second));
+      }
+      if (before != replaced_.end() && same(before->second, brought(saved.entry))) {
+        return spare(model_, saved.entry, fmt::format("the base's {}", target.info.name));
+      }
+      if (before == replaced_.end() || !same(before->second, target)) {
+        fail(Code::usage, fmt::format("adapters {} and {} both replace {}; only one can be used: "
+                                      "leave one out, or merge the models that they make",
+                                      owner->second, shown_, target.info.name));
+      }
+      spare(target.model, target.entry, fmt::format("the base's {}", target.info.name));
+      owner->second = shown_;
     }
     const bool vocabulary = is_vocabulary(target.info.name);
     const bool rows = vocabulary && info.shape.rank() == 2 && target.info.shape.rank() == 2 &&
@@ -581,8 +621,11 @@ class Overlay {
       view_.rows = target.info.shape[0];
     }
     if (added_.contains(*item)) return;
-    spare(target.model, target.entry, fmt::format("replaced by tensor {}", by));
-    if (use != nullptr && use == uses_.data()) original_ = target;
+    if (fresh) {
+      spare(target.model, target.entry, fmt::format("replaced by tensor {}", by));
+      replaced_.emplace(*item, target);
+      if (use != nullptr && use == uses_.data()) original_ = target;
+    }
     take(target, model_, saved.entry);
   }
 
@@ -593,6 +636,14 @@ class Overlay {
     target.info.dtype = info.dtype;
     target.model = model;
     target.entry = index;
+  }
+
+  // True for a use of the tied embedding for which the adapter brings what it brings for the
+  // embedding.
+  [[nodiscard]] bool repeats(const Saved& saved) const {
+    if (uses_.front().saved == std::nullopt) return false;
+    const Item& embedding = view_.items[*embedding_];
+    return embedding.model == model_ && same(embedding, brought(saved.entry));
   }
 
   // The head's bias under the name that checkpoints with tied vocabularies have for it.
@@ -691,6 +742,17 @@ class Overlay {
                        clip(info.name, 160), shown_, info.shape.text(), *most,
                        view_.items[*item].info.name, shape.text()));
     }
+    if (use != nullptr && use != uses_.data()) {
+      for (const Waiting& w : uses_.front().waiting) {
+        if (!w.tokens || w.effect.adapter != shown_ || w.effect.rows != tokens.rows) continue;
+        const Effect::Part& part = w.effect.parts.front();
+        Item first;
+        first.model = part.tensor.place.model;
+        first.entry = part.tensor.place.entry;
+        if (first.model != model_ || !same(first, brought(tokens.entry))) continue;
+        return spare(model_, tokens.entry, "the tokens of the tied embedding again");
+      }
+    }
     const std::string& owned = use != nullptr ? use->name : view_.items[*item].info.name;
     for (const std::uint64_t row : tokens.rows) {
       const auto [owner, fresh] = token_owners_.emplace(std::pair(owned, row), shown_);
@@ -764,7 +826,8 @@ class Overlay {
   }
 
   [[nodiscard]] bool same(const Item& a, const Item& b) const {
-    return same_values(base_.checkpoint, entry(a.model, a.entry), entry(b.model, b.entry));
+    return same_values(draft_.plan.models[a.model].checkpoint, entry(a.model, a.entry),
+                       draft_.plan.models[b.model].checkpoint, entry(b.model, b.entry));
   }
 
   // Matrices and biases with a row or an element for each token.
@@ -1057,6 +1120,7 @@ class Overlay {
   std::map<Index, std::vector<Effect>> effects_;
   std::set<Index> added_;
   std::unordered_map<std::string, std::string> owners_;  // of replaced tensors: the adapter
+  std::map<Index, Item> replaced_;                       // and what the base has
   std::map<std::pair<std::string, std::uint64_t>, std::string> token_owners_;
 
   Ties ties_;

@@ -216,7 +216,8 @@ class Extraction {
         return plan_.models[item.model].checkpoint.entries()[item.entry];
       };
       if (embedding->model != head->model || embedding->effects || head->effects ||
-          !same_values(plan_.models[head->model].checkpoint, entry(*embedding), entry(*head))) {
+          !same_values(plan_.models[head->model].checkpoint, entry(*embedding),
+                       plan_.models[head->model].checkpoint, entry(*head))) {
         return false;
       }
     }

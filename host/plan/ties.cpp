@@ -4,6 +4,7 @@
 #include <cstring>
 #include <span>
 
+#include "ingot/math/codec.hpp"
 #include "plan/aliases.hpp"
 #include "plan/loaded.hpp"
 
@@ -82,6 +83,26 @@ class Speller {
   const Has& has_;
 };
 
+// Bytes of some elements; a number of elements of less than a byte is even.
+std::size_t size(Dtype type, std::uint64_t elements) {
+  return static_cast<std::size_t>((elements * bits(type) + 7) / 8);
+}
+
+bool decoded(Dtype type) { return type == Dtype::f32 || type == Dtype::bf16 || type == Dtype::f16; }
+
+template <math::Format F>
+float value_of(const std::byte* at) {
+  typename math::Codec<F>::Word word;
+  std::memcpy(&word, at, sizeof word);
+  return math::Codec<F>::decode(word);
+}
+
+float value(Dtype type, const std::byte* at) {
+  return type == Dtype::f32    ? value_of<math::Format::f32>(at)
+         : type == Dtype::bf16 ? value_of<math::Format::bf16>(at)
+                               : value_of<math::Format::f16>(at);
+}
+
 }  // namespace
 
 bool Ties::copies(std::string_view name) const {
@@ -154,21 +175,31 @@ bool tied(const Ties& ties, std::string_view architecture, std::optional<bool> s
                               : architecture.empty() && said.value_or(false);
 }
 
-bool same_values(const Checkpoint& checkpoint, const Entry& a, const Entry& b) {
-  if (a.info.dtype != b.info.dtype || a.info.shape != b.info.shape || a.strides != b.strides) {
+bool same_values(const Checkpoint& a, const Entry& x, const Checkpoint& b, const Entry& y) {
+  if (x.info.shape != y.info.shape || !x.patches.empty() || !y.patches.empty()) return false;
+  if (&a == &b && x.file == y.file && x.offset == y.offset && x.strides == y.strides) return true;
+  const Dtype left = x.info.dtype, right = y.info.dtype;
+  if (!x.dense() || !y.dense() || (left != right && !(decoded(left) && decoded(right)))) {
     return false;
   }
-  if (!a.patches.empty() || !b.patches.empty()) return false;
-  if (a.file == b.file && a.offset == b.offset) return true;
-  if (!a.dense()) return false;
-  constexpr std::uint64_t kStep = std::uint64_t{1} << 20;
-  std::vector<std::byte> left(kStep), right(kStep);
-  const std::uint64_t bytes = a.info.bytes();
-  for (std::uint64_t at = 0; at < bytes; at += kStep) {
-    const auto count = static_cast<std::size_t>(std::min(kStep, bytes - at));
-    read_exact(checkpoint.file(a.file), a.offset + at, std::span(left).first(count));
-    read_exact(checkpoint.file(b.file), b.offset + at, std::span(right).first(count));
-    if (std::memcmp(left.data(), right.data(), count) != 0) return false;
+  constexpr std::uint64_t kStep = std::uint64_t{1} << 18;  // elements
+  const std::uint64_t elements = x.info.count();
+  std::vector<std::byte> first(size(left, kStep)), second(size(right, kStep));
+  for (std::uint64_t at = 0; at < elements; at += kStep) {
+    const auto count = static_cast<std::size_t>(std::min(kStep, elements - at));
+    const auto own = std::span(first).first(size(left, count));
+    const auto other = std::span(second).first(size(right, count));
+    read_exact(a.file(x.file), x.offset + size(left, at), own);
+    read_exact(b.file(y.file), y.offset + size(right, at), other);
+    if (left == right) {
+      if (std::memcmp(own.data(), other.data(), own.size()) != 0) return false;
+      continue;
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      if (value(left, &own[size(left, i)]) != value(right, &other[size(right, i)])) {
+        return false;
+      }
+    }
   }
   return true;
 }

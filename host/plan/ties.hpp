@@ -51,8 +51,10 @@ using Has = std::function<bool(const std::string& name)>;
 [[nodiscard]] bool tied(const Ties& ties, std::string_view architecture, std::optional<bool> said,
                         bool headed);
 
-// True where two tensors of a checkpoint have one type, one shape and the same bytes. Reads them.
-[[nodiscard]] bool same_values(const Checkpoint& checkpoint, const Entry& a, const Entry& b);
+// True where two tensors have one shape and the same values: the same bytes, or equal numbers in
+// two of the types f32, bf16 and f16. Reads them.
+[[nodiscard]] bool same_values(const Checkpoint& a, const Entry& x, const Checkpoint& b,
+                               const Entry& y);
 
 // True for classes with a head over the vocabulary, which may be the embedding again.
 [[nodiscard]] bool speaks(std::string_view architecture);

@@ -184,6 +184,8 @@ CASES = {
                        merged="apart"),
     "tokens": Case(llama, lora(QV, trainable_token_indices=[3, 1, 90])),
     "tokens-tied": Case(lambda: llama(tied=True), lora(QV, trainable_token_indices=[3, 1, 90])),
+    "tokens-new": Case(llama, lora(QV, trainable_token_indices=[96, 98, 3]), prepare=grow),
+    "tokens-new-tied": Case(lambda: llama(tied=True), lora(QV, trainable_token_indices=[96, 98, 3]), prepare=grow),
     "tokens-alone": Case(llama, peft.TrainableTokensConfig(token_indices=[5, 2], task_type="CAUSAL_LM")),
     "grown": Case(llama, lora(QV), prepare=grow),
     "grown-tied": Case(lambda: llama(tied=True), lora(QV), prepare=grow),

@@ -31,9 +31,13 @@ class AdaptTest : public ::testing::Test {
   void base(const Tensors& tensors, const std::string& config) {
     write_model(folder_ / "base", tensors, config);
   }
-  void adapter(const std::string& name, const std::string& config, const Tensors& tensors) {
+  // Tensors of zeros, of which the last ends in `last`.
+  void adapter(const std::string& name, const std::string& config, const Tensors& tensors,
+               char last = 0) {
+    std::string bytes = zeros(tensors);
+    bytes.back() = last;
     write_file(folder_ / (name + "/adapter_config.json"), config);
-    write_file(folder_ / (name + "/adapter_model.safetensors"), zeros(tensors));
+    write_file(folder_ / (name + "/adapter_model.safetensors"), bytes);
   }
   [[nodiscard]] Plan plan(const std::string& model, PlanOptions options = {}) {
     options.root = folder_.path();
@@ -240,11 +244,21 @@ TEST_F(AdaptTest, SavedModulesReplaceTheBases) {
 
 TEST_F(AdaptTest, OnlyOneAdapterCanReplaceATensor) {
   base(llama(1), llama_config(1));
-  for (const char* name : {"a", "b"}) {
-    adapter(name, lora_config(R"("modules_to_save": ["lm_head"])"),
-            kPair + saved("lm_head.weight", {10, 4}));
+  for (const char* name : {"", "a", "b"}) {  // the base's values, and two others
+    adapter(name == std::string() ? "same" : name, lora_config(R"("modules_to_save": ["lm_head"])"),
+            kPair + saved("lm_head.weight", {10, 4}), name[0]);
   }
   expect_refused(plan("base+a+b"), "adapters a and b both replace lm_head.weight");
+  // Equal values, or the base's, are no second owner.
+  const std::string name = "base_model.model.lm_head.weight";
+  for (const char* adapters : {"base+a+same", "base+same+a", "base+a+a"}) {
+    const Plan p = plan(adapters);
+    ASSERT_TRUE(p.sound()) << adapters << problems(p);
+    EXPECT_EQ(origin(p, "lm_head.weight"), "a:" + name) << adapters;
+  }
+  EXPECT_EQ(unused(plan("base+a+same"), "same:" + name), "the base's lm_head.weight");
+  expect_refused(plan("base+a+same+b"), "adapters a and b both replace lm_head.weight");
+  expect_refused(plan("base+same+a+b"), "adapters a and b both replace lm_head.weight");
 }
 
 TEST_F(AdaptTest, SavedMatricesAtAWeightLieBetween) {
@@ -424,9 +438,14 @@ TEST_F(AdaptTest, SavedEndsThatTheFlagTiesStayOneTensor) {
     EXPECT_EQ(find(p, "lm_head.weight"), nullptr);
     EXPECT_EQ(config(p)["tie_word_embeddings"], true);
   }
-  // The same tensors without the flag are two.
-  adapter("apart", lora_config(R"("modules_to_save": ["embed_tokens", "lm_head"])"), ends);
-  const Plan p = plan("base+apart");
+  // Without the flag they are one where their values are equal.
+  adapter("equal", lora_config(R"("modules_to_save": ["embed_tokens", "lm_head"])"), ends);
+  Plan p = plan("base+equal");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(find(p, "lm_head.weight"), nullptr);
+  EXPECT_EQ(config(p)["tie_word_embeddings"], true);
+  adapter("apart", lora_config(R"("modules_to_save": ["embed_tokens", "lm_head"])"), ends, 1);
+  p = plan("base+apart");
   ASSERT_TRUE(p.sound()) << problems(p);
   EXPECT_EQ(origin(p, "lm_head.weight"), "apart:base_model.model.lm_head.weight");
   EXPECT_EQ(config(p)["tie_word_embeddings"], false);
@@ -673,7 +692,7 @@ TEST_F(AdaptTest, EverythingWithAVocabularyGrowsWithIt) {
   base({{"final_logits_bias", Dtype::bf16, {1, 10}}, {"model.shared.weight", Dtype::bf16, {10, 4}}},
        R"({"architectures": ["BartForConditionalGeneration"], "vocab_size": 10})");
   adapter("a", lora_config(),
-          saved("model.shared.weight", {12, 4}) + saved("lm_head.weight", {12, 4}));
+          saved("model.shared.weight", {12, 4}) + saved("lm_head.weight", {12, 4}), 1);
   const Plan p = plan("base+a");
   ASSERT_TRUE(p.sound()) << problems(p);
   const Job* bias = find(p, "final_logits_bias");
@@ -746,6 +765,37 @@ TEST_F(AdaptTest, TrainedTokensReplaceRowsOnBothTiedEnds) {
   adapter("c", lora_config(R"("trainable_token_indices": [10])"),
           kPair + saved("model.embed_tokens.token_adapter.trainable_tokens_delta", {1, 4}));
   expect_refused(plan("base+c"), "tokens up to 10");
+}
+
+TEST_F(AdaptTest, TrainedTokensMayBeNewOnes) {
+  const Tensors rows = saved("model.embed_tokens.token_adapter.base_layer.weight", {12, 4}) +
+                       saved("model.embed_tokens.token_adapter.trainable_tokens_delta", {2, 4});
+  const Tensors head = saved("lm_head.token_adapter.base_layer.weight", {12, 4}) +
+                       saved("lm_head.token_adapter.trainable_tokens_delta", {2, 4});
+  const std::string config_text =
+      lora_config(R"("trainable_token_indices": {"embed_tokens": [11, 2]})");
+  base(headless(), tied_config());
+  adapter("a", config_text, kPair + rows + head);
+  Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "model.embed_tokens.weight"),
+            "a:base_model.model.model.embed_tokens.token_adapter.base_layer.weight a linear");
+  EXPECT_EQ(find(p, "lm_head.weight"), nullptr);
+  EXPECT_EQ(config(p)["vocab_size"], 12);
+  EXPECT_EQ(config(p)["tie_word_embeddings"], true);
+  // Other rows of the head make it a tensor of its own.
+  adapter("b", config_text, kPair + rows + head, 1);
+  p = plan("base+b");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(effects(p, "lm_head.weight").size(), 2U);
+  EXPECT_EQ(config(p)["tie_word_embeddings"], false);
+  base(llama(1), llama_config(1));
+  adapter("c", config_text, kPair + rows + saved("lm_head.weight", {12, 4}));
+  p = plan("base+c");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "model.embed_tokens.weight"),
+            "c:base_model.model.model.embed_tokens.token_adapter.base_layer.weight c linear");
+  EXPECT_EQ(find(p, "lm_head.weight")->output.shape, (Shape{12, 4}));
 }
 
 // --- layouts
