@@ -238,7 +238,7 @@ class Overlay {
     for (const Saved& saved : adapter.saved) names.push_back(saved.name);
     for (const Tokens& tokens : adapter.tokens) names.push_back(tokens.path + ".weight");
     if (known_.empty()) {
-      for (const Item& item : view_.items) known_.insert(item.info.name);
+      for (const Item& item : view_.items) known_.insert(rename(item.info.name, {}));
     }
     renames_ = match_names(names, known_);
   }

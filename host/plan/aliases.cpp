@@ -13,6 +13,8 @@ struct Pair {
 };
 
 // Pairs of one class or of classes alike: all that occur in a name are replaced together.
+constexpr Pair kNorm[] = {{"LayerNorm.weight", "LayerNorm.gamma"},
+                          {"LayerNorm.bias", "LayerNorm.beta"}};  // first releases of BERT
 constexpr Pair kNeoX[] = {{"^lm_head.", "^embed_out."}};
 constexpr Pair kNemotronH[] = {{"^model.", "^backbone."}};
 constexpr Pair kMixtral[] = {{"mlp.", "block_sparse_moe."}};
@@ -89,9 +91,9 @@ constexpr Pair kGte[] = {{"layers.", "encoder.layer."},
 constexpr Pair kTimesFm[] = {{"fc1.", "ff0."}, {"fc2.", "ff1."}};
 
 constexpr std::span<const Pair> kClasses[] = {
-    kNeoX,   kNemotronH,  kMixtral, kPhimoe,     kKimi,     kGraniteMoe, kAria,       kHunyuan,
-    kLaguna, kOlmoHybrid, kClip,    kClipVision, kClipText, kViT,        kViTDecoder, kDino,
-    kSwin,   kSegformer,  kDetr,    kNomic,      kJina,     kGte,        kTimesFm};
+    kNorm,    kNeoX,   kNemotronH,  kMixtral, kPhimoe,     kKimi,     kGraniteMoe, kAria,
+    kHunyuan, kLaguna, kOlmoHybrid, kClip,    kClipVision, kClipText, kViT,        kViTDecoder,
+    kDino,    kSwin,   kSegformer,  kDetr,    kNomic,      kJina,     kGte,        kTimesFm};
 
 // Replaces the first place where `from` stands as whole components. False if there is none.
 bool replace(std::string& name, std::string_view from, std::string_view to) {

@@ -737,6 +737,23 @@ TEST_F(AdaptTest, NamesInMemoryMeetNamesOnDisk) {
   }
 }
 
+TEST_F(AdaptTest, OldNamesOfLayerNormsAreFound) {
+  const std::string norm = "encoder.layer.0.attention.output.LayerNorm";
+  base({{"bert." + norm + ".gamma", Dtype::f32, {4}}, {"bert." + norm + ".beta", Dtype::f32, {4}}},
+       R"({"architectures": ["BertForMaskedLM"]})");
+  for (const char* before : {"bert.", ""}) {  // with and without the outer module
+    const Tensors both =
+        saved(before + norm + ".weight", {4}) + saved(before + norm + ".bias", {4});
+    adapter("a", lora_config(R"("modules_to_save": ["LayerNorm"])"), both);
+    const Plan p = plan("base+a");
+    ASSERT_TRUE(p.sound()) << problems(p);
+    EXPECT_EQ(origin(p, "bert." + norm + ".gamma"),
+              "a:base_model.model." + (before + norm) + ".weight");
+    EXPECT_EQ(origin(p, "bert." + norm + ".beta"),
+              "a:base_model.model." + (before + norm) + ".bias");
+  }
+}
+
 TEST_F(AdaptTest, TwoRotationsOfAnEmbeddingActInTheOrderGiven) {
   base({{"embed_tokens.weight", Dtype::f32, {10, 4}}, {"lin.weight", Dtype::f32, {4, 4}}}, "");
   const std::string oft =
