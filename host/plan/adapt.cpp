@@ -372,7 +372,8 @@ class Overlay {
     const auto trained = module.find(Piece::bias);
     const bool scaled = weight.family == ingot::Family::ia3 && !weight.feedforward;
     if (!trained && !scaled) return;
-    const auto bias = locate(module.path + ".bias");
+    auto bias = locate(module.path + ".bias");
+    if (!bias) bias = stored_bias(module.path + ".bias");
     if (!bias) {
       if (!trained) return;
       fail(Code::missing,
@@ -578,7 +579,11 @@ class Overlay {
       view_.items[*item].info.name = use->name;
       use->item = item;
     }
-    if (!item) item = stored_bias(saved.name);
+    if (!item) {
+      item = stored_bias(saved.name);
+      // A head of its own reads its bias under its own name.
+      if (item && !tied_) item = add(saved, view_.items[*item].type);
+    }
     if (!item) item = add_saved(saved);
     Item& target = view_.items[*item];
     const std::string by = fmt::format("{} of adapter {}", clip(info.name, 160), shown_);
@@ -916,7 +921,13 @@ class Overlay {
   // One tensor with several uses: it stays one where all change alike, and becomes one for each use
   // where not.
   void settle_vocabulary() {
-    if (!tied_) return check_rows();
+    if (!tied_) {
+      for (const auto& [copy, stored] : ties_.biases) {
+        const auto from = find(stored);
+        if (head_ && from && effects_.contains(*from)) repeat(stored, copy);
+      }
+      return check_rows();
+    }
     Use& embedding = uses_.front();
     const std::span<Use> others = std::span(uses_).subspan(1);
     const bool touched = std::any_of(uses_.begin(), uses_.end(), [](const Use& use) {

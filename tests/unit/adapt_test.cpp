@@ -688,6 +688,30 @@ TEST_F(AdaptTest, AHeadWithoutAMatrixGetsNone) {
   EXPECT_EQ(find(p, "lm_predictions.lm_head.bias")->output.shape, (Shape{12}));
 }
 
+TEST_F(AdaptTest, AHeadOfItsOwnHasItsBias) {
+  const std::string head = "cls.predictions.decoder";
+  base({{"bert.embeddings.word_embeddings.weight", Dtype::f32, {10, 4}},
+        {"cls.predictions.bias", Dtype::f32, {10}},
+        {head + ".weight", Dtype::f32, {10, 4}}},
+       R"({"architectures": ["BertForMaskedLM"], "tie_word_embeddings": false})");
+  adapter("s", lora_config(R"("modules_to_save": ["decoder"])"),
+          saved(head + ".weight", {10, 4}) + saved(head + ".bias", {10}));
+  Plan p = plan("base+s");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, head + ".bias"), "s:base_model.model." + head + ".bias");
+  EXPECT_EQ(origin(p, "cls.predictions.bias"), "base:cls.predictions.bias");
+  adapter("i", R"({"peft_type": "IA3", "target_modules": ["decoder"], "feedforward_modules": []})",
+          saved(head + ".ia3_l", {10, 1}));
+  for (const char* tied : {"false", "true"}) {
+    write_file(folder_ / "base/config.json",
+               fmt::format(R"({{"architectures": ["BertForMaskedLM"], "tie_word_embeddings": {}}})",
+                           tied));
+    p = plan("base+i");
+    ASSERT_TRUE(p.sound()) << problems(p);
+    EXPECT_EQ(origin(p, head + ".bias"), "base:cls.predictions.bias i linear") << tied;
+  }
+}
+
 TEST_F(AdaptTest, EverythingWithAVocabularyGrowsWithIt) {
   base({{"final_logits_bias", Dtype::bf16, {1, 10}}, {"model.shared.weight", Dtype::bf16, {10, 4}}},
        R"({"architectures": ["BartForConditionalGeneration"], "vocab_size": 10})");
