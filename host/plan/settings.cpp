@@ -1,6 +1,7 @@
 #include "plan/settings.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <set>
 #include <string_view>
@@ -141,8 +142,9 @@ void compare_file(Disk& disk, Problems& problems, const Pair& pair, const std::s
                                          comparison.text(pair.a, pair.b), pair.a));
 }
 
-// Ids that are one token in a model and another one in the other: their rows are merged.
-void compare_tokens(Disk& disk, Problems& problems, const Pair& pair) {
+// Ids below `rows`, the height of the lower embedding, that are one token in a model and another
+// one in the other.
+void compare_tokens(Disk& disk, Problems& problems, const Pair& pair, std::uint64_t rows) {
   {
     const auto a = text_of(disk, pair.folder, "tokenizer.json", kTokenizer);
     if (a && a == text_of(disk, pair.other, "tokenizer.json", kTokenizer)) return;
@@ -152,7 +154,7 @@ void compare_tokens(Disk& disk, Problems& problems, const Pair& pair) {
   if (!b) return;
   std::size_t count = 0;
   std::string first;
-  for (std::uint64_t id = 0; id < std::min(a->rows(), b->rows()); ++id) {
+  for (std::uint64_t id = 0; id < std::min({a->rows(), b->rows(), rows}); ++id) {
     const auto left = a->token(id), right = b->token(id);
     if (!left || !right || *left == *right) continue;
     if (count++ > 0) continue;
@@ -217,8 +219,11 @@ void compare_settings(Disk& disk, const Draft& draft, const std::string& tokeniz
               });
     }
     if (tokens) {
+      constexpr std::uint64_t kAll = std::numeric_limits<std::uint64_t>::max();
+      const std::uint64_t rows = std::min(rows_of(draft, view_of(tokenizer)).value_or(kAll),
+                                          rows_of(draft, v).value_or(kAll));
       attempt(tokenizer, draft.views[v].tokenizer,
-              [&](const Pair& pair) { compare_tokens(disk, draft.problems, pair); });
+              [&](const Pair& pair) { compare_tokens(disk, draft.problems, pair, rows); });
     }
     if (chat) {
       attempt(tokenizer, draft.views[v].tokenizer,

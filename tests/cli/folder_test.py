@@ -231,7 +231,9 @@ class Companions(Folder):
         put("tokenizer_config.json", {"eos_token": "</s>", "pad_token": "a", "add_bos_token": True},
             {"eos_token": {"content": "</s>"}, "pad_token": "b", "add_bos_token": False})
         put("chat_template.jinja", "{{ a }}", "{{ b }}")
-        put("vocab.json", {"x": 0, "y": 1, "only in a": 2}, {"y": 0, "x": 1, "z": 3})
+        rows = self.weights["model.embed_tokens.weight"][1][0]
+        tokens = {f"t{i}": i for i in range(2, rows)}
+        put("vocab.json", tokens | {"x": 0, "y": 1, "no row": rows}, tokens | {"y": 0, "x": 1, "none": rows})
         for model in "ab":
             (self.folder / model / "tokenizer.json").unlink(missing_ok=True)
         said = self.linear("--dry-run").stderr
