@@ -25,7 +25,8 @@ class Opener {
     std::vector<std::pair<ModelRef, std::uint32_t>> open;
     bool good = true;
     for (const ModelRef& written : all) {
-      const auto index = attempt(written.text, written.mark, [&] { return open_model(written); });
+      const auto index =
+          attempt(written.text, written.path, written.mark, [&] { return open_model(written); });
       if (index) open.emplace_back(settle(disk_, written, root()), *index);
       good = good && index;
     }
@@ -44,15 +45,36 @@ class Opener {
  private:
   const std::string& root() const { return draft_.plan.options.root; }
 
+  // `text` names the model, or the model under the adapter, whose path is opened.
   template <class Open>
-  std::optional<std::uint32_t> attempt(const std::string& text, Mark mark, Open open) {
+  std::optional<std::uint32_t> attempt(const std::string& text, const std::string& path, Mark mark,
+                                       Open open) {
     try {
       return open();
-    } catch (Error& e) {
+    } catch (const Error& error) {
+      Error e(error.code(),
+              error.message() + (error.code() == Code::missing ? beside_recipe(path) : ""));
+      for (const std::string& context : error.context()) e.add(context);
       e.add(fmt::format("reading model '{}' of {}", text, draft_.place(mark)));
       draft_.problems.error(e.code(), e.what());
       return std::nullopt;
     }
+  }
+
+  // Advice for a relative path that is not there but would be if paths started in the recipe's
+  // folder or in one above it; else empty.
+  std::string beside_recipe(const std::string& path) {
+    std::string folder = draft_.recipe().file;
+    if (path.empty() || path.starts_with('/') || path.starts_with('~')) return "";
+    for (std::size_t slash = folder.rfind('/'); slash != std::string::npos && slash > 0;
+         slash = folder.rfind('/')) {
+      folder.resize(slash);
+      const Disk::Kind kind = disk_.kind(folder + "/" + path);
+      if (kind == Disk::Kind::file || kind == Disk::Kind::folder) {
+        return fmt::format("; it is there with --root {}", folder);
+      }
+    }
+    return "";
   }
 
   // Opens a folder; where a file is missing in it, names the folder of a trainer in it that may be
@@ -198,8 +220,8 @@ class Opener {
     std::vector<Applied> applied;
     std::vector<Listed> listed;
     for (const AdapterRef& adapter : ref.adapters) {
-      const auto index =
-          attempt(ref.text, ref.mark, [&] { return open_adapter(adapter, ref.mark); });
+      const auto index = attempt(ref.text, adapter.path, ref.mark,
+                                 [&] { return open_adapter(adapter, ref.mark); });
       if (!index) return false;
       applied.push_back({*index, adapter.weight});
       listed.push_back({draft_.plan.models[draft_.adapters[*index].model].folder, adapter.text});

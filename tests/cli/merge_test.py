@@ -160,6 +160,19 @@ models:
         self.assertIn("standard input:9: unknown key 'paramters'", done.stderr)
         self.run_fails(USAGE, "plan", "-", input="")
 
+    def test_models_near_the_recipe_are_named_with_the_root_that_finds_them(self):
+        (self.folder / "a" / "recipes").mkdir(parents=True)
+        shutil.copytree(EXAMPLES / "models" / "c", self.folder / "a" / "models" / "c")
+        (self.folder / "a" / "recipes" / "r.yml").write_text(
+            "merge_method: linear\nmodels:\n- model: models/c\n  parameters: {weight: 1}\n"
+            "- model: models/none\n  parameters: {weight: 1}\n")
+        recipe, elsewhere = self.folder / "a" / "recipes" / "r.yml", self.folder / "b"
+        elsewhere.mkdir()
+        errors = self.run_fails(INPUT, "plan", recipe, "--root", elsewhere).stderr.splitlines()
+        errors = [line for line in errors if "models/" in line]
+        self.assertIn(f"; it is there with --root {self.folder}/a (while reading model 'models/c' of {recipe}:3)", errors[0])
+        self.assertNotIn("it is there", errors[1])
+
     def test_all_errors_of_a_recipe_are_told_at_once(self):
         text = TIES.replace("models/c", "models/cc").replace("ties", "tise") + "paramters: {}\n"
         recipe = self.write("r.yml", text.replace("bfloat16", "bfloat61"))
