@@ -581,6 +581,7 @@ class Account {
       const auto hit = table.find(subject, effort_);
       if (!hit) return standard;
       used[hit->index] = true;
+      for (const std::size_t k : hit->later) used[k] = true;  // it fits, if not as the first
       if (hit->rival) overlap(table, *hit, subject, what);
       return hit->value;
     };
@@ -609,7 +610,7 @@ class Account {
                                             {&alphas, &used_alphas, "alpha_pattern"}}) {
       std::vector<std::size_t> idle;
       for (std::size_t k = 0; k < used->size(); ++k) {
-        if (!(*used)[k] && !shadowed_.contains(fmt::format("{} {}", what, k))) idle.push_back(k);
+        if (!(*used)[k]) idle.push_back(k);
       }
       if (idle.empty()) continue;
       const std::string key = clip(table->key(idle.front()));
@@ -624,7 +625,6 @@ class Account {
 
   void overlap(const Table& table, const Table::Hit& hit, const std::string& path,
                const char* what) {
-    shadowed_.insert(fmt::format("{} {}", what, *hit.rival));
     if (!overlaps_.insert(fmt::format("{} {} {}", what, hit.index, *hit.rival)).second) return;
     warnings_.push_back(fmt::format(
         "{}: {} keys '{}' ({}) and '{}' ({}) both fit {}; the first in the file counts, as for "
@@ -809,7 +809,7 @@ class Account {
   std::unordered_set<std::string> saved_paths_;
   std::vector<std::pair<std::string, std::uint32_t>> originals_;
   std::vector<std::pair<Key, std::uint32_t>> plain_;
-  std::unordered_set<std::string> overlaps_, shadowed_;
+  std::unordered_set<std::string> overlaps_;
   bool idle_said_ = false;
 };
 

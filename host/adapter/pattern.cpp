@@ -126,13 +126,13 @@ Table::Table(const std::vector<std::pair<std::string, double>>& entries, const s
 std::optional<Table::Hit> Table::find(std::string_view path, Effort& effort) const {
   std::optional<Hit> hit;
   for (std::size_t i = 0; i < patterns_.size(); ++i) {
-    if (hit && values_[i] == hit->value) continue;
     if (!patterns_[i].matches(path, effort)) continue;
-    if (hit) {
-      hit->rival = i;
-      break;
+    if (!hit) {
+      hit = Hit{values_[i], i, {}, std::nullopt};
+      continue;
     }
-    hit = Hit{values_[i], i, std::nullopt};
+    hit->later.push_back(i);
+    if (!hit->rival && values_[i] != hit->value) hit->rival = i;
   }
   return hit;
 }

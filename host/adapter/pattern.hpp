@@ -53,8 +53,8 @@ class Table {
   struct Hit {
     double value = 0;
     std::size_t index = 0;
-    // A later key that fits as well and has another value.
-    std::optional<std::size_t> rival;
+    std::vector<std::size_t> later;    // other keys that fit as well
+    std::optional<std::size_t> rival;  // the first of them with another value
   };
   [[nodiscard]] std::optional<Hit> find(std::string_view path, Effort& effort) const;
   [[nodiscard]] std::size_t size() const noexcept { return patterns_.size(); }

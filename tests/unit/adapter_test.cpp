@@ -226,6 +226,14 @@ TEST(Adapter, PatternThatFitsNothingIsReported) {
       read_adapter_of(lora_config(R"("rank_pattern": {"nowhere": 7})"), lora_pair("q"));
   ASSERT_EQ(a.warnings.size(), 1U);
   EXPECT_NE(a.warnings[0].find("'nowhere' fits no module"), std::string::npos);
+  // A key that fits after another one fits a module, whatever their values.
+  for (const char* keys : {R"({"q": 8, ".*q": 8})", R"({"q": 8, ".*q": 16, "[q]": 32})"}) {
+    const Adapter more =
+        read_adapter_of(lora_config(fmt::format(R"("alpha_pattern": {})", keys)), lora_pair("q"));
+    for (const std::string& warning : more.warnings) {
+      EXPECT_EQ(warning.find("no module"), std::string::npos) << warning;
+    }
+  }
 }
 
 TEST(Adapter, MarkedFormOfASavedModuleCounts) {
