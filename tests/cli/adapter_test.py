@@ -93,8 +93,13 @@ class Decompositions(Case):
             for name in self.weights():
                 self.assertRegex(name, r"layers\.\d\.(mlp|self_attn)\.\w+\.lora_[AB]\.weight$")
             self.run_ok("verify", self.folder / "out", "--all")
-        self.assertRegex(self.extract("--for", "vllm", "--force").stdout,
-                         r"left out: .*norms \(\d+ tensors, [\d.]+ % of the change\)")
+        said = self.extract("--for", "vllm", "--force")
+        self.assertRegex(said.stdout, r"left out: .*norms \(\d+ tensors, [\d.]+ % of the change\)")
+        share = 100 * sum(entry["norm"] ** 2 for entry in report["left_out"]) / report["change"] ** 2
+        self.assertIn(f"warning: the adapter leaves out {share:.1f} % of the energy (squared norm) of the change, "
+                      "which is in embeddings and heads, norms: vllm loads no adapter with them, --for peft keeps",
+                      said.stderr)
+        self.assertNotIn("leaves out", self.extract("--force").stderr)
 
     def test_llama_cpp_gets_one_rank(self):
         ranks = ["--rank", "auto", "--energy", "0.6"]

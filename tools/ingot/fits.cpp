@@ -12,6 +12,8 @@
 namespace ingot::tool {
 namespace {
 
+constexpr double kLeft = 0.01;
+
 double relative(double error, double norm) { return norm > 0 ? error / norm : 0; }
 
 struct Kind {
@@ -72,6 +74,26 @@ std::vector<Fit> fits_of(const std::vector<std::string>& entries) {
     }
   }
   return fits;
+}
+
+std::optional<std::string> left_out(const std::vector<Fit>& fits, const Plan& plan) {
+  const double whole = change(fits, plan);
+  double squares = 0;
+  std::string kinds;
+  for (const Omission& omission : plan.omissions) {
+    squares += omission.norm * omission.norm;
+    kinds += fmt::format("{}{}", kinds.empty() ? "" : ", ", omission.what);
+  }
+  const double share = whole > 0 ? squares / (whole * whole) : 0;
+  if (share < kLeft) return std::nullopt;
+  const std::string& reader = plan.recipe.adaptation.reader;
+  const bool whole_reader = reader.empty() || reader == "peft";
+  return fmt::format(
+      "the adapter leaves out {:.1f} % of the energy (squared norm) of the change, "
+      "which is in {}: {}",
+      100 * share, kinds,
+      whole_reader ? "--whole-tensors save keeps them"
+                   : reader + " loads no adapter with them, --for peft keeps them");
 }
 
 std::string narrate(const std::vector<Fit>& fits, const Plan& plan) {

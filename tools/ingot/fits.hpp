@@ -2,6 +2,7 @@
 // (Report::derived) tell, and what else is to be said of an adapter that was made.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,8 @@ struct Fit {
 // In the receipt's order; empty where nothing was decomposed.
 [[nodiscard]] std::vector<Fit> fits_of(const std::vector<std::string>& entries);
 
+// A warning if 1 % or more of the change's energy, its squared norm, is left out.
+[[nodiscard]] std::optional<std::string> left_out(const std::vector<Fit>& fits, const Plan& plan);
 // By kind of module ("model.layers.*.mlp.up_proj"), then what the plan left out and its notes.
 [[nodiscard]] std::string narrate(const std::vector<Fit>& fits, const Plan& plan);
 // Every module, the kinds, and all together.

@@ -166,6 +166,9 @@ void tell(const Console& console, const Request& request, const Plan& plan, cons
         fmt::format("nothing differs between {} and {}: the adapter changes nothing",
                     plan.recipe.base_model->text, plan.recipe.models.front().model.text));
   }
+  if (auto warning = model ? std::nullopt : left_out(fits, plan)) {
+    done.warnings.push_back(std::move(*warning));
+  }
   std::unordered_set<std::string_view> known;  // the plan's were shown before the work began
   for (const Problem& problem : plan.problems) known.insert(problem.text);
   for (const std::string& warning : done.warnings) {
