@@ -163,8 +163,11 @@ Staging divide(const Plan& plan, const MergeOptions& options, int available) {
   }
   const std::uint64_t most = std::max(need.slot, std::min(need.written, kOutputs));
   staging.outputs = std::clamp((free - need.least) / 8, need.slot, most);
-  // One tensor is worked on while the next is read; reads that run further ahead only take memory.
-  const std::uint64_t enough = std::min(need.useful, 2 * need.largest + kReads);
+  // One tensor is worked on while the next is read, or each thread has a chunk of a small one;
+  // reads that run further ahead only take memory.
+  const std::uint64_t enough =
+      std::min(need.useful, 2 * need.largest + kReads +
+                                static_cast<std::uint64_t>(staging.crowd.threads) * need.least);
   staging.inputs = std::min(free - staging.outputs, std::max(enough, need.least));
   return staging;
 }
