@@ -70,11 +70,6 @@ void check_target(Disk& disk, const Plan& plan, const std::string& out,
                   const MergeOptions& options) {
   const std::unique_ptr<Target> found = Target::look(disk, plan, out, options.force);
   const Target& target = *found;
-  if (!disk.writable(target.parent())) {
-    fail(Code::io, fmt::format("{}: ingot cannot write in {}: choose another folder, or change its "
-                               "permissions",
-                               out, target.parent()));
-  }
   const std::optional<Record>& left = target.unfinished();
   const bool begun = left && left->begun;
   if (target.finished() && !options.force && !options.resume) target.refuse_finished();

@@ -243,6 +243,7 @@ std::unique_ptr<Target> Target::look(Disk& disk, const Plan& plan, const std::st
   std::unique_ptr<Target> target(new Target(disk, out, false));
   target->protect(plan);
   target->refuse_mount();
+  target->refuse_unwritable();
   // An interrupted publishing is brought to an end by the next merge, not by a look.
   if (disk.kind(target->moved_journal_) == Disk::Kind::absent) target->examine(force);
   return target;
@@ -257,10 +258,18 @@ void Target::refuse_mount() const {
   }
 }
 
+void Target::refuse_unwritable() const {
+  if (disk_.writable(parent_)) return;
+  fail(Code::io, fmt::format("{}: ingot cannot write in {}: choose another folder, or change its "
+                             "permissions",
+                             out_, parent_));
+}
+
 Target::Target(Disk& disk, const Plan& plan, const std::string& out, bool force, bool sync)
     : Target(disk, out, sync) {
   protect(plan);
   refuse_mount();
+  refuse_unwritable();
   for (std::string above = parent_; disk_.kind(above) == Disk::Kind::absent;
        above = fs::path(above).parent_path().string()) {
     made_.push_back(above);

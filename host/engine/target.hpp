@@ -74,6 +74,7 @@ class Target {
   void locate(const std::string& out);
   void protect(const Plan& plan) const;
   void refuse_mount() const;
+  void refuse_unwritable() const;
   void examine(bool force);
   void recover();
   void replace(Journal& journal);

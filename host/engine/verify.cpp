@@ -105,6 +105,18 @@ class Verifier {
 
   Verdicts go() {
     const std::string path = out_ + "/" + kReceiptName;
+    const Disk::Kind kind = disk_.kind(out_);
+    if (kind == Disk::Kind::absent) {
+      fail(Code::missing,
+           fmt::format("there is no folder {}{}", out_, path_advice(disk_, "", out_)));
+    }
+    if (kind != Disk::Kind::folder) {
+      const std::size_t slash = out_.rfind('/');
+      fail(Code::missing,
+           fmt::format("{} is a file: name the folder that ingot wrote, as in "
+                       "'ingot verify {}'",
+                       out_, slash == std::string::npos ? "." : out_.substr(0, slash)));
+    }
     if (disk_.kind(path) != Disk::Kind::file) {
       fail(Code::missing, fmt::format("{} has no {}, so it is not a folder that ingot merged", out_,
                                       kReceiptName));
@@ -137,7 +149,7 @@ class Verifier {
   void check() {
     read_tensors();
     if (unhashed()) return;
-    if (!options_.outputs_only) replan();
+    if (!options_.outputs_only && !recipe_changed()) replan();
     check_list();
     for (auto& [name, outline] : outlines_) check_shard(name, outline);
     check_files();
@@ -261,6 +273,27 @@ class Verifier {
   }
 
   // ---- the plan, built again
+
+  // True if the recipe in the folder is not the one of the merge, by both of the receipt's hashes:
+  // what it makes is another folder. check_files() says so.
+  [[nodiscard]] bool recipe_changed() {
+    const std::string path = out_ + "/recipe.yml";
+    if (disk_.kind(path) != Disk::Kind::file) return false;
+    const auto file = disk_.open(path);
+    const std::string found = hash_part(*file, 0, file->size(), {}).text();
+    const auto differs = [&](const Json& entry) {
+      return entry.at("file") == "recipe.yml" && entry.at("hash") != found;
+    };
+    const Json& files = receipt_.at("files");
+    return receipt_.at("recipe").at("hash") != recipe_hash(*file) &&
+           std::any_of(files.begin(), files.end(), differs);
+  }
+
+  static std::string recipe_hash(File& file) {
+    std::string text(file.size(), '\0');
+    read_exact(file, 0, std::as_writable_bytes(std::span(text.data(), text.size())));
+    return hash_block(std::as_bytes(std::span(text.data(), text.size()))).text();
+  }
 
   void replan() {
     PlanOptions options = parse_options(receipt_.at("options"), kReceiptName);
@@ -472,16 +505,21 @@ class Verifier {
       const Digest digest = digest_of(*file, 0, file->size());
       hashes_[name] = digest;
       if (digest.text() == entry.at("hash")) continue;
+      const std::string told = entry.at("hash").get<std::string>();
+      hashes_[name] = Digest::parse(told).value_or(digest);  // said once
+      changed_.insert(name);
       find("files that changed since the merge",
-           fmt::format("{}: changed since the merge: hash {} expected, {} found", file->path(),
-                       shown(entry.at("hash")), digest.text()));
+           fmt::format("{}: changed since the merge: hash {} expected, {} found{}", file->path(),
+                       clip(told), digest.text(),
+                       name == "recipe.yml" && !plan_
+                           ? "; without the recipe of the merge, the rest was checked with the "
+                             "receipt alone"
+                           : ""));
     }
     // The recipe's own hash says the same; both are checked.
     const auto file = open("recipe.yml");
-    if (!file || plan_) return;
-    std::string text(file->size(), '\0');
-    read_exact(*file, 0, std::as_writable_bytes(std::span(text.data(), text.size())));
-    const std::string found = hash_block(std::as_bytes(std::span(text.data(), text.size()))).text();
+    if (!file || plan_ || changed_.contains("recipe.yml")) return;
+    const std::string found = recipe_hash(*file);
     if (receipt_.at("recipe").at("hash") == found) return;
     find("", fmt::format("{}: changed since the merge: hash {} expected, {} found", file->path(),
                          shown(receipt_.at("recipe").at("hash")), found));
@@ -539,8 +577,9 @@ class Verifier {
                             name, outlines_.size()));
   }
 
-  // Byte for byte.
+  // Byte for byte, unless the file is another than the receipt says, which was found.
   void compare(const Companion& companion) {
+    if (changed_.contains(printed(companion.name))) return;
     const auto file = open(printed(companion.name));
     if (!file) {
       if (!names_.contains(printed(companion.name))) {
@@ -591,25 +630,25 @@ class Verifier {
       outcome.output = digest_of(*file, *tensor.place, tensor.info.bytes(), tensor.info.dtype,
                                  &outcome.findings.nonfinite);
     }
+    std::string changed;  // one finding for one tensor
     if (file != nullptr && outcome.output.text() != tensor.hash) {
-      find("tensors that changed since the merge",
-           fmt::format("{}: changed since the merge: hash {} expected, {} found", name,
-                       clip(tensor.hash), outcome.output.text()),
-           i);
-      outcome.output = Digest::parse(tensor.hash).value_or(Digest{});  // said once
+      changed = fmt::format("{}: changed since the merge: hash {} expected, {} found", name,
+                            clip(tensor.hash), outcome.output.text());
+      outcome.output = Digest::parse(tensor.hash).value_or(Digest{});
     }
     if (job != nullptr && check_inputs(*job, *tensor.entry, outcome, i)) {
       // Hashes find accidents; this finds entries that were forged.
-      if (!same) {
+      if (!same && changed.empty()) {
         find("copies that differ from their source",
              fmt::format("{}: the copy differs from its source", name), i);
       }
       const Seen seen = fits && job->action == Action::merge
-                            ? recompute(*job, *file, *tensor.place, i, outcome)
+                            ? recompute(*job, *file, *tensor.place, i, outcome, changed)
                             : Seen{};
       if (file == nullptr) outcome.output = Digest::parse(tensor.hash).value_or(Digest{});
       compare_entry(*job, *tensor.entry, outcome, seen, i);
     }
+    if (!changed.empty()) find("tensors that changed since the merge", std::move(changed), i);
     tell(weight(tensor, job), tensor.info.name);
   }
 
@@ -760,7 +799,14 @@ class Verifier {
     bool exact = true;    // what was found is of the exact class
   };
 
-  Seen recompute(const Job& job, File& file, std::uint64_t place, std::size_t i, Outcome& outcome) {
+  // What is wrong is added to what is known of a tensor that `changed`, if it did.
+  Seen recompute(const Job& job, File& file, std::uint64_t place, std::size_t i, Outcome& outcome,
+                 std::string& changed) {
+    const auto tell_of = [&](const char* kind, const std::string& text) {
+      const std::string start = clip(told_[i].info.name, 200) + ": ";
+      if (changed.empty()) return find(kind, text, i);
+      changed += "; " + (text.starts_with(start) ? text.substr(start.size()) : text);
+    };
     for (std::size_t k = 0; k < job.operands.size(); ++k) {
       const Operand& operand = job.operands[k];
       if (!operand.derived) continue;
@@ -768,7 +814,7 @@ class Verifier {
       const std::string told = source.contains("found") ? source.at("found").dump() : std::string();
       const auto judged = operand.derived->judge(*plan_, output(), job.output.name, told);
       if (!judged) continue;
-      if (!judged->empty()) find("decompositions that miss too much", *judged, i);
+      if (!judged->empty()) tell_of("decompositions that miss too much", *judged);
       outcome.found[k] = told;
       const std::lock_guard lock(mutex_);
       ++verdicts_.judged;
@@ -797,7 +843,7 @@ class Verifier {
     }
     Proof proof = prove(*plan_, job, file, place, options_.all, salt_, facts);
     if (!proof.finding.empty()) {
-      find("tensors with wrong elements", std::move(proof.finding), i);
+      tell_of("tensors with wrong elements", proof.finding);
     }
     if (pass) {
       const std::lock_guard lock(mutex_);
@@ -1078,6 +1124,7 @@ class Verifier {
   std::map<std::string, Outline> outlines_;               // by shard
   std::map<std::string, std::string> names_;              // of files that are there, as printed
   std::map<std::string, Digest> hashes_;                  // of files beside the weights
+  std::set<std::string> changed_;                         // of them, other than the receipt says
   std::optional<Plan> plan_;
   std::unordered_map<std::string, std::size_t> jobs_;  // of the plan, as printed
   std::set<const Job*> passed_;                        // that are not measured again

@@ -4,6 +4,7 @@
 #include <array>
 #include <cerrno>
 #include <filesystem>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <system_error>
@@ -12,9 +13,11 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "ingot/store.hpp"
@@ -136,6 +139,15 @@ std::unique_ptr<Lock> lock_file(const std::string& path, const std::string& text
     }
     return std::make_unique<MachineLock>(path, file.release());
   }
+}
+
+// True for file systems that show the kernel's state, in which nothing can be made whatever the
+// permissions say.
+bool of_kernel(std::int64_t type) {
+  constexpr std::int64_t kTypes[] = {PROC_SUPER_MAGIC,   SYSFS_MAGIC,         DEVPTS_SUPER_MAGIC,
+                                     CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC,
+                                     SECURITYFS_MAGIC};
+  return std::find(std::begin(kTypes), std::end(kTypes), type) != std::end(kTypes);
 }
 
 std::uint64_t free_bytes_at(const std::string& path) {
@@ -393,7 +405,10 @@ class MachineDisk final : public Disk {
   [[nodiscard]] bool writable(const std::string& folder) override {
     std::filesystem::path at(folder);
     while (at.has_relative_path() && kind(at.string()) == Kind::absent) at = at.parent_path();
-    return ::access(at.empty() ? "." : at.c_str(), W_OK | X_OK) == 0;
+    const std::string path = at.empty() ? "." : at.string();
+    struct statfs info {};
+    return kind(path) == Kind::folder && ::access(path.c_str(), W_OK | X_OK) == 0 &&
+           ::statfs(path.c_str(), &info) == 0 && !of_kernel(info.f_type);
   }
 };
 
