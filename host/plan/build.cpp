@@ -262,7 +262,9 @@ void run(Disk& disk, Draft& draft, Rules& rules, bool whole) {
   const std::optional<Dtype> wanted =
       wanted_dtype(draft.recipe(), draft.plan.options, draft.problems);
   check_tokenizer_setting(draft);
-  if (!open_models(disk, draft) || !rules.usable() || !whole) return;
+  const bool opened = open_models(disk, draft);
+  if (!rules.usable() || !whole) return;
+  if (!opened) return rules.require();
   const std::vector<Part> parts = make_parts(draft, rules);
   const Written written = write_tensors(disk, draft, rules, wanted, parts);
   Plan& plan = draft.plan;
@@ -272,7 +274,7 @@ void run(Disk& disk, Draft& draft, Rules& rules, bool whole) {
   }
   check_doubles(draft);
   note_widened(draft, wanted);
-  if (draft.problems.fatal()) return;
+  if (draft.problems.fatal()) return rules.require();
   for (std::uint32_t v = 0; v < draft.views.size(); ++v) draft.rows.push_back(rows_of(draft, v));
   // As large as the plan itself, and done with.
   for (View& view : draft.views) std::vector<Item>().swap(view.items);
@@ -312,12 +314,12 @@ Plan build_from(Disk& disk, Recipe recipe, PlanOptions options) {
             result.recipe.file));
   }
   if (result.recipe.kind != Recipe::Kind::models) {
-    if (whole) try {
-        (result.recipe.kind == Recipe::Kind::adapters ? plan::fuse : plan::extract)(disk, result,
-                                                                                    problems);
-      } catch (const Error& e) {
-        problems.error(e.code(), e.what());
-      }
+    try {
+      (result.recipe.kind == Recipe::Kind::adapters ? plan::fuse : plan::extract)(disk, result,
+                                                                                  problems, whole);
+    } catch (const Error& e) {
+      problems.error(e.code(), e.what());
+    }
     result.problems = problems.finish();
     return result;
   }

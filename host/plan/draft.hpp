@@ -48,7 +48,7 @@ struct Draft {
   [[nodiscard]] const std::string& folder(std::uint32_t view) const {
     return plan.models[views[view].model].checkpoint.path();
   }
-  [[nodiscard]] std::string place(Mark mark) const;  // "recipe.yml:12"
+  [[nodiscard]] std::string place(Mark mark) const;  // "recipe.yml:12:3"
 };
 
 // Opens the models of the recipe, reads their configs and checks that they can be merged at all.

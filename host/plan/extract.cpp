@@ -72,9 +72,10 @@ class Extraction {
         reader_(reader(plan.recipe.adaptation)),
         draft_{plan, problems, {}, {}, {}, {}, 0, {}, {}, {}, {}} {}
 
-  void run() {
-    check_wishes();
-    if (problems_.fatal() || !open_models(disk_, draft_)) return;
+  void run(bool complete) {
+    if (complete) check_wishes();
+    dtype_ = wanted_dtype(plan_.recipe, plan_.options, problems_).value_or(Dtype::f32);
+    if (!open_models(disk_, draft_) || !complete) return;
     base_ = draft_.donor;
     tuned_ = draft_.by_text.at(plan_.recipe.models.front().model.text);
     if (base_ == tuned_) {
@@ -148,12 +149,13 @@ class Extraction {
         (wishes_.rank > 0 ? 1 : 0) + (wishes_.automatic ? 1 : 0) + (wishes_.bytes > 0 ? 1 : 0);
     if (wishes != 1) {
       problems_.error(Code::usage,
-                      fmt::format("{}: give one of rank: N, rank: auto with energy, and bytes",
+                      fmt::format("{}: give one of 'rank: N', 'rank: auto' with 'energy', and "
+                                  "'bytes'",
                                   plan_.recipe.file));
     }
     if (wishes_.automatic != (wishes_.energy > 0)) {
-      problems_.error(Code::usage, fmt::format("{}: rank: auto and energy go together, for example "
-                                               "energy: 0.9",
+      problems_.error(Code::usage, fmt::format("{}: 'rank: auto' and 'energy' go together, for "
+                                               "example 'energy: 0.9'",
                                                plan_.recipe.file));
     }
     if (!reader_.whole && wishes_.whole_tensors == "save") {
@@ -164,11 +166,10 @@ class Extraction {
     }
     if (reader_.most > 0 && wishes_.rank > reader_.most) {
       problems_.error(Code::usage,
-                      fmt::format("{}: the rank is {}, and {} loads adapters up to "
+                      fmt::format("{}: 'rank' is {}, and {} loads adapters up to "
                                   "rank {}; choose a smaller rank",
                                   plan_.recipe.file, wishes_.rank, reader_.name, reader_.most));
     }
-    dtype_ = wanted_dtype(plan_.recipe, plan_.options, problems_).value_or(Dtype::f32);
   }
 
   // The two models' tensors by the name that the loaded model has.
@@ -745,6 +746,8 @@ class Extraction {
 
 }  // namespace
 
-void extract(Disk& disk, Plan& plan, Problems& problems) { Extraction(disk, plan, problems).run(); }
+void extract(Disk& disk, Plan& plan, Problems& problems, bool whole) {
+  Extraction(disk, plan, problems).run(whole);
+}
 
 }  // namespace ingot::plan

@@ -86,9 +86,12 @@ class Fusion {
         recipe_(plan.recipe),
         reader_(reader(plan.recipe.adaptation)) {}
 
-  void run() {
-    if (!settle_type()) return;
-    if (!open()) return;
+  void run(bool whole) {
+    settle_type(whole);
+    const bool opened = open();
+    if (type_ == nullptr || !whole) return;
+    require_density();
+    if (!opened) return;
     check_families();
     check_settings();
     if (problems_.fatal()) return;
@@ -118,9 +121,7 @@ class Fusion {
   }
 
  private:
-  [[nodiscard]] std::string place(Mark mark) const {
-    return mark.line > 0 ? fmt::format("{}:{}", recipe_.file, mark.line) : recipe_.file;
-  }
+  [[nodiscard]] std::string place(Mark mark) const { return position(recipe_.file, mark); }
   [[nodiscard]] const std::string& shown(std::uint32_t a) const { return plan_.models[a].ref.text; }
   [[nodiscard]] const TensorInfo& info(std::uint32_t a, std::uint32_t entry) const {
     return plan_.models[a].checkpoint.entries()[entry].info;
@@ -130,7 +131,8 @@ class Fusion {
     return std::find(all.begin(), all.end(), name) != all.end();
   }
 
-  bool settle_type() {
+  // What can be said of the recipe before the adapters are known.
+  void settle_type(bool whole) {
     for (const Type& type : kTypes) {
       if (recipe_.method == type.name) type_ = &type;
     }
@@ -138,63 +140,118 @@ class Fusion {
     if (type_ == nullptr) {
       std::vector<std::string> known;
       for (const Type& type : kTypes) known.emplace_back(type.name);
-      const std::string near = nearest(recipe_.method, known);
       problems_.error(Code::usage,
-                      fmt::format("{}: there is no adapter_method '{}'{}; there are {}",
+                      fmt::format("{}: there is no adapter_method '{}'; there are {}{}",
                                   place(recipe_.method_mark), recipe_.method,
-                                  near.empty() ? "" : fmt::format("; did you mean '{}'?", near),
-                                  fmt::join(known, ", ")));
-      return false;
+                                  fmt::join(known, ", "), suggestion(recipe_.method, known)));
     }
     const auto idle = [&](Mark mark, const char* what) {
       problems_.error(Code::usage, fmt::format("{}: {} changes nothing for adapter_method '{}'; "
                                                "remove it",
                                                place(mark), what, recipe_.method));
     };
-    if (!a.majority_sign.empty() && !type_->votes) idle(a.majority_sign_mark, "majority_sign");
-    if ((a.rank > 0 || a.automatic) && !decomposes(type_->way)) idle(a.rank_mark, "rank");
-    if (a.energy > 0 && !a.automatic) {
-      problems_.error(
-          Code::usage,
-          fmt::format("{}: 'energy' chooses ranks: it goes with rank: auto", place(a.energy_mark)));
+    if (type_ != nullptr && !a.majority_sign.empty() && !type_->votes) {
+      idle(a.majority_sign_mark, "'majority_sign'");
     }
-    if (a.automatic && !(a.energy > 0) && a.ranks.empty()) {
-      problems_.error(Code::usage, fmt::format("{}: rank: auto needs 'energy', for example energy: "
-                                               "0.99",
+    const bool ranked = type_ == nullptr || decomposes(type_->way);
+    if (!ranked && (a.rank > 0 || a.automatic)) idle(a.rank_mark, "'rank'");
+    if (!ranked && a.energy > 0) idle(a.energy_mark, "'energy'");
+    if (ranked && whole && a.energy > 0 && !a.automatic) {
+      problems_.error(Code::usage,
+                      fmt::format("{}: 'energy' chooses ranks: it goes with 'rank: auto'",
+                                  place(a.energy_mark)));
+    }
+    if (ranked && whole && a.automatic && !(a.energy > 0) && a.ranks.empty()) {
+      problems_.error(Code::usage, fmt::format("{}: 'rank: auto' needs 'energy', for example "
+                                               "'energy: 0.99'",
                                                place(a.rank_mark)));
     }
     for (const std::string& word : a.compat) {
       if (word == kSvdTwice || word == kPlainSum) continue;
-      problems_.error(Code::usage, fmt::format("{}: there is no compat '{}'; there are {}, {}",
-                                               place(a.compat_mark), word, kSvdTwice, kPlainSum));
+      problems_.error(Code::usage, fmt::format("{}: 'compat' is one of {}, {}, not '{}'",
+                                               place(a.compat_mark), kSvdTwice, kPlainSum, word));
     }
-    for (const Source& source : recipe_.models) check_names(source.parameters);
-    check_names(recipe_.parameters);
+    for (const Source& source : recipe_.models) {
+      check_parameters(source.parameters, " of " + source.model.text);
+    }
+    check_parameters(recipe_.parameters, "");
     dtype_ = wanted_dtype(recipe_, plan_.options, problems_).value_or(Dtype::f32);
     if (recipe_.models.size() > static_cast<std::size_t>(math::kSources)) {
       problems_.error(Code::usage,
                       fmt::format("{}: {} adapters, at most {} can be merged at once", recipe_.file,
                                   recipe_.models.size(), math::kSources));
     }
-    return !problems_.fatal();
   }
 
-  void check_names(const Parameters& parameters) {
+  // `whose`: " of a", or empty for all adapters.
+  void check_parameters(const Parameters& parameters, const std::string& whose) {
     for (const auto& [name, setting] : parameters) {
-      if (name != "weight" && !(name == "density" && type_->thins)) {
-        problems_.error(Code::usage,
-                        fmt::format("{}: adapter_method '{}' has no parameter '{}'; it takes {}",
-                                    place(setting.mark), recipe_.method, name,
-                                    type_->thins ? "weight, density" : "weight"));
+      const bool density = name == "density";
+      if (name != "weight" && !density) {
+        problems_.error(
+            Code::usage,
+            fmt::format("{}: recipes of adapters have no parameter '{}'; they have "
+                        "weight and density{}",
+                        place(setting.mark), name, suggestion(name, {"weight", "density"})));
+        continue;
       }
-      for (const Condition& condition : setting.conditions) {
-        if (!condition.value.gradient) continue;
+      if (density && type_ != nullptr && !type_->thins) {
         problems_.error(Code::usage,
-                        fmt::format("{}: '{}' is a list of values over layers, which recipes of "
-                                    "adapters do not allow; give conditions with filters",
-                                    place(condition.value.mark), name));
+                        fmt::format("{}: 'density' changes nothing for adapter_method '{}'; "
+                                    "remove it",
+                                    place(setting.mark), recipe_.method));
+        continue;
       }
+      for (const Condition& condition : setting.conditions)
+        check_value(condition.value, name, whose);
     }
+  }
+
+  void check_value(const Value& value, const std::string& name, const std::string& whose) {
+    const auto refuse = [&](const std::string& text) {
+      problems_.error(Code::usage, text);
+      evaluable_ = false;
+    };
+    if (value.gradient) {
+      refuse(
+          fmt::format("{}: '{}' is a list of values over layers, which recipes of adapters do "
+                      "not allow; give conditions with filters",
+                      place(value.mark), name));
+      return;
+    }
+    try {
+      const double x = points_of(value, name, Kind::real, recipe_.file).front();
+      if (name == "weight" && !(std::fabs(x) <= math::kLargest)) {
+        refuse(fmt::format("{}: 'weight'{} is {}; a finite number is expected", place(value.mark),
+                           whose, x));
+      } else if (name == "density" && !(x > 0 && x <= 1)) {
+        refuse(fmt::format("{}: 'density'{} is {}; above 0 and at most 1 is expected",
+                           place(value.mark), whose, x));
+      }
+    } catch (const Error& e) {
+      refuse(e.message());
+    }
+  }
+
+  // Densities that no level of the recipe has.
+  void require_density() {
+    if (!type_->thins || recipe_.parameters.contains("density")) return;
+    std::string names;
+    for (const Source& source : recipe_.models) {
+      if (source.parameters.contains("density")) continue;
+      names += (names.empty() ? "" : ", ") + source.model.text;
+    }
+    if (names.empty()) return;
+    miss_density(names);
+    evaluable_ = false;
+  }
+
+  // `where`: adapters, or a module of one.
+  void miss_density(const std::string& where) {
+    problems_.error_like("density", Code::usage,
+                         fmt::format("{}: adapter_method '{}' needs 'density', the share of "
+                                     "elements to keep, and none is given for {}",
+                                     recipe_.file, recipe_.method, where));
   }
 
   bool open() {
@@ -210,9 +267,11 @@ class Fusion {
                            place(source.model.mark), source.model.text));
         }
         std::string folder = resolve(disk_, ref, plan_.options.root);
-        Adapter opened = open_adapter(disk_, folder, ref.text,
-                                      {.allow_unknown = plan_.options.allow_unknown_keys,
-                                       .allow_extra = plan_.options.ignore_extra_weights});
+        Adapter opened = with_advice(disk_, folder, [&] {
+          return open_adapter(disk_, folder, ref.text,
+                              {.allow_unknown = plan_.options.allow_unknown_keys,
+                               .allow_extra = plan_.options.ignore_extra_weights});
+        });
         for (const std::string& warning : opened.warnings) {
           problems_.warn(Code::format, warning);
         }
@@ -296,7 +355,7 @@ class Fusion {
                 shown(0), shown(a)));
       }
     }
-    if (!dora.empty()) {
+    if (!dora.empty() && evaluable_) {
       const bool exact = adapters_.size() == 1 &&
                          (type_->way == Way::stack || recipe_.method == "linear") &&
                          std::all_of(adapters_[0].modules.begin(), adapters_[0].modules.end(),
@@ -350,15 +409,10 @@ class Fusion {
       }
       type_ = std::begin(kTypes);  // linear
     }
+    if (!evaluable_) return;
     for (std::uint32_t a = 0; a < adapters_.size(); ++a) {
       for (const Adapted& module : adapters_[a].modules) {
         const double w = weight(a, module.path);
-        if (!(std::fabs(w) <= math::kLargest)) {
-          problems_.error_like("weight", Code::usage,
-                               fmt::format("{}: the weight of {} for {} is {}; a finite number is "
-                                           "expected",
-                                           recipe_.file, shown(a), module.path, w));
-        }
         const double s = module.scaling;
         const bool twice = decomposes(type_->way) && compat(kSvdTwice);
         if (!math::single(w) || !math::single(w * s) || (twice && !math::single(w * s * s))) {
@@ -368,19 +422,8 @@ class Fusion {
                           "not fit into float32 (0, or 1.2e-38 to 3.4e38 in size)",
                           weight_place(a), shown(a), module.path, w, s));
         }
-        if (!type_->thins) continue;
-        const std::optional<double> density = setting(a, "density", module.path);
-        if (!density) {
-          problems_.error_like("density", Code::usage,
-                               fmt::format("{}: adapter_method '{}' needs 'density', the share of "
-                                           "elements to keep; {} has none for {}",
-                                           recipe_.file, recipe_.method, shown(a), module.path));
-        } else if (!(*density > 0 && *density <= 1)) {
-          problems_.error_like(
-              "density", Code::usage,
-              fmt::format("{}: the density of {} for {} is {}; above 0 and at most "
-                          "1 is expected",
-                          recipe_.file, shown(a), module.path, *density));
+        if (type_->thins && !setting(a, "density", module.path)) {
+          miss_density(fmt::format("{} in {}", module.path, shown(a)));
         }
       }
     }
@@ -1029,6 +1072,7 @@ class Fusion {
   const Recipe& recipe_;
   const Reader& reader_;
   const Type* type_ = nullptr;
+  bool evaluable_ = true;  // all parameters have values that count
   ingot::Family family_ = ingot::Family::none;
   Dtype dtype_ = Dtype::f32;
   std::vector<Adapter> adapters_;  // their checkpoints are in the plan
@@ -1045,6 +1089,8 @@ class Fusion {
 
 }  // namespace
 
-void fuse(Disk& disk, Plan& plan, Problems& problems) { Fusion(disk, plan, problems).run(); }
+void fuse(Disk& disk, Plan& plan, Problems& problems, bool whole) {
+  Fusion(disk, plan, problems).run(whole);
+}
 
 }  // namespace ingot::plan

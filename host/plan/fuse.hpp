@@ -6,10 +6,11 @@
 
 namespace ingot::plan {
 
-// Several adapters into one (Recipe::Kind::adapters).
-void fuse(Disk& disk, Plan& plan, Problems& problems);
+// Several adapters into one (Recipe::Kind::adapters). Of a recipe that is not `whole`, because
+// parts of it could not be read, the rest is checked and the models are opened.
+void fuse(Disk& disk, Plan& plan, Problems& problems, bool whole);
 
-// The difference between a model and its base (Recipe::Kind::extraction).
-void extract(Disk& disk, Plan& plan, Problems& problems);
+// The difference between a model and its base (Recipe::Kind::extraction). `whole` as above.
+void extract(Disk& disk, Plan& plan, Problems& problems, bool whole);
 
 }  // namespace ingot::plan

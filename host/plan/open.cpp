@@ -77,37 +77,6 @@ class Opener {
     return "";
   }
 
-  // Opens a folder; where a file is missing in it, names the folder of a trainer in it that may be
-  // meant.
-  template <class Open>
-  auto with_advice(const std::string& folder, Open open) {
-    try {
-      return open();
-    } catch (const Error& e) {
-      const std::string inner = e.code() == Code::missing ? last_checkpoint(folder) : "";
-      if (inner.empty()) throw;
-      fail(e.code(),
-           fmt::format("{}; {} holds checkpoints of a training run: name one, as in {}/{}",
-                       e.message(), folder, folder, inner));
-    }
-  }
-
-  // "checkpoint-60", the last one in a folder, or empty.
-  std::string last_checkpoint(const std::string& folder) {
-    constexpr std::string_view kPrefix = "checkpoint-";
-    std::string last;
-    if (disk_.kind(folder) != Disk::Kind::folder) return last;
-    for (const std::string& name : disk_.list(folder)) {
-      if (!name.starts_with(kPrefix) || name.size() > 30 ||
-          name.find_first_not_of("0123456789", kPrefix.size()) != std::string::npos ||
-          disk_.kind(fmt::format("{}/{}", folder, name)) != Disk::Kind::folder) {
-        continue;
-      }
-      if (std::pair(name.size(), name) > std::pair(last.size(), last)) last = name;
-    }
-    return last;
-  }
-
   static std::string normal(const std::string& folder) {
     return std::filesystem::path(folder).lexically_normal().string();
   }
@@ -125,9 +94,7 @@ class Opener {
       ModelRef own = ref;
       own.adapters.clear();
       if (!ref.adapters.empty()) own.text = path_text(ref.path, ref.revision);
-      Checkpoint checkpoint = with_advice(folder, [&] {
-        return Checkpoint::open(disk_, folder, own.text, draft_.plan.options.prefer);
-      });
+      Checkpoint checkpoint = with_advice(disk_, folder, [&] { return open(folder, own.text); });
       for (const std::string& warning : checkpoint.warnings()) {
         draft_.problems.warn(Code::format, warning);
       }
@@ -137,6 +104,20 @@ class Opener {
       throw;
     }
     return it->second;
+  }
+
+  // The tensors of a model; an adapter, which has none, is told as such.
+  Checkpoint open(const std::string& folder, const std::string& text) {
+    try {
+      return Checkpoint::open(disk_, folder, text, draft_.plan.options.prefer);
+    } catch (const Error& e) {
+      const bool adapter = disk_.kind(folder + "/adapter_config.json") == Disk::Kind::file;
+      if (e.code() != Code::missing || !adapter) throw;
+      fail(Code::missing,
+           fmt::format("{} is an adapter, and a model is expected here: a base stands "
+                       "first, its adapters behind it",
+                       text));
+    }
   }
 
   static std::string path_text(const std::string& path, const std::string& revision) {
@@ -160,7 +141,7 @@ class Opener {
       options.allow_unknown = draft_.plan.options.allow_unknown_keys;
       options.allow_extra = draft_.plan.options.ignore_extra_weights;
       Adapter opened = with_advice(
-          folder, [&] { return ingot::open_adapter(disk_, folder, ref.text, options); });
+          disk_, folder, [&] { return ingot::open_adapter(disk_, folder, ref.text, options); });
       for (const std::string& warning : opened.warnings) {
         draft_.problems.warn(Code::format, warning);
       }
@@ -343,9 +324,7 @@ std::string architecture(const Draft& draft, std::uint32_t view) {
   return chosen.empty() ? draft.configs[view].architecture() : chosen;
 }
 
-std::string Draft::place(Mark mark) const {
-  return mark.line > 0 ? fmt::format("{}:{}", plan.recipe.file, mark.line) : plan.recipe.file;
-}
+std::string Draft::place(Mark mark) const { return position(plan.recipe.file, mark); }
 
 bool open_models(Disk& disk, Draft& draft) {
   Opener opener(disk, draft);

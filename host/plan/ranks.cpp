@@ -260,8 +260,10 @@ std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wish
     for (const Measured& module : modules) ranks[module.name] = std::min(guess, module.most);
     const std::string wish = wishes.bytes > 0 ? fmt::format("{} bytes", wishes.bytes)
                                               : fmt::format("energy {}", wishes.energy);
-    plan.open.push_back(fmt::format("the ranks of {} modules, by {}: {} is assumed here",
-                                    modules.size(), wish, guess));
+    plan.open.push_back(
+        fmt::format("the ranks of {} modules, which the command measures by {}: "
+                    "sizes here are for rank {}",
+                    modules.size(), wish, guess));
     return ranks;
   }
   Watch watch(plan, modules);

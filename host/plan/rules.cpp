@@ -1,20 +1,18 @@
 #include "plan/rules.hpp"
 
 #include <algorithm>
+#include <array>
 #include <iterator>
 
 #include <fmt/format.h>
 
 #include "base/hash.hpp"
+#include "ingot/cards.hpp"
 
 namespace ingot::plan {
 namespace {
 
-// What mergekit 0.1.5 knows, so that a recipe written for it hears why it cannot run.
-constexpr const char* kPeerMethods[] = {
-    "breadcrumbs", "breadcrumbs_ties", "della",       "della_linear", "nuslerp",
-    "multislerp",  "karcher",          "sce",         "ram",          "ramplus_tl",
-    "model_stock", "nearswap",         "arcee_fusion"};
+// Parameters that mergekit 0.1.5 knows, so that a recipe written for it hears why it cannot run.
 constexpr const char* kPeerParameters[] = {"weight",
                                            "density",
                                            "gamma",
@@ -54,9 +52,8 @@ const math::Parameter* parameter_of(const math::Method& method, std::string_view
   return it == end ? nullptr : it;
 }
 
-std::string hint(std::string_view word, const std::vector<std::string>& known) {
-  const std::string near = nearest(word, known);
-  return near.empty() ? "" : fmt::format("; did you mean '{}'?", near);
+Kind kind_of(const math::Parameter& parameter) {
+  return parameter.kind == math::Kind::boolean ? Kind::boolean : Kind::real;
 }
 
 }  // namespace
@@ -71,43 +68,103 @@ Rules::Rules(const Recipe& recipe, const PlanOptions& options, Problems& problem
     for (int i = 0; i < math::kMethodCount; ++i) {
       if (math::method(i).base != math::Base::zero) known.emplace_back(math::method(i).name);
     }
-    const std::string place = fmt::format("{}:{}", recipe.file, recipe.method_mark.line);
-    if (listed(kPeerMethods, recipe.method)) {
+    const std::string place = position(recipe.file, recipe.method_mark);
+    if (const math::AbsentMethod* absent = math::absent_method(recipe.method)) {
       problems_.error(Code::usage,
-                      fmt::format("{}: merge_method '{}' is not supported yet; ingot has {}", place,
-                                  recipe.method, fmt::join(known, ", ")));
+                      fmt::format("{}: merge_method '{}' is not supported yet; the nearest one is "
+                                  "'{}'; ingot has {}",
+                                  place, recipe.method, absent->near, fmt::join(known, ", ")));
     } else {
       problems_.error(
           Code::usage,
-          fmt::format("{}: there is no merge_method '{}'{}; the methods are {}", place,
-                      recipe.method, hint(recipe.method, known), fmt::join(known, ", ")));
+          fmt::format("{}: there is no merge_method '{}'; the methods are {}{}", place,
+                      recipe.method, fmt::join(known, ", "), suggestion(recipe.method, known)));
     }
     return;
   }
-  const auto check_sources = [&](const std::vector<Source>& sources) {
-    for (const Source& source : sources) check(source.parameters, source.model.text, true);
-  };
-  const auto check_slices = [&](const std::vector<Slice>& slices) {
-    for (const Slice& slice : slices) {
-      check(slice.parameters, "the slice", false);
-      check_sources(slice.sources);
+  check(recipe.parameters, "the recipe", Owner::all);
+  for (const Module& module : recipe.modules) {
+    check(module.parameters, fmt::format("module '{}'", module.name), Owner::all);
+  }
+  each_section([&](const auto& sources, const auto& base, const Parameters* of_slice, auto*) {
+    if (of_slice != nullptr) check(*of_slice, "the slice", Owner::all);
+    for (const Source& source : sources) {
+      const bool of_base = base && base->text == source.model.text;
+      check(source.parameters, source.model.text, of_base ? Owner::base : Owner::model);
+    }
+  });
+}
+
+template <class Body>
+void Rules::each_section(Body body) const {
+  const auto slices = [&](const std::vector<Slice>& all, const Parameters* of_module) {
+    for (const Slice& slice : all) {
+      body(slice.sources, slice.base_model ? slice.base_model : recipe_.base_model,
+           &slice.parameters, of_module);
     }
   };
-  check(recipe.parameters, "the recipe", false);
-  check_sources(recipe.models);
-  check_slices(recipe.slices);
-  for (const Module& module : recipe.modules) {
-    check(module.parameters, fmt::format("module '{}'", module.name), false);
-    check_sources(module.models);
-    check_slices(module.slices);
+  const Parameters* const none = nullptr;
+  if (!recipe_.models.empty()) body(recipe_.models, recipe_.base_model, none, none);
+  slices(recipe_.slices, none);
+  for (const Module& module : recipe_.modules) {
+    if (!module.models.empty()) body(module.models, recipe_.base_model, none, &module.parameters);
+    slices(module.slices, &module.parameters);
   }
 }
 
-void Rules::check(const Parameters& parameters, const std::string& where, bool of_model) {
+void Rules::require() {
+  each_section([&](const auto& sources, const auto& base, const Parameters* of_slice,
+                   const Parameters* of_module) {
+    require(sources, base, std::array{of_slice, of_module, &recipe_.parameters});
+  });
+}
+
+void Rules::require(const std::vector<Source>& sources, const std::optional<ModelRef>& base,
+                    std::span<const Parameters* const> shared) {
+  if (sources.size() == 1 && method().least > 1) return;  // passed through
+  const auto given = [&](const char* name, const Parameters* own) {
+    const auto has = [&](const Parameters* level) {
+      return level != nullptr && level->contains(name);
+    };
+    return has(own) || std::any_of(shared.begin(), shared.end(), has);
+  };
+  for (int p = 0; p < method().parameter_count; ++p) {
+    const math::Parameter& parameter = method().parameters[p];
+    if (!parameter.required) continue;
+    if (parameter.scope == math::Scope::global) {
+      if (!given(parameter.name, nullptr)) miss(parameter, "", "");
+      continue;
+    }
+    for (const Source& source : sources) {
+      const bool apart =
+          method().base == math::Base::origin && base && base->text == source.model.text;
+      if (apart || given(parameter.name, &source.parameters)) continue;
+      miss(parameter, " of " + source.model.text, "");
+    }
+  }
+}
+
+// Once for all tensors.
+void Rules::miss(const math::Parameter& parameter, const std::string& whose,
+                 const std::string& output) {
+  const std::string key = fmt::format("required {}{}", parameter.name, whose);
+  if (!missing_.insert(key).second && output.empty()) return;
+  problems_.error_like(key, Code::usage,
+                       fmt::format("{}: {} needs parameter '{}'{}{}, and no level of the recipe "
+                                   "gives it a value",
+                                   recipe_.file, recipe_.method, parameter.name, whose,
+                                   output.empty() ? "" : fmt::format(" for tensor {}", output)));
+}
+
+void Rules::check(const Parameters& parameters, const std::string& where, Owner owner) {
   for (const auto& [name, setting] : parameters) {
-    const std::string place = fmt::format("{}:{}", recipe_.file, setting.mark.line);
+    const std::string place = position(recipe_.file, setting.mark);
     if (const math::Parameter* known = parameter_of(method(), name)) {
-      if (of_model && known->scope == math::Scope::global) {
+      const bool global = known->scope == math::Scope::global;
+      if (!global && owner == Owner::base && method().base == math::Base::origin) continue;
+      if (!global || owner == Owner::all) {
+        check_value(*known, setting, owner == Owner::all ? "" : " of " + where);
+      } else {
         problems_.warn(Code::usage, fmt::format("{}: '{}' under {} is not read: in {} it is one "
                                                 "value for all models; move it to the "
                                                 "'parameters' at the top level",
@@ -146,9 +203,35 @@ void Rules::check(const Parameters& parameters, const std::string& where, bool o
                                    place, name, where, recipe_.method, fmt::join(own, ", ")));
       } else {
         problems_.error(Code::usage, fmt::format("{}: unknown parameter '{}' of {}{}", place, name,
-                                                 where, hint(name, all)));
+                                                 where, suggestion(name, all)));
       }
     }
+  }
+}
+
+// Every point, so that a gradient between them is in range as well.
+void Rules::check_value(const math::Parameter& parameter, const Setting& setting,
+                        const std::string& whose) {
+  const auto refuse = [&](const std::string& text) {
+    problems_.error(Code::usage, text);
+    faulty_.insert(&setting);
+  };
+  for (const Condition& condition : setting.conditions) {
+    std::vector<double> points;
+    try {
+      points = points_of(condition.value, parameter.name, kind_of(parameter), recipe_.file);
+    } catch (const Error& e) {
+      refuse(e.message());
+      continue;
+    }
+    const auto wrong = std::find_if(points.begin(), points.end(), [&](double point) {
+      return !(point >= parameter.low && point <= parameter.high);
+    });
+    if (wrong == points.end()) continue;
+    refuse(fmt::format(
+        "{}: parameter '{}'{} is {}; it must be {}", position(recipe_.file, condition.value.mark),
+        parameter.name, whose, *wrong,
+        parameter.low == 0 ? fmt::format("between 0 and {}", parameter.high) : "a finite number"));
   }
 }
 
@@ -182,8 +265,9 @@ std::optional<double> Rules::value(const math::Parameter& parameter,
                                    const std::vector<const Setting*>& settings,
                                    std::string_view filtered, double t, const std::string& whose,
                                    const std::string& output) {
-  const Kind kind = parameter.kind == math::Kind::boolean ? Kind::boolean : Kind::real;
+  const Kind kind = kind_of(parameter);
   for (const Setting* setting : settings) {
+    if (faulty_.contains(setting)) return std::nullopt;
     const auto key = [&] { return fmt::format("value {} {}", fmt::ptr(setting), parameter.name); };
     std::optional<double> found;
     try {
@@ -194,31 +278,19 @@ std::optional<double> Rules::value(const math::Parameter& parameter,
       return std::nullopt;
     }
     if (!found) continue;
-    if (!(*found >= parameter.low && *found <= parameter.high)) {
-      const std::string range =
-          parameter.low == 0 ? fmt::format("between 0 and {}", parameter.high) : "a finite number";
-      problems_.error_like(
-          key(), Code::usage,
-          fmt::format("{}:{}: parameter '{}'{} is {} for tensor {}; it must be {}", recipe_.file,
-                      setting->mark.line, parameter.name, whose, *found, output, range));
-      return std::nullopt;
-    }
     if (kind == Kind::real && !math::single(*found)) {
       problems_.error_like(
           key(), Code::usage,
           fmt::format(
-              "{}:{}: parameter '{}'{} is {} for tensor {}: single precision cannot hold such a "
+              "{}: parameter '{}'{} is {} for tensor {}: single precision cannot hold such a "
               "small number; it must be 0 or at least 1.2e-38 in size",
-              recipe_.file, setting->mark.line, parameter.name, whose, *found, output));
+              position(recipe_.file, setting->mark), parameter.name, whose, *found, output));
       return std::nullopt;
     }
     return found;
   }
   if (!parameter.required) return parameter.fallback;
-  problems_.error_like(fmt::format("required {}{}", parameter.name, whose), Code::usage,
-                       fmt::format("{}: {} needs parameter '{}'{} for tensor {}, and no level of "
-                                   "the recipe gives it a value",
-                                   recipe_.file, recipe_.method, parameter.name, whose, output));
+  miss(parameter, whose, output);
   return std::nullopt;
 }
 

@@ -30,11 +30,14 @@ struct Seat {
 
 class Rules {
  public:
-  // Checks the method and the names of all parameters of the recipe.
+  // Checks the method and the names and values of all parameters of the recipe.
   Rules(const Recipe& recipe, const PlanOptions& options, Problems& problems);
 
   // False if the recipe's method does not exist: nothing else may be called then.
   [[nodiscard]] bool usable() const noexcept { return index_ >= 0; }
+  // For a plan that comes to no tensors: reports the parameters that the method needs and no level
+  // of the recipe has, as far as resolve() has not.
+  void require();
   [[nodiscard]] const math::Method& method() const { return math::method(index_); }
   // Parameter names that are let through though nothing knows them, as "name (line n)".
   [[nodiscard]] const std::vector<std::string>& waived() const noexcept { return waived_; }
@@ -56,7 +59,17 @@ class Rules {
   [[nodiscard]] static math::Rule pass(std::uint64_t elements);
 
  private:
-  void check(const Parameters& parameters, const std::string& where, bool of_model);
+  // Whose parameters they are: those of a base are not read where only the others have some.
+  enum class Owner : std::uint8_t { all, model, base };
+  void check(const Parameters& parameters, const std::string& where, Owner owner);
+  void check_value(const math::Parameter& parameter, const Setting& setting,
+                   const std::string& whose);
+  void require(const std::vector<Source>& sources, const std::optional<ModelRef>& base,
+               std::span<const Parameters* const> shared);
+  // Calls body(sources, base, parameters of slice, module and recipe) for each section.
+  template <class Body>
+  void each_section(Body body) const;
+  void miss(const math::Parameter& parameter, const std::string& whose, const std::string& output);
   [[nodiscard]] std::optional<double> value(const math::Parameter& parameter,
                                             const std::vector<const Setting*>& settings,
                                             std::string_view filtered, double t,
@@ -67,6 +80,8 @@ class Rules {
   Problems& problems_;
   int index_ = -1;
   std::vector<std::string> waived_;
+  std::set<const Setting*> faulty_;  // with a value that was reported
+  std::set<std::string> missing_;    // reported, by parameter and model
 };
 
 // True if values of the output depend on PlanOptions::seed.

@@ -89,13 +89,11 @@ class Maker {
     for (const Module& module : recipe_.modules) {
       const auto it = std::find(known.begin(), known.end(), module.name);
       if (it == known.end()) {
-        const std::string near = nearest(module.name, known);
         problems_.error(
             Code::usage,
-            fmt::format("{}: {} has no module '{}'{}; it has {}", draft_.place(module.mark),
-                        draft_.shown(draft_.donor), module.name,
-                        near.empty() ? "" : fmt::format("; did you mean '{}'?", near),
-                        fmt::join(known, ", ")));
+            fmt::format("{}: {} has no module '{}'; it has {}{}", draft_.place(module.mark),
+                        draft_.shown(draft_.donor), module.name, fmt::join(known, ", "),
+                        suggestion(module.name, known)));
         continue;
       }
       const auto number = static_cast<std::uint32_t>(it - known.begin());
@@ -350,10 +348,10 @@ class Maker {
     if (count < least || count > most) {
       const bool appended = !apart && section.base && section.inputs[*section.base].own == nullptr;
       problems_.error(Code::usage,
-                      fmt::format("{}: {} takes {} models{}, not {}{}", where, method.name,
+                      fmt::format("{}: {} takes {} model{}{}, not {}{}", where, method.name,
                                   least == most ? fmt::format("exactly {}", most)
                                                 : fmt::format("{} to {}", least, most),
-                                  apart ? " beside the base" : "", count,
+                                  most == 1 ? "" : "s", apart ? " beside the base" : "", count,
                                   appended ? fmt::format(" (base_model {} counts as one)",
                                                          recipe_.base_model->text)
                                            : ""));

@@ -54,16 +54,14 @@ std::optional<Dtype> parse_dtype(std::string_view written, const std::string& wh
     }
     if (has_codec(dtype)) return dtype;
     problems.error(
-        Code::dtype,
+        Code::usage,
         fmt::format("{} {}: ingot computes in float32 and writes {}; {} is not among them", where,
                     text, "bfloat16, float16, float32 and the float8 types", text));
     return std::nullopt;
   }
-  const std::string near = nearest(text, known);
   problems.error(Code::usage,
-                 fmt::format("{} '{}' is not an element type{}; ingot writes {}", where, text,
-                             near.empty() ? "" : fmt::format("; did you mean '{}'?", near),
-                             fmt::join(known, ", ")));
+                 fmt::format("{} '{}' is not an element type; ingot writes {}{}", where, text,
+                             fmt::join(known, ", "), suggestion(text, known)));
   return std::nullopt;
 }
 
@@ -88,10 +86,9 @@ std::optional<Dtype> wanted_dtype(const Recipe& recipe, const PlanOptions& optio
     return parse_dtype(text, where, problems);
   };
   const auto of_option = read(options.dtype, "--dtype");
-  const auto out = read(recipe.out_dtype,
-                        fmt::format("{}:{}: out_dtype", recipe.file, recipe.out_dtype_mark.line));
-  const auto all =
-      read(recipe.dtype, fmt::format("{}:{}: dtype", recipe.file, recipe.dtype_mark.line));
+  const auto out =
+      read(recipe.out_dtype, position(recipe.file, recipe.out_dtype_mark) + ": out_dtype");
+  const auto all = read(recipe.dtype, position(recipe.file, recipe.dtype_mark) + ": dtype");
   return of_option ? of_option : out ? out : all;
 }
 

@@ -69,21 +69,27 @@ bool matches(const Condition& condition, std::string_view tensor) {
 
 }  // namespace
 
+std::vector<double> points_of(const Value& value, std::string_view parameter, Kind kind,
+                              const std::string& file) {
+  std::vector<double> points;
+  for (const Scalar& point : value.points) {
+    const auto read_point = read(point, kind);
+    if (!read_point) {
+      fault(file, value.mark,
+            fmt::format("parameter '{}' takes {}, not {}", parameter, wanted(kind), show(point)));
+    }
+    points.push_back(*read_point);
+  }
+  return points;
+}
+
 std::optional<double> evaluate(const Setting& setting, std::string_view parameter,
                                std::string_view tensor, double t, Kind kind,
                                const std::string& file) {
   for (const Condition& condition : setting.conditions) {
     if (!matches(condition, tensor)) continue;
     const Value& value = condition.value;
-    std::vector<double> points;
-    for (const Scalar& point : value.points) {
-      const auto read_point = read(point, kind);
-      if (!read_point) {
-        fault(file, value.mark,
-              fmt::format("parameter '{}' takes {}, not {}", parameter, wanted(kind), show(point)));
-      }
-      points.push_back(*read_point);
-    }
+    const std::vector<double> points = points_of(value, parameter, kind, file);
     if (!value.gradient) return points.front();
     // Element i of m holds at t = i / (m - 1); linear in between, in double (mergekit 1.4).
     const double s = t * static_cast<double>(points.size() - 1);

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <limits>
 
+#include <fmt/format.h>
+
 #include "ingot/recipe.hpp"
 
 namespace ingot {
@@ -49,6 +51,26 @@ std::string nearest(std::string_view word, const std::vector<std::string>& known
     }
   }
   return best;
+}
+
+std::string suggestion(std::string_view word, const std::vector<std::string>& known) {
+  constexpr std::size_t kMost = 4;
+  std::vector<std::string> meant;
+  if (std::string near = nearest(word, known); !near.empty()) {
+    meant.push_back(std::move(near));
+  } else if (!word.empty()) {
+    std::string part = "_";
+    for (const char c : word) part += fold(c);
+    part += '_';
+    for (const std::string& name : known) {
+      const bool fresh = std::find(meant.begin(), meant.end(), name) == meant.end();
+      if (fresh && meant.size() < kMost && ('_' + name + '_').find(part) != std::string::npos) {
+        meant.push_back(name);
+      }
+    }
+  }
+  if (meant.empty()) return "";
+  return fmt::format("; did you mean '{}'?", fmt::join(meant, "' or '"));
 }
 
 }  // namespace ingot

@@ -219,7 +219,7 @@ class Reader {
     const bool first = fatal && std::none_of(all.begin(), all.end(),
                                              [](const Remark& other) { return other.fatal; });
     if (all.size() < kMostRemarks || first)
-      all.push_back({fatal, mark, place(recipe_.file, mark) + message});
+      all.push_back({fatal, mark, fmt::format("{}: {}", position(recipe_.file, mark), message)});
   }
 
   void as_absent(const Node::Pair& pair, const char* why) {

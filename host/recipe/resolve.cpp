@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -118,8 +119,9 @@ std::string mended(Disk& disk, const std::string& root, const std::string& path)
   return result == path ? "" : result;
 }
 
-// What may be meant by a path that is not there: a near name, or the home folder.
-std::string advice(Disk& disk, const std::string& root, const std::string& path) {
+}  // namespace
+
+std::string path_advice(Disk& disk, const std::string& root, const std::string& path) {
   const std::string home = variable("HOME");
   if (path.starts_with("~/") && !home.empty()) {
     return fmt::format("; only shells know '~': write '{}'", under(home, path.substr(2)));
@@ -132,7 +134,22 @@ std::string advice(Disk& disk, const std::string& root, const std::string& path)
   }
 }
 
-}  // namespace
+std::string checkpoint_advice(Disk& disk, const std::string& folder) {
+  constexpr std::string_view kPrefix = "checkpoint-";
+  std::string last;
+  if (disk.kind(folder) != Disk::Kind::folder) return "";
+  for (const std::string& name : disk.list(folder)) {
+    if (!name.starts_with(kPrefix) || name.size() > 30 ||
+        name.find_first_not_of("0123456789", kPrefix.size()) != std::string::npos ||
+        disk.kind(fmt::format("{}/{}", folder, name)) != Disk::Kind::folder) {
+      continue;
+    }
+    if (std::pair(name.size(), name) > std::pair(last.size(), last)) last = name;
+  }
+  if (last.empty()) return "";
+  return fmt::format("; {} holds checkpoints of a training run: name one, as in {}/{}", folder,
+                     folder, last);
+}
 
 std::string hub_cache() {
   const std::string home = variable("HOME");
@@ -170,7 +187,7 @@ std::string resolve(Disk& disk, const ModelRef& given, const std::string& root) 
     return local;
   }
   // A Hub name has no folder of this machine in front and nothing like it beside it.
-  const std::string hint = advice(disk, root, ref.path);
+  const std::string hint = path_advice(disk, root, ref.path);
   const std::size_t front = ref.path.find('/');
   const bool hub = components(ref.path, 2) &&
                    (front == std::string::npos ||

@@ -15,12 +15,14 @@
 
 namespace ingot {
 
-std::string place(const std::string& file, Mark mark) {
-  return mark.line > 0 ? fmt::format("{}:{}: ", file, mark.line) : file + ": ";
+std::string position(const std::string& file, Mark mark) {
+  if (mark.line <= 0) return file;
+  return mark.column > 0 ? fmt::format("{}:{}:{}", file, mark.line, mark.column)
+                         : fmt::format("{}:{}", file, mark.line);
 }
 
 void fault(const std::string& file, Mark mark, const std::string& message) {
-  fail(Code::usage, place(file, mark) + message);
+  fail(Code::usage, fmt::format("{}: {}", position(file, mark), message));
 }
 
 namespace {
@@ -67,7 +69,7 @@ void check_text(std::string_view text, const std::string& file) {
     if ((byte < 0x20 && byte != '\t' && byte != '\n' && byte != '\r') || byte == 0x7F) {
       fault(file, mark, fmt::format("control character {:#04x} is not allowed in YAML", byte));
     }
-    if (byte == '\n') ++mark.line;
+    mark = byte == '\n' ? Mark{mark.line + 1, 1} : Mark{mark.line, mark.column + 1};
     i += length;
   }
 }
@@ -187,7 +189,7 @@ class Builder : public YAML::EventHandler {
   void remark(bool fatal, Mark mark, const std::string& message) {
     constexpr std::size_t kMost = 500;
     if (remarks_.size() < kMost)
-      remarks_.push_back({fatal, mark, ingot::place(file_, mark) + message});
+      remarks_.push_back({fatal, mark, fmt::format("{}: {}", position(file_, mark), message)});
   }
 
   void count(std::uint64_t nodes, Mark mark) {
@@ -267,7 +269,12 @@ class Builder : public YAML::EventHandler {
       }
       const auto [earlier, fresh] = frame.known.try_emplace(key.text, frame.node->pairs.size());
       if (!fresh) {
-        repeated(frame.node->pairs[earlier->second], *node, frame.key_mark);
+        Node::Pair& first = frame.node->pairs[earlier->second];
+        if (first.value->kind == Node::Kind::null && node->kind != Node::Kind::null) {
+          first = {key.text, frame.key_mark, node};  // a key without a value says nothing
+        } else {
+          repeated(first, *node, frame.key_mark);
+        }
         return;
       }
       frame.node->pairs.push_back({key.text, frame.key_mark, node});

@@ -50,10 +50,7 @@ class Tree {
   const Node* root_ = nullptr;
 };
 
-// "file:line: ", or "file: " for what has no line.
-[[nodiscard]] std::string place(const std::string& file, Mark mark);
-
-// Throws Error{usage} with "file:line: message".
+// Throws Error{usage} with "position: message".
 [[noreturn]] void fault(const std::string& file, Mark mark, const std::string& message);
 
 }  // namespace ingot

@@ -185,13 +185,12 @@ std::optional<std::string> chat_template(const Recipe& recipe,
     names.emplace_back(builtin.name);
   }
   if (wish.size() >= kShortest && wish.find('{') != std::string::npos) return wish;
-  const std::string near = nearest(wish, names);
   fail(Code::usage,
        fmt::format(
-           "{}:{}: chat_template '{}' is neither a name ({}) nor a template, which has at least {} "
+           "{}: chat_template '{}' is neither a name ({}) nor a template, which has at least {} "
            "bytes and a '{{'{}",
-           recipe.file, recipe.chat_template_mark.line, clip(wish), fmt::join(names, ", "),
-           kShortest, near.empty() ? "" : fmt::format("; did you mean '{}'?", near)));
+           position(recipe.file, recipe.chat_template_mark), clip(wish), fmt::join(names, ", "),
+           kShortest, suggestion(wish, names)));
 }
 
 std::string with_template(const std::string& config, const std::string& file,

@@ -164,6 +164,27 @@ inline constexpr Card kAdapterCards[] = {
      "ingot adapter merge a b --type magnitude_prune_svd --density 0.5 -o out"},
 };
 
+// Merge methods of mergekit 0.1.5 that ingot does not have, and the one of ingot's that is nearest.
+struct AbsentMethod {
+  std::string_view name, near;
+};
+
+inline constexpr AbsentMethod kAbsentMethods[] = {
+    {"breadcrumbs", "task_arithmetic"},
+    {"breadcrumbs_ties", "ties"},
+    {"della", "dare_ties"},
+    {"della_linear", "dare_linear"},
+    {"nuslerp", "slerp"},
+    {"multislerp", "slerp"},
+    {"karcher", "slerp"},
+    {"sce", "ties"},
+    {"ram", "ties"},
+    {"ramplus_tl", "ties"},
+    {"model_stock", "linear"},
+    {"nearswap", "slerp"},
+    {"arcee_fusion", "ties"},
+};
+
 // Whether recipes of models have the method.
 [[nodiscard]] constexpr bool of_models(const Method& method) { return method.base != Base::zero; }
 
@@ -197,6 +218,11 @@ static_assert(cards_are_complete());
 [[nodiscard]] constexpr const Card* card(std::string_view name) {
   const std::size_t i = detail::index_of(kCards, name);
   return i == std::size(kCards) ? nullptr : &kCards[i];
+}
+
+[[nodiscard]] constexpr const AbsentMethod* absent_method(std::string_view name) {
+  const std::size_t i = detail::index_of(kAbsentMethods, name);
+  return i == std::size(kAbsentMethods) ? nullptr : &kAbsentMethods[i];
 }
 
 [[nodiscard]] constexpr const ParameterCard* parameter_card(std::string_view name) {

@@ -192,6 +192,26 @@ struct Plan {
 // local cache (HF_HUB_CACHE, HF_HOME). Throws Error{missing} with the command that downloads it.
 [[nodiscard]] std::string resolve(Disk& disk, const ModelRef& ref, const std::string& root);
 
+// What may be meant by a path that is not there, as the end of a sentence ("; did you mean 'x'?"):
+// a near name in the same folder, or the home folder for '~'. Empty where nothing is near.
+[[nodiscard]] std::string path_advice(Disk& disk, const std::string& root, const std::string& path);
+
+// Of a folder of a training run without weights of its own, the checkpoints that may be meant, as
+// the end of a sentence; else empty.
+[[nodiscard]] std::string checkpoint_advice(Disk& disk, const std::string& folder);
+
+// What `open` returns; Error{missing} about the folder ends with its checkpoint_advice().
+template <class Open>
+auto with_advice(Disk& disk, const std::string& folder, Open open) {
+  try {
+    return open();
+  } catch (const Error& e) {
+    const std::string advice = e.code() == Code::missing ? checkpoint_advice(disk, folder) : "";
+    if (advice.empty()) throw;
+    fail(e.code(), e.message() + advice);
+  }
+}
+
 // Where huggingface_hub keeps its downloads; the folder need not exist.
 [[nodiscard]] std::string hub_cache();
 

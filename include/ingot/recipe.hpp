@@ -18,6 +18,9 @@ struct Mark {
   int column = 0;
 };
 
+// "file:line:column", or the file alone for what is not from a file.
+[[nodiscard]] std::string position(const std::string& file, Mark mark);
+
 // An adapter on a model: `path[@revision]`, with a weight in the mapping form.
 struct AdapterRef {
   std::string text;      // `path[@revision]`
@@ -118,7 +121,7 @@ struct Adaptation {
 struct Remark {
   bool fatal = true;
   Mark mark;
-  std::string text;  // "file:line: sentence"
+  std::string text;  // "file:line:column: sentence"
 };
 
 struct Recipe {
@@ -176,7 +179,16 @@ enum class Kind { real, integer, boolean };
                                              std::string_view tensor, double t, Kind kind,
                                              const std::string& file);
 
+// The points of a value as numbers of that kind. Throws Error{usage} as evaluate() does.
+[[nodiscard]] std::vector<double> points_of(const Value& value, std::string_view parameter,
+                                            Kind kind, const std::string& file);
+
 // The name in `known` nearest to `word` by edit distance, or empty if none is near.
 [[nodiscard]] std::string nearest(std::string_view word, const std::vector<std::string>& known);
+
+// Advice about a word that is not known, to be added to a sentence: "; did you mean 'dare_ties' or
+// 'dare_linear'?" names the nearest one, or those of which the word is a part before or after a
+// '_'; empty where there is none.
+[[nodiscard]] std::string suggestion(std::string_view word, const std::vector<std::string>& known);
 
 }  // namespace ingot

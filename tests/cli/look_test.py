@@ -148,7 +148,7 @@ class Plan(Case):
     def test_parameters_of_each_layer_are_a_table(self):
         recipe = self.write("recipe.yml", GRADIENT)
         text = self.run_ok("plan", recipe, "--root", EXAMPLES).stdout
-        self.assertRegex(text, r"parameters +everywhere normalize 1, c weight 0\.3\n +python weight\n")
+        self.assertRegex(text, r"parameters +everywhere normalize true, c weight 0\.3\n +python weight\n")
         self.assertRegex(text, r"\n +layer 0: mlp +0\.9\n +layer 1: mlp +0\.1\n")
         self.assertRegex(text, r"\n +layers 0-1: .*input_layernorm.* 0\.88\n")
         self.assertRegex(text, r"\n +outside layers +0\.88\n")
@@ -158,13 +158,50 @@ class Plan(Case):
         text = self.run_ok("plan", recipe, "--root", EXAMPLES, "--tensors").stdout
         self.assertNotIn("0.87999", text)
         self.assertNotIn("{", text)
+        for line in re.findall(r"(?m)^(?:lm_head|model\.| {4}).*", text):
+            self.assertLessEqual(len(line), 80)
 
     def test_shows_every_problem_and_exits_as_the_merge_would(self):
         recipe = self.write("recipe.yml", TIES.replace("density: 0.5", "density: 1.5"))
         done = self.run_fails(USAGE, "plan", recipe, "--root", EXAMPLES, "--json")
         plan = json.loads(done.stdout)
         self.assertFalse(plan["sound"])
-        self.assertEqual(len([p for p in plan["problems"] if p["fatal"] and "density" in p["text"]]), 2)
+        wrong = [p for p in plan["problems"] if p["fatal"] and "density" in p["text"]]
+        self.assertEqual([p["place"] for p in wrong],
+                         [{"file": str(recipe), "line": line, "column": 27} for line in (3, 5)])
+        for problem in wrong:
+            self.assertEqual((problem["code"], problem["exit"]), ("usage", USAGE))
+            self.assertIn("recipe", problem["advice"])
+
+    def test_all_that_is_wrong_is_said_at_once(self):
+        out = self.write("out", "a file")
+        recipe = self.write("recipe.yml", "models:\n- {model: models/python, parameters: {density: 1.5, weight: x}}\n"
+                                          "- {model: models/gone, parameters: {density: 0.5}}\n"
+                                          "merge_method: ties\nbase_model: models/base\ndtype: bfloat\n")
+        parts = (":2:", "'density' of models/python is 1.5", "'weight' takes a number, not 'x'", "models/gone",
+                 "needs parameter 'weight' of models/gone", "'bfloat' is not an element type", "exists and is not a folder")
+        for command in (["plan"], ["merge"], ["merge", "--dry-run"]):
+            stderr = self.run_fails(USAGE, *command, recipe, out, "--root", EXAMPLES).stderr
+            for part in parts:
+                self.assertIn(part, stderr)
+        adapters = self.write("adapters.yml", "adapter_method: ties\nadapters:\n- {adapter: adapters/gone, parameters: {density: 3}}\n"
+                                              "- {adapter: adapters/lost, parameters: {wieght: 1}}\nfoo: 1\nrank: 4\ndtype: bfloat\n")
+        stderr = self.run_fails(USAGE, "adapter", "merge", "--recipe", adapters, "-o", self.folder / "o", "--root", EXAMPLES).stderr
+        for part in ("adapters/gone", "adapters/lost", "'density' of adapters/gone is 3", "'wieght'", "unknown key 'foo'",
+                     "'rank' changes nothing", "'bfloat'"):
+            self.assertIn(part, stderr)
+        extraction = self.write("extract.yml", "extract: lora\nbase_model: models/gone\nmodel: models/lost\nrank: 0\n"
+                                               "dtype: bfloat\nfoo: 1\n")
+        stderr = self.run_fails(USAGE, "plan", extraction, "--root", EXAMPLES).stderr
+        for part in ("models/gone", "models/lost", "'rank' takes", "'bfloat'", "'foo'"):
+            self.assertIn(part, stderr)
+
+    def test_a_folder_in_which_nothing_can_be_made_is_one_sentence(self):
+        recipe = self.write("recipe.yml", TIES)
+        for out in ("/proc/ingot-out", recipe / "out", "/dev/null/out"):
+            plan = self.run_fails(4, "plan", recipe, out, "--root", EXAMPLES)
+            self.assertIn("cannot write in", plan.stderr)
+            self.assertEqual(plan.stderr, self.run_fails(4, "merge", recipe, out, "--root", EXAMPLES).stderr)
 
 
 class Inspect(Case):

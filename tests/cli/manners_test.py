@@ -141,6 +141,9 @@ class Methods(Case):
     def test_unknown_method_names_the_nearest(self):
         self.assertIn("'ties'", self.run_fails(USAGE, "explain", "tise").stderr)
         self.assertIn("ingot methods", self.run_fails(USAGE, "explain", "xyzzy").stderr)
+        self.assertIn("did you mean 'dare_linear' or 'dare_ties'", self.run_fails(USAGE, "explain", "dare").stderr)
+        self.assertIn("of mergekit that ingot does not have yet; the nearest one is 'dare_ties'",
+                      self.run_fails(USAGE, "explain", "della").stderr)
 
 
 class ExitCodes(Case):
@@ -168,6 +171,21 @@ class Usage(Case):
                             ("mergekit-extract-lora", "extract"), ("compare", "diff"), ("check", "verify")):
             self.assertIn(f"'ingot {meant}'", self.run_fails(USAGE, word).stderr)
         self.assertIn("'ingot adapter merge'", self.run_fails(USAGE, "adapter", "mrege", "a").stderr)
+
+    def test_command_words_are_judged_before_options(self):
+        for words, told in (("bkae b a -o x", "no command 'bkae'; did you mean 'ingot bake'?"),
+                            ("bkae merge a --rank 4", "no command 'bkae'; did you mean 'ingot bake'?"),
+                            ("adapters merge a b -o x", "no command 'adapters'; use 'ingot adapter merge'"),
+                            ("adapter mrege a --type ties -o x",
+                             "no command 'adapter mrege'; did you mean 'ingot adapter merge'?"),
+                            ("adapter xyzzy a -o x", "no command 'adapter xyzzy'; there is 'ingot adapter merge'"),
+                            ("help adapter mrege",
+                             "no command 'adapter mrege'; did you mean 'ingot help adapter merge'?"),
+                            ("help bkae", "did you mean 'ingot help bake'?"),
+                            ("help optoins", "did you mean 'ingot help options'?"),
+                            ("help merge xyzzy", "no command 'merge xyzzy'")):
+            with self.subTest(words=words):
+                self.assertIn(told, self.run_fails(USAGE, *words.split()).stderr.splitlines()[0])
 
     def test_options_of_other_programs_are_answered_with_ours(self):
         for words, ours in (
@@ -207,8 +225,66 @@ class Usage(Case):
                         seen += 1
         self.assertGreater(seen, 200)
 
+    def test_messages_about_a_recipe_of_options_name_the_options(self):
+        base, tuned = EXAMPLES / "models" / "base", EXAMPLES / "models" / "c"
+        lora, other, out = EXAMPLES / "adapters" / "c-lora", EXAMPLES / "adapters" / "prose-lora", self.folder / "out"
+        merge = ["adapter", "merge", lora, other, "-o", out]
+        for words, told in (
+                (["extract", base, tuned, "-o", out], "give one of --rank N, --rank auto with --energy, and --bytes"),
+                (["extract", base, tuned, "--rank", "auto", "-o", out],
+                 "--rank auto and --energy go together, for example --energy 0.9"),
+                (["extract", base, tuned, "--rank", "2", "--for", "vlm", "-o", out],
+                 "--for is one of peft, vllm, llama.cpp, not 'vlm'"),
+                (["extract", base, tuned, "--rank", "2", "--whole-tensors", "x", "-o", out],
+                 "--whole-tensors is one of save, skip, not 'x'"),
+                ([*merge, "--rank", "auto"], "--rank changes nothing for --type 'cat'; remove it"),
+                ([*merge, "--compat", "x"], "--compat is one of svd-scaling-twice, ia3-plain-sum, not 'x'"),
+                ([*merge, "--type", "ties", "--density", "x"], "--density takes a number, not 'x'"),
+                ([*merge, "--type", "svd", "--rank", "auto"], "--rank auto needs --energy, for example --energy 0.99"),
+                (["bake", lora, base, "-o", out],
+                 f"{lora} is an adapter, and a model is expected here: a base stands first, its adapters behind it "
+                 f"(while reading model '{lora}+{base}')")):
+            with self.subTest(told=told):
+                self.assertEqual(self.run_fails(None, *words).stderr, f"ingot: error: {told}\n")
+        stderr = self.run_ok("bake", base, lora, lora, "-o", out).stderr
+        self.assertEqual(stderr, f"ingot: warning: adapter '{lora}' is listed 2 times and counts each time\n")
+
+    def test_values_that_nobody_means_are_told(self):
+        recipe = self.write("r.yml", TIES)
+        plan = ["plan", recipe, "--root", EXAMPLES]
+        self.assertIn("5GB", self.run_fails(USAGE, *plan, "--shard-size", "5").stderr)
+        self.assertIn("more than the machine has", self.run_ok(*plan, "--memory", "99999TB").stderr)
+        self.assertIn("--dry-run", self.run_fails(USAGE, "merge", recipe, self.folder / "out", "--tensors").stderr)
+        for dtype in ("float64", "bfloat"):
+            self.assertIn(f"--dtype", self.run_fails(USAGE, *plan, "--dtype", dtype).stderr)
+        for device in ("cudax", "cuda:", "cuda:0,", "cuda:x"):
+            self.assertIn("cuda:N,M", self.run_fails(USAGE, *plan, "--device", device).stderr)
+
+    def test_paths_that_are_not_there_say_what_is_meant(self):
+        self.write("recipe.yml", "x")
+        (self.folder / "out").mkdir()
+        self.write("out/ingot.json", "{}")
+        (self.folder / "trainer" / "checkpoint-20").mkdir(parents=True)
+        (self.folder / "trainer" / "checkpoint-100").mkdir()
+        for words, code, told in (
+                ("plan recpie.yml", INPUT, "there is no recipe recpie.yml; did you mean 'recipe.yml'?"),
+                ("plan .", USAGE, ". is a folder, and a recipe is a YAML file: name one, as ./recipe.yml"),
+                ("verify otu", INPUT, "there is no folder otu; did you mean 'out'?"),
+                ("verify nowhere", INPUT, "there is no folder nowhere"),
+                ("verify out/ingot.json", INPUT, "is a file: name the folder that ingot wrote, as in 'ingot verify out'"),
+                ("inspect trainer", INPUT, "trainer holds checkpoints of a training run: name one, as in "
+                                           "trainer/checkpoint-100")):
+            with self.subTest(words=words):
+                self.assertIn(told + "\n", self.run_fails(code, *words.split(), cwd=self.folder).stderr)
+
     def test_an_option_of_another_command_names_it(self):
         self.assertIn("'ingot verify'", self.run_fails(USAGE, "merge", "a", "b", "--outputs-only").stderr)
+
+    def test_every_root_in_a_message_is_an_option(self):
+        for words in (["inspect", "gone"], ["diff", "gone", "gone"]):
+            self.assertIn("--root", self.run_fails(INPUT, *words).stderr)
+            self.assertIn("--root", self.run_ok("help", words[0]).stdout)
+        self.run_fails(1, "diff", "models/base", "models/c", "-q", "--root", EXAMPLES)
 
     def test_unknown_option_names_the_nearest(self):
         stderr = self.run_fails(USAGE, "merge", "r.yml", "out", "--shardsize", "5GB").stderr
@@ -285,10 +361,10 @@ class Out(Case):
 class Device(Case):
     @unittest.skipIf(os.path.exists("/dev/nvidiactl"), "this machine may have CUDA")
     def test_cuda_that_cannot_be_had_is_refused_in_one_sentence(self):
-        recipe = self.write("recipe.yml", "")
+        recipe = self.write("recipe.yml", TIES)
         for words in (["--device", "cuda"], ["--device", "cuda:1"], ["--cuda"], ["--gpu-rich"]):
             with self.subTest(words=words):
-                done = self.run_fails(DEVICE, "merge", recipe, self.folder / "out", *words)
+                done = self.run_fails(DEVICE, "merge", recipe, self.folder / "out", "--root", EXAMPLES, *words)
                 self.assertEqual(len(done.stderr.splitlines()), 1)
                 self.assertIn("--device cpu", done.stderr)
 
@@ -299,8 +375,8 @@ class Device(Case):
         self.assertIn("CPU", self.merge(TIES, "out", "--device", "auto").stderr)
 
     def test_isa_that_is_no_isa_is_refused(self):
-        recipe = self.write("recipe.yml", "")
-        done = self.run_fails(USAGE, "merge", recipe, self.folder / "out", env={"INGOT_ISA": "v9"})
+        recipe = self.write("recipe.yml", TIES)
+        done = self.run_fails(USAGE, "merge", recipe, self.folder / "out", "--root", EXAMPLES, env={"INGOT_ISA": "v9"})
         self.assertIn("v3", done.stderr)
 
 

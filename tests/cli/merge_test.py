@@ -83,11 +83,11 @@ models:
     def test_numbers_too_small_for_single_precision_name_their_line(self):
         tiny = self.HUGE.replace("1e6", "1e-45", 1)
         failed = self.run_fails(USAGE, "merge", self.write("recipe.yml", tiny), self.folder / "out", "--root", EXAMPLES)
-        self.assertIn("recipe.yml:5: parameter 'weight'", failed.stderr)
+        self.assertIn("recipe.yml:5:39: parameter 'weight'", failed.stderr)
         self.assertIn("1e-45", failed.stderr)
         base, adapter = EXAMPLES / "models/base", EXAMPLES / "adapters/c-lora"
         failed = self.run_fails(USAGE, "bake", base, f"{adapter}:1e-45", "-o", self.folder / "out")
-        self.assertIn("'weight' is 1e-45", failed.stderr)
+        self.assertIn("the weight is 1e-45", failed.stderr)
         failed = self.run_fails(USAGE, "adapter", "merge", f"{adapter}:1e-45", "-o", self.folder / "out")
         self.assertIn("is 1e-45", failed.stderr)
         self.assertFalse((self.folder / "out").exists())
@@ -146,7 +146,7 @@ models:
         weights = [(self.folder / out / "model.safetensors").read_bytes() for out in ("plain", "out")]
         self.assertEqual(*weights)
         receipt = json.loads((self.folder / "out" / "ingot.json").read_text())
-        self.assertTrue(any("recipe.yml:9: unknown key 'density'" in w for w in receipt["warnings"]), receipt)
+        self.assertTrue(any("recipe.yml:9:1: unknown key 'density'" in w for w in receipt["warnings"]), receipt)
         self.run_ok("verify", self.folder / "out", "--root", EXAMPLES)
 
     def test_recipes_come_from_standard_input(self):
@@ -157,7 +157,7 @@ models:
         self.run_ok("verify", self.folder / "out", "--root", EXAMPLES)
         self.run_ok("plan", "-", "--root", EXAMPLES, input=TIES)
         done = self.run_fails(USAGE, "plan", "-", input=TIES + "paramters: {}\n")
-        self.assertIn("standard input:9: unknown key 'paramters'", done.stderr)
+        self.assertIn("standard input:9:1: unknown key 'paramters'", done.stderr)
         self.run_fails(USAGE, "plan", "-", input="")
 
     def test_models_near_the_recipe_are_named_with_the_root_that_finds_them(self):
@@ -178,7 +178,7 @@ models:
         recipe = self.write("r.yml", text.replace("bfloat16", "bfloat61"))
         for command in (("plan",), ("merge",)):
             done = self.run_fails(USAGE, *command, recipe, self.folder / "out", "--root", EXAMPLES)
-            for what in ("r.yml:9: unknown key 'paramters'", "did you mean 'ties'?", "bfloat61", "models/cc"):
+            for what in ("r.yml:9:1: unknown key 'paramters'", "did you mean 'ties'?", "bfloat61", "models/cc"):
                 self.assertIn(what, done.stderr)
 
 
@@ -212,6 +212,28 @@ class Verify(Case):
                                            "--json").stdout)
         self.assertFalse(report["sound"])
         self.assertGreater(len(report["findings"]), 0)
+
+    def test_one_edit_is_one_finding(self):
+        whole = {path: path.read_bytes() for path in self.out.iterdir()}
+        config = json.loads((self.out / "config.json").read_text()) | {"hidden_act": "gelu"}
+        weights = bytearray(whole[self.out / "model.safetensors"])
+        weights[-100] ^= 1
+        for name, data, told in (
+                ("model.safetensors", bytes(weights), "model.norm.weight: changed since the merge: hash "),
+                ("config.json", json.dumps(config).encode(), f"{self.out}/config.json: changed since the merge: hash "),
+                ("README.md", b"mine", f"{self.out}/README.md: changed since the merge: hash "),
+                ("recipe.yml", TIES.replace("0.3", "0.4").encode(),
+                 f"{self.out}/recipe.yml: changed since the merge: hash ")):
+            with self.subTest(name=name):
+                (self.out / name).write_bytes(data)
+                report = json.loads(self.run_fails(DIFFERS, "verify", self.out, "--root", EXAMPLES, "--json").stdout)
+                self.assertEqual((len(report["findings"]), report["shortfalls"]), (1, 1), report)
+                self.assertTrue(report["findings"][0].startswith(told), report)
+                receipt = json.loads(whole[self.out / "ingot.json"])
+                kept = {file["file"]: file["hash"] for file in receipt["files"]} | {
+                    "model.safetensors": receipt["tensors"][-1]["hash"]}
+                self.assertIn(f"hash {kept[name]} expected, ", report["findings"][0])
+                (self.out / name).write_bytes(whole[self.out / name])
 
     def test_absent_inputs_are_found_unless_waived(self):
         done = self.run_fails(INPUT, "verify", self.out, "--root", self.folder)

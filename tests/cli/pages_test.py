@@ -32,6 +32,10 @@ class Completion(Case):
         self.assertEqual(self.complete("ingot", "completion", "z"), ["zsh"])
         self.assertEqual(self.complete("ingot", "adapter", "merge", "a", "--type", "magnitude_prune_"), ["magnitude_prune_svd"])
         self.assertEqual(self.complete("ingot", "explain", "task"), ["task_arithmetic"])
+        self.assertEqual(self.complete("ingot", "help", "ex"), ["exit-codes", "extract", "explain"])
+        self.assertEqual(self.complete("ingot", "extract", "a", "b", "--rank", ""), ["auto"])
+        self.assertEqual(self.complete("ingot", "adapter", "merge", "--compat", "ia"), ["ia3-plain-sum"])
+        self.assertEqual(self.complete("ingot", "merge", "--dtype", "float8"), ["float8_e4m3fn", "float8_e5m2"])
 
     def test_bash_offers_values_behind_an_equals_sign(self):
         self.assertEqual(self.complete("ingot", "merge", "--storage", "=", "ma"), ["mapped"])

@@ -16,6 +16,15 @@ TEST(Pace, BeginsWithWhatWasExpected) {
   EXPECT_NEAR(*pace.left(900 * kMB), 9, 1);
 }
 
+TEST(Pace, WhatWasExpectedIsNoRate) {
+  Pace pace(0, 2e9);
+  EXPECT_EQ(pace.rate(), 0);
+  pace.note(0.1, 1 * kMB);
+  EXPECT_EQ(pace.rate(), 0);
+  for (int s = 1; s <= 60; ++s) pace.note(s, 100 * kMB * static_cast<std::uint64_t>(s));
+  EXPECT_NEAR(pace.rate(), 100e6, 1e6);
+}
+
 TEST(Pace, SaysNothingBeforeSomethingWasSeen) {
   Pace pace;
   EXPECT_FALSE(pace.left(100));

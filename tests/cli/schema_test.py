@@ -81,6 +81,10 @@ class Schemas(Case):
     def test_errors_have_kind_and_place(self):
         out = self.folder / "out"
         unknown = self.write("unknown.yml", "merge_method: linear\nmodells: []\n")
+        missing = self.write("missing.yml", "merge_method: linear\nmodels: [{model: models/gone, parameters: {weight: 1}}]\n")
+        there = self.folder / "there"
+        there.mkdir()
+        (there / "thesis.txt").write_text("x")
         broken = self.folder / "broken"
         shutil.copytree(BASE, broken)
         (broken / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
@@ -88,6 +92,11 @@ class Schemas(Case):
                 (["merge", unknown, out], "usage", {"file": str(unknown), "line": 2}),
                 (["inspect", broken], "format", {"file": str(broken / "model.safetensors")}),
                 (["inspect", BASE, "--tensor", "model.norm.weigth"], "missing", {"tensor": "model.norm.weigth"}),
+                (["merge", self.folder / "gone.yml", out], "missing", {"file": str(self.folder / "gone.yml")}),
+                (["merge", missing, out], "missing", {"file": str(missing), "line": 2, "column": 18}),
+                (["bake", BASE, self.folder / "gone", "-o", out], "missing", {"file": str(self.folder / "gone")}),
+                (["bake", BASE, LORA, "-o", there], "usage", {"file": str(there)}),
+                (["verify", self.folder / "gone"], "missing", {"file": str(self.folder / "gone")}),
                 (["merge", unknown, out, "--weights", "1"], "usage", {"option": "--weights"}),
                 (["merge", unknown, out, "--memory", "lots"], "usage", {"option": "--memory"}),
                 (["merge", unknown, out, "--storage", "tape"], "usage", {"option": "--storage"})):

@@ -565,7 +565,8 @@ TEST(Extract, RefusesWithTheReason) {
     }
     return all;
   };
-  EXPECT_NE(refusal(test::example("models/c"), "").find("give one of rank"), std::string::npos);
+  EXPECT_NE(refusal(test::example("models/c"), "").find("give one of 'rank: N'"),
+            std::string::npos);
   EXPECT_NE(refusal(test::example("models/c"), "rank: auto\n").find("go together"),
             std::string::npos);
   EXPECT_NE(refusal(kBase, "rank: 4\n").find("nothing to extract"), std::string::npos);

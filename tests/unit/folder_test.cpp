@@ -92,7 +92,7 @@ TEST_F(FolderTest, AChatTemplateWithoutTokenizerIsAWarning) {
   ASSERT_TRUE(p.sound());
   ASSERT_EQ(p.problems.size(), 1U);
   EXPECT_EQ(p.problems[0].text,
-            "recipe.yml:6: chat_template goes with a tokenizer, and none is copied");
+            "recipe.yml:6:16: chat_template goes with a tokenizer, and none is copied");
 }
 
 TEST_F(FolderTest, ConfigTellsWhatIsWritten) {

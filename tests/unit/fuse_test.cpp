@@ -738,12 +738,12 @@ TEST(Fuse, RefusesWithTheReason) {
   expect(recipe_of("ties", 1, 1), "needs 'density'");
   expect(recipe_of("ties", 1, 1, "parameters: {density: 0}\n"), "above 0 and at most 1");
   expect(recipe_of("dare_ties", 1, 1, "parameters: {density: 1.5}\n"), "above 0 and at most 1");
-  expect(recipe_of("linear", 1, 1, "parameters: {density: 0.5}\n"), "no parameter 'density'");
+  expect(recipe_of("linear", 1, 1, "parameters: {density: 0.5}\n"), "'density' changes nothing");
   expect(recipe_of("linear", 1, 1, "majority_sign: total\n"), "changes nothing");
   expect(recipe_of("cat", 1, 1, "rank: 4\n"), "changes nothing");
-  expect(recipe_of("svd", 1, 1, "energy: 0.5\n"), "goes with rank: auto");
+  expect(recipe_of("svd", 1, 1, "energy: 0.5\n"), "goes with 'rank: auto'");
   expect(recipe_of("svd", 1, 1, "rank: auto\n"), "needs 'energy'");
-  expect(recipe_of("svd", 1, 1, "compat: [yes-please]\n"), "there is no compat");
+  expect(recipe_of("svd", 1, 1, "compat: [yes-please]\n"), "'compat' is one of");
   test::write_adapter(folder / "b", linear_factors({1, 2, 3, 4}, {1, 2, 3, 4}));
   expect(recipe_of("cat", 1, 1), "they adapt different models");
   test::write_adapter(folder / "b", {{"fc.ia3_l", {{2, 1}, {1, 1}}}},
@@ -761,7 +761,8 @@ TEST(Fuse, RefusesWeightsAndScalingsThatSinglePrecisionLoses) {
                        std::string_view(type) != "svd";
     const std::string more = thins ? "parameters: {density: 0.5}\n" : "";
     const std::string found = refusal(folder, recipe_of(type, 1e-45, 1, more));
-    EXPECT_NE(found.find("recipe.yml:3: the weight of ./a for fc is"), std::string::npos) << found;
+    EXPECT_NE(found.find("recipe.yml:3:33: the weight of ./a for fc is"), std::string::npos)
+        << found;
     // The weight is fair, its product with the scaling of 1e-30 is not.
     test::write_adapter(folder / "a", linear_factors({1, -2, 3, 0.5, 4, -1}, {1, -3, 2, 0.5}),
                         R"("r": 2, "lora_alpha": 2e-30)");

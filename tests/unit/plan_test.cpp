@@ -135,7 +135,7 @@ TEST_F(PlanTest, NumberOfModelsIsTheMethods) {
           "b\n- model: c\n"),
       "slerp takes exactly 2 models, not 3");
   EXPECT_SAYS(plan("merge_method: passthrough\nbase_model: a\nmodels:\n- model: b\n"),
-              "passthrough takes exactly 1 models, not 2 (base_model a counts as one)");
+              "passthrough takes exactly 1 model, not 2 (base_model a counts as one)");
 }
 
 TEST_F(PlanTest, MethodsThatNeedABaseSaySo) {
@@ -161,7 +161,8 @@ TEST_F(PlanTest, AllMissingModelsAreReported) {
 
 TEST_F(PlanTest, MethodsAreKnownNotYetKnownOrMisspelt) {
   EXPECT_SAYS(plan("merge_method: tise\nmodels:\n- model: a\n"), "did you mean 'ties'?");
-  EXPECT_SAYS(plan("merge_method: della\nmodels:\n- model: a\n"), "'della' is not supported yet");
+  EXPECT_SAYS(plan("merge_method: della\nmodels:\n- model: a\n"),
+              "'della' is not supported yet; the nearest one is 'dare_ties'");
 }
 
 TEST_F(PlanTest, MissingAdapterIsNamedWithItsModelAndLine) {
@@ -311,7 +312,7 @@ TEST_F(PlanTest, SlicesWithoutLayersGiveWhatStandsAroundTheLayers) {
               "slices[3] (line 6) holds no layer: only the tensors after the layers come from b");
   EXPECT_SAYS(
       plan("merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [1, 1]}]\n"),
-      "error: recipe.yml:3: no slice holds a layer");
+      "error: recipe.yml:3:3: no slice holds a layer");
 }
 
 TEST_F(PlanTest, OneModelWhereTheMethodTakesTwoIsPassedThrough) {
@@ -359,12 +360,13 @@ TEST_F(PlanTest, ParametersThatNoMethodReadsAreSaid) {
       "parameters: {label: hello, base_model: b}\n");
   ASSERT_SOUND(p);
   EXPECT_SAYS(p,
-              "warning: recipe.yml:2: 'dtype' among the parameters of a is ignored, as mergekit "
+              "warning: recipe.yml:2:45: 'dtype' among the parameters of a is ignored, as mergekit "
               "ignores it; it belongs at the top level");
-  EXPECT_SAYS(p, "warning: recipe.yml:3: 'base_model' among the parameters of the recipe");
-  EXPECT_SAYS(p,
-              "warning: recipe.yml:3: no method reads the parameter 'label' of the recipe; linear "
-              "reads normalize, weight");
+  EXPECT_SAYS(p, "warning: recipe.yml:3:28: 'base_model' among the parameters of the recipe");
+  EXPECT_SAYS(
+      p,
+      "warning: recipe.yml:3:14: no method reads the parameter 'label' of the recipe; linear "
+      "reads normalize, weight");
   EXPECT_EQ(p.models.size(), 1U);
 }
 
@@ -383,9 +385,9 @@ TEST_F(PlanTest, EveryErrorOfARecipeIsToldAtOnce) {
                              "paramters: {}\n",
                              "recipe.yml", {.collect = true}),
                        options);
-  EXPECT_SAYS(p, "error: recipe.yml:5: 'weight' has no value");
-  EXPECT_SAYS(p, "error: recipe.yml:8: unknown key 'paramters'");
-  EXPECT_SAYS(p, "there is no merge_method 'tise'; did you mean 'ties'?");
+  EXPECT_SAYS(p, "error: recipe.yml:5:16: 'weight' has no value");
+  EXPECT_SAYS(p, "error: recipe.yml:8:1: unknown key 'paramters'");
+  EXPECT_SAYS(p, "there is no merge_method 'tise'; the methods are ");
   EXPECT_SAYS(p, "dtype 'bfloat61'");
   EXPECT_SAYS(p, "the model 'nowhere'");
   EXPECT_SAYS(p, "the model 'there-neither'");
@@ -602,9 +604,10 @@ TEST_F(PlanTest, ParameterNamesAreKnownOrErrorsOrWaived) {
       "- {model: b, parameters: {normalize: true}}\n";
   const Plan p = plan(text);
   EXPECT_SAYS(
-      p, "error: recipe.yml:3: unknown parameter 'densty' of the recipe; did you mean 'density'?");
-  EXPECT_SAYS(p, "warning: recipe.yml:3: parameter 'gamma' of the recipe is not read by ties");
-  EXPECT_SAYS(p, "warning: recipe.yml:5: 'normalize' under b is not read");
+      p,
+      "error: recipe.yml:3:25: unknown parameter 'densty' of the recipe; did you mean 'density'?");
+  EXPECT_SAYS(p, "warning: recipe.yml:3:38: parameter 'gamma' of the recipe is not read by ties");
+  EXPECT_SAYS(p, "warning: recipe.yml:5:27: 'normalize' under b is not read");
   PlanOptions options;
   options.allow_unknown_keys = true;
   const Plan waived = plan(text, options);
@@ -612,18 +615,31 @@ TEST_F(PlanTest, ParameterNamesAreKnownOrErrorsOrWaived) {
   EXPECT_EQ(waived.recipe.waived, std::vector<std::string>{"densty (line 3)"});
 }
 
-TEST_F(PlanTest, WrongValuesNameFileLineModelAndTensorOnce) {
+TEST_F(PlanTest, WrongValuesNameFilePlaceAndModelOnce) {
   const Plan p = plan(
       "merge_method: ties\nbase_model: a\nparameters: {weight: .nan}\nmodels:\n"
       "- {model: b, parameters: {density: 1.5}}\n- {model: c, parameters: {density: many}}\n");
-  EXPECT_SAYS(p, "recipe.yml:3: parameter 'weight' of b is nan for tensor");
-  EXPECT_SAYS(p, "recipe.yml:5: parameter 'density' of b is 1.5 for tensor");
-  EXPECT_SAYS(p, "it must be between 0 and 1");
-  EXPECT_SAYS(p, "recipe.yml:6");
+  EXPECT_SAYS(p, "recipe.yml:3:22: parameter 'weight' is nan; it must be a finite number");
+  EXPECT_SAYS(p, "recipe.yml:5:36: parameter 'density' of b is 1.5; it must be between 0 and 1");
+  EXPECT_SAYS(p, "recipe.yml:6:36: parameter 'density' takes a number, not 'many'");
   EXPECT_EQ(
       std::count_if(p.problems.begin(), p.problems.end(), [](const Problem& x) { return x.fatal; }),
       3)
       << report(p);
+}
+
+TEST_F(PlanTest, ValuesAndWeightsAreJudgedThoughModelsAreMissing) {
+  const Plan p = plan(
+      "merge_method: ties\nbase_model: a\nmodels:\n"
+      "- {model: nowhere, parameters: {density: [0.5, 1.5]}}\n- {model: b}\n- {model: a}\n"
+      "parameters: {normalize: [{filter: nothing-has-it, value: maybe}, {value: true}]}\n");
+  EXPECT_SAYS(p,
+              "recipe.yml:4:42: parameter 'density' of nowhere is 1.5; it must be between 0 and 1");
+  EXPECT_SAYS(p, "parameter 'normalize' takes true or false, not 'maybe'");
+  EXPECT_SAYS(p, "recipe.yml: ties needs parameter 'weight' of nowhere, and no level");
+  EXPECT_SAYS(p, "recipe.yml: ties needs parameter 'weight' of b, and no level");
+  EXPECT_SAYS(p, "'nowhere'");
+  EXPECT_EQ(report(p).find("'weight' of a"), std::string::npos) << report(p);
 }
 
 TEST_F(PlanTest, WeightsThatCancelAreRefused) {
@@ -643,7 +659,7 @@ TEST_F(PlanTest, NumbersThatSinglePrecisionLosesAreRefusedWithTheirLine) {
   for (const char* value :
        {"1e-45", "-1e-42", "1e-39", "[1e-45, 1]", "[{filter: up, value: 1e-40}, {value: 1}]"}) {
     const std::string text = refusal(value);
-    EXPECT_NE(text.find("recipe.yml:3: parameter 'weight'"), std::string::npos) << value << text;
+    EXPECT_NE(text.find("recipe.yml:3:31: parameter 'weight'"), std::string::npos) << value << text;
     EXPECT_NE(text.find("single precision cannot hold such a small number"), std::string::npos)
         << text;
   }
@@ -1011,8 +1027,8 @@ TEST_F(PlanTest, TypesWithoutCodecAreRefusedByName) {
   const std::string text =
       "merge_method: linear\nparameters: {weight: 1}\nmodels:\n- model: a\n- model: b\n";
   EXPECT_SAYS(plan(text + "dtype: float64\n"),
-              "recipe.yml:6: dtype float64: ingot computes in float32");
-  EXPECT_SAYS(plan(text + "out_dtype: int64\n"), "recipe.yml:6: out_dtype int64");
+              "recipe.yml:6:8: dtype float64: ingot computes in float32");
+  EXPECT_SAYS(plan(text + "out_dtype: int64\n"), "recipe.yml:6:12: out_dtype int64");
   EXPECT_SAYS(plan(text + "dtype: bfloat61\n"), "did you mean 'bfloat16'?");
 }
 
@@ -1085,9 +1101,10 @@ TEST_F(PlanTest, TypesHaveTheirUsualNames) {
       "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}]\ndtype: ";
   EXPECT_SAYS(plan(head + "double\n"), "dtype float64: ingot computes in float32");
   EXPECT_SAYS(plan(head + "auto\n"), "dtype auto: leave it out");
-  EXPECT_SAYS(plan(head + "float8_e4m3fn\n"),
-              "warning: recipe.yml:4: dtype float8_e4m3fn: the weights are stored without scales, "
-              "which transformers does not load");
+  EXPECT_SAYS(
+      plan(head + "float8_e4m3fn\n"),
+      "warning: recipe.yml:4:8: dtype float8_e4m3fn: the weights are stored without scales, "
+      "which transformers does not load");
 }
 
 TEST_F(PlanTest, WideningToFloat32IsSaid) {

@@ -388,22 +388,22 @@ TEST(Evaluate, BooleansTakeYamlsWordsAndNothingElse) {
     EXPECT_EQ(value(no, "w", 0, Kind::boolean), 0.0) << no;
   }
   EXPECT_EQ(value_refusal("0.5", Kind::boolean),
-            "r.yml:5: parameter 'p' takes true or false, not 0.5");
+            "r.yml:5:6: parameter 'p' takes true or false, not 0.5");
   EXPECT_EQ(value_refusal("maybe", Kind::boolean),
-            "r.yml:5: parameter 'p' takes true or false, not 'maybe'");
+            "r.yml:5:6: parameter 'p' takes true or false, not 'maybe'");
 }
 
 TEST(Evaluate, IntegersMustBeWhole) {
   EXPECT_EQ(value("5.0", "w", 0, Kind::integer), 5.0);
   EXPECT_EQ(value("'7'", "w", 0, Kind::integer), 7.0);
   EXPECT_EQ(value_refusal("5.5", Kind::integer),
-            "r.yml:5: parameter 'p' takes a whole number, not 5.5");
+            "r.yml:5:6: parameter 'p' takes a whole number, not 5.5");
   EXPECT_NE(value_refusal(".inf", Kind::integer), "accepted");
 }
 
 TEST(Evaluate, WhatIsNoNumberNamesLineParameterAndText) {
-  EXPECT_EQ(value_refusal("fast"), "r.yml:5: parameter 'p' takes a number, not 'fast'");
-  EXPECT_EQ(value_refusal("'true'"), "r.yml:5: parameter 'p' takes a number, not 'true'");
+  EXPECT_EQ(value_refusal("fast"), "r.yml:5:6: parameter 'p' takes a number, not 'fast'");
+  EXPECT_EQ(value_refusal("'true'"), "r.yml:5:6: parameter 'p' takes a number, not 'true'");
   for (const char* text : {"010", "1_000", "0x10", "1:30", "1e999", "''", "'.'", "1e", "--1", "+-1",
                            "0.5.1", "2024-01-01", "1,5"}) {
     EXPECT_NE(value_refusal(text), "accepted") << text;
@@ -455,7 +455,7 @@ TEST(Evaluate, ErrorNamesTheLineOfTheValue) {
     (void)evaluate(r.parameters.at("p"), "p", "norm", 0, Kind::real, r.file);
     FAIL();
   } catch (const Error& e) {
-    EXPECT_STREQ(e.what(), "r.yml:8: parameter 'p' takes a number, not 'x'");
+    EXPECT_STREQ(e.what(), "r.yml:8:14: parameter 'p' takes a number, not 'x'");
   }
 }
 
@@ -463,27 +463,28 @@ TEST(Evaluate, ErrorNamesTheLineOfTheValue) {
 
 TEST(Refusal, UnknownKeyNamesFileLineAndNearestName) {
   EXPECT_EQ(refusal("merge_method: linear\nmodels:\n  - model: a\nparamters: {weight: 1}\n"),
-            "r.yml:4: unknown key 'paramters' at the top level; did you mean 'parameters'?");
+            "r.yml:4:1: unknown key 'paramters' at the top level; did you mean 'parameters'?");
   EXPECT_EQ(
       refusal("merge_method: linear\nmodels:\n  - model: a\n    Parameters: {weight: 1}\n"),
-      "r.yml:4: unknown key 'Parameters' in an entry of 'models'; did you mean 'parameters'?");
+      "r.yml:4:5: unknown key 'Parameters' in an entry of 'models'; did you mean 'parameters'?");
   EXPECT_EQ(
       refusal("merge_method: linear\nmodels: [{model: a}]\nparameters:\n  t:\n    - fliter: x\n"
               "      value: 1\n"),
-      "r.yml:5: unknown key 'fliter' in a condition; did you mean 'filter'?");
+      "r.yml:5:7: unknown key 'fliter' in a condition; did you mean 'filter'?");
 }
 
 TEST(Refusal, KeysOfAdaptersAndExtractionsAreAllKnown) {
-  EXPECT_EQ(refusal("adapter_method: cat\nadapters: [{adapter: a}]\nauthor: me\n"),
-            "r.yml:3: unknown key 'author' at the top level of a recipe of adapters; known there: "
-            "adapter_method, adapters, parameters, rank, energy, ranks, majority_sign, "
-            "whole_tensors, keep_scaling, compat, for, dtype, name (a method's parameters go under "
-            "'parameters')");
+  EXPECT_EQ(
+      refusal("adapter_method: cat\nadapters: [{adapter: a}]\nauthor: me\n"),
+      "r.yml:3:1: unknown key 'author' at the top level of a recipe of adapters; known there: "
+      "adapter_method, adapters, parameters, rank, energy, ranks, majority_sign, "
+      "whole_tensors, keep_scaling, compat, for, dtype, name (a method's parameters go under "
+      "'parameters')");
 }
 
 TEST(Refusal, KeysThatSayWhichWeightsAreMeantAreNotPassedOver) {
   EXPECT_EQ(refusal("merge_method: linear\nmodels:\n  - model: a\n    revision: v1\n"),
-            "r.yml:4: unknown key 'revision' in an entry of 'models'; it belongs in a model "
+            "r.yml:4:5: unknown key 'revision' in an entry of 'models'; it belongs in a model "
             "reference");
   EXPECT_NE(refusal("merge_method: linear\nmodels:\n  - model: a\n    lora: b\n"), "accepted");
 }
@@ -496,67 +497,72 @@ TEST(Refusal, WaivedKeysAreRecorded) {
 
 TEST(Refusal, DuplicateKeysAreFoundAtEveryLevel) {
   EXPECT_EQ(refusal("merge_method: linear\nmodels: [{model: a}]\nmerge_method: ties\n"),
-            "r.yml:3: the key 'merge_method' is already given in line 1, with another value; "
+            "r.yml:3:1: the key 'merge_method' is already given in line 1, with another value; "
             "remove one of them");
   EXPECT_EQ(
       refusal("merge_method: linear\nmodels: [{model: a}]\nparameters:\n  t: 1\n  \"t\": 2\n"),
-      "r.yml:5: the key 't' is already given in line 4, with another value; remove one of them");
+      "r.yml:5:3: the key 't' is already given in line 4, with another value; remove one of them");
 }
 
 TEST(Refusal, ExactlyOneOfModelsSlicesModules) {
-  EXPECT_EQ(refusal("merge_method: linear\nmodels: [{model: a}]\nslices: [{sources: [{model: "
-                    "a, layer_range: [0, 1]}]}]\n"),
-            "r.yml:3: 'slices' cannot stand beside 'models' of line 2; give exactly one of models, "
-            "slices, modules");
+  EXPECT_EQ(
+      refusal("merge_method: linear\nmodels: [{model: a}]\nslices: [{sources: [{model: "
+              "a, layer_range: [0, 1]}]}]\n"),
+      "r.yml:3:1: 'slices' cannot stand beside 'models' of line 2; give exactly one of models, "
+      "slices, modules");
   EXPECT_EQ(refusal("merge_method: linear\n"),
-            "r.yml:1: nothing to merge: give exactly one of models, slices, modules");
+            "r.yml:1:1: nothing to merge: give exactly one of models, slices, modules");
   EXPECT_EQ(refusal("merge_method: linear\nmodules:\n  x: {parameters: {}}\n"),
-            "r.yml:3: nothing to merge: give exactly one of models, slices");
+            "r.yml:3:6: nothing to merge: give exactly one of models, slices");
   EXPECT_EQ(refusal("models: [{model: a}]\n"),
-            "r.yml:1: 'merge_method' is missing, for example 'merge_method: linear'");
+            "r.yml:1:1: 'merge_method' is missing, for example 'merge_method: linear'");
   EXPECT_EQ(refusal("merge_method: linear\nmodels: [{model: a}]\ntokenizer_source: base\n"
                     "tokenizer: {source: base}\n"),
-            "r.yml:4: 'tokenizer' cannot stand beside 'tokenizer_source' of line 3");
+            "r.yml:4:1: 'tokenizer' cannot stand beside 'tokenizer_source' of line 3");
 }
 
 TEST(Refusal, WrongTypesNameKeyAndLine) {
   const std::string head = "merge_method: linear\n";
-  EXPECT_EQ(refusal("- a\n"),
-            "r.yml:1: a recipe is a mapping with 'merge_method' and one of 'models', 'slices' and "
-            "'modules', not a list");
-  EXPECT_EQ(refusal(head + "models: a\n"), "r.yml:2: 'models' takes a list, not a single value");
-  EXPECT_EQ(refusal(head + "models:\n  - a\n"),
-            "r.yml:3: an entry of 'models' is a mapping, as in '- model: ...', not a single value");
-  EXPECT_EQ(refusal(head + "models:\n"),
-            "r.yml:2: 'models' is empty, so there is nothing to merge; give exactly one of models, "
-            "slices, modules");
+  EXPECT_EQ(
+      refusal("- a\n"),
+      "r.yml:1:1: a recipe is a mapping with 'merge_method' and one of 'models', 'slices' and "
+      "'modules', not a list");
+  EXPECT_EQ(refusal(head + "models: a\n"), "r.yml:2:9: 'models' takes a list, not a single value");
+  EXPECT_EQ(
+      refusal(head + "models:\n  - a\n"),
+      "r.yml:3:5: an entry of 'models' is a mapping, as in '- model: ...', not a single value");
+  EXPECT_EQ(
+      refusal(head + "models:\n"),
+      "r.yml:2:1: 'models' is empty, so there is nothing to merge; give exactly one of models, "
+      "slices, modules");
   EXPECT_EQ(refusal(head + "models: []\n"), refusal(head + "models:\n"));
   EXPECT_EQ(refusal(head + "models: [{parameters: {}}]\n"),
-            "r.yml:2: an entry of 'models' needs 'model'");
-  EXPECT_EQ(refusal(head + "models: [{model: [a]}]\n"), "r.yml:2: 'model' takes text, not a list");
-  EXPECT_EQ(refusal(head + "models: [{model: ''}]\n"), "r.yml:2: 'model' is empty");
-  EXPECT_EQ(refusal(head + "modules: {}\n").substr(0, 27), "r.yml:2: 'modules' is empty");
+            "r.yml:2:10: an entry of 'models' needs 'model'");
+  EXPECT_EQ(refusal(head + "models: [{model: [a]}]\n"),
+            "r.yml:2:18: 'model' takes text, not a list");
+  EXPECT_EQ(refusal(head + "models: [{model: ''}]\n"), "r.yml:2:18: 'model' is empty");
+  EXPECT_EQ(refusal(head + "modules: {}\n").substr(0, 29), "r.yml:2:1: 'modules' is empty");
   EXPECT_EQ(refusal(head + "models: [{model: {lora: x}}]\n"),
-            "r.yml:2: a model reference needs 'model'");
+            "r.yml:2:18: a model reference needs 'model'");
   EXPECT_EQ(refusal(head + "models: [{model: {model: {revision: x}}}]\n"),
-            "r.yml:2: a model path needs 'path'");
+            "r.yml:2:26: a model path needs 'path'");
   EXPECT_EQ(refusal("merge_method: [linear]\nmodels: [{model: a}]\n"),
-            "r.yml:1: 'merge_method' takes text, not a list");
+            "r.yml:1:15: 'merge_method' takes text, not a list");
 }
 
 TEST(Refusal, ParameterSettingsMustHaveAValue) {
   const std::string head = "merge_method: linear\nmodels: [{model: a}]\nparameters:\n  ";
-  EXPECT_EQ(refusal(head + "t:\n"), "r.yml:4: 't' has no value; give it one or remove the key");
-  EXPECT_EQ(refusal(head + "t: ~\n"), "r.yml:4: 't' has no value; give it one or remove the key");
+  EXPECT_EQ(refusal(head + "t:\n"), "r.yml:4:3: 't' has no value; give it one or remove the key");
+  EXPECT_EQ(refusal(head + "t: ~\n"), "r.yml:4:3: 't' has no value; give it one or remove the key");
   EXPECT_EQ(refusal(head + "t: [1, [2]]\n"),
-            "r.yml:4: 't' takes a list of single values; this is a list");
+            "r.yml:4:10: 't' takes a list of single values; this is a list");
   EXPECT_EQ(refusal(head + "t: [1, ~]\n"),
-            "r.yml:4: 't' takes a list of single values; this is nothing");
+            "r.yml:4:10: 't' takes a list of single values; this is nothing");
   EXPECT_EQ(refusal(head + "t: [{value: 1}, 2]\n"),
-            "r.yml:4: 't' mixes conditions and plain values in one list");
+            "r.yml:4:19: 't' mixes conditions and plain values in one list");
   EXPECT_EQ(refusal(head + "t: [1, {value: 2}]\n"),
-            "r.yml:4: 't' takes a list of single values; this is a mapping");
-  EXPECT_EQ(refusal(head + "t: {filter: x}\n"), "r.yml:4: a condition of 't' needs 'value'");
+            "r.yml:4:10: 't' takes a list of single values; this is a mapping");
+  EXPECT_EQ(refusal(head + "t: {filter: x}\n"), "r.yml:4:6: a condition of 't' needs 'value'");
 }
 
 TEST(Refusal, LayerRangesMustBeSound) {
@@ -566,20 +572,21 @@ TEST(Refusal, LayerRangesMustBeSound) {
   };
   EXPECT_EQ(range("[0, 1]"), "accepted");
   EXPECT_EQ(range("['0', 1.0]"), "accepted");
-  const std::string pair = "r.yml:3: 'layer_range' takes a pair of whole numbers, as in [0, 16]";
+  const std::string pair = "r.yml:3:39: 'layer_range' takes a pair of whole numbers, as in [0, 16]";
   for (const char* text : {"[0]", "[0, 1, 2]", "[-1, 2]", "[0, 1.5]", "[a, b]", "[0, .inf]",
                            "[0, .nan]", "[0, 99999999999999999999]", "[[0], 1]"}) {
     EXPECT_EQ(range(text), pair) << text;
   }
   EXPECT_EQ(range("8"),
-            "r.yml:3: 'layer_range' takes a pair of whole numbers, as in [0, 16], not a single "
+            "r.yml:3:39: 'layer_range' takes a pair of whole numbers, as in [0, 16], not a single "
             "value");
   EXPECT_EQ(range("[4, 4]"), "accepted");
-  EXPECT_EQ(range("[4, 2]"),
-            "r.yml:3: 'layer_range' [4, 2] ends before it begins; [2, 4] are the layers from 2 to "
-            "before 4");
+  EXPECT_EQ(
+      range("[4, 2]"),
+      "r.yml:3:39: 'layer_range' [4, 2] ends before it begins; [2, 4] are the layers from 2 to "
+      "before 4");
   EXPECT_EQ(refusal("merge_method: linear\nslices:\n  - sources: [{model: a}]\n"),
-            "r.yml:3: an entry of 'sources' needs 'layer_range'");
+            "r.yml:3:15: an entry of 'sources' needs 'layer_range'");
 }
 
 TEST(Refusal, PaddingMustBeAPositiveWholeNumber) {
@@ -594,12 +601,14 @@ TEST(Refusal, PaddingMustBeAPositiveWholeNumber) {
 
 // -- habits: what mergekit reads without a word is read with one --------------------------------
 
-// The remarks of a recipe that is read, without "r.yml:".
+// The remarks of a recipe that is read, without "r.yml:" and the column.
 std::vector<std::string> remarks(const std::string& text) {
   std::vector<std::string> all;
   for (const Remark& remark : read(text).remarks) {
     EXPECT_FALSE(remark.fatal) << remark.text;
-    all.push_back(remark.text.substr(6));
+    const std::string start = fmt::format("r.yml:{}:{}: ", remark.mark.line, remark.mark.column);
+    EXPECT_TRUE(remark.text.starts_with(start)) << remark.text;
+    all.push_back(fmt::format("{}: {}", remark.mark.line, remark.text.substr(start.size())));
   }
   return all;
 }
@@ -655,6 +664,12 @@ TEST(Habit, UnknownKeysAreUnreadAndSaid) {
       2U);
 }
 
+TEST(Habit, KeyWithoutValueGivenAgainWithOneHasThat) {
+  const Recipe r = read("merge_method: linear\ndtype:\nmodels: [{model: a}]\ndtype: float16\n");
+  EXPECT_EQ(r.dtype, "float16");
+  EXPECT_TRUE(r.remarks.empty());
+}
+
 TEST(Habit, KeyGivenTwiceWithOneValueCountsOnce) {
   EXPECT_EQ(remarks("merge_method: linear\nmodels: [{model: a}]\nmerge_method: linear\n"),
             Remarks{"3: the key 'merge_method' is already given in line 1, with the same value: it "
@@ -673,7 +688,7 @@ TEST(Habit, KeyGivenTwiceWithOneValueCountsOnce) {
 
 // -- all errors of a recipe ---------------------------------------------------------------------
 
-TEST(Collected, EveryErrorIsToldWithItsLine) {
+TEST(Collected, EveryErrorIsToldWithItsPlace) {
   const Recipe r = parse(
       "merge_method: [linear]\n"
       "models:\n"
@@ -690,7 +705,9 @@ TEST(Collected, EveryErrorIsToldWithItsLine) {
   std::vector<int> lines;
   for (const Remark& remark : r.remarks) {
     EXPECT_TRUE(remark.fatal) << remark.text;
-    EXPECT_EQ(remark.text.rfind(fmt::format("r.yml:{}: ", remark.mark.line), 0), 0U) << remark.text;
+    EXPECT_TRUE(
+        remark.text.starts_with(fmt::format("r.yml:{}:{}: ", remark.mark.line, remark.mark.column)))
+        << remark.text;
     lines.push_back(remark.mark.line);
   }
   EXPECT_EQ(lines, (std::vector<int>{1, 3, 5, 5, 6, 7, 8, 9, 10, 11}));
@@ -707,14 +724,24 @@ TEST(Collected, ErrorsAreBounded) {
 }
 
 TEST(Collected, FilesOfOtherProgramsAreNamed) {
-  EXPECT_EQ(refusal("base_model: a\ngate_mode: hidden\nexperts: [{source_model: a}]\n"),
-            "r.yml:3: 'experts': this file is for mergekit-moe, which builds a mixture of experts "
-            "out of dense models; ingot merges models and does not build one");
+  EXPECT_EQ(
+      refusal("base_model: a\ngate_mode: hidden\nexperts: [{source_model: a}]\n"),
+      "r.yml:3:1: 'experts': this file is for mergekit-moe, which builds a mixture of experts "
+      "out of dense models; ingot merges models and does not build one");
   EXPECT_NE(refusal("genome: {models: [a]}\ntasks: [x]\n").find("mergekit-evolve"),
             std::string::npos);
   EXPECT_NE(
       refusal("merge_method: linear\nmodels: [{model: a}]\n---\na: 1\n").find("mergekit-multi"),
       std::string::npos);
+}
+
+TEST(Suggestion, NamesTheNearestOrThoseOfWhichItIsAPart) {
+  const std::vector<std::string> known{"dare_linear", "dare_ties", "ties", "dare_ties"};
+  EXPECT_EQ(suggestion("tise", known), "; did you mean 'ties'?");
+  EXPECT_EQ(suggestion("Dare", known), "; did you mean 'dare_linear' or 'dare_ties'?");
+  EXPECT_EQ(suggestion("linear", known), "; did you mean 'dare_linear'?");
+  EXPECT_EQ(suggestion("dar", known), "");
+  EXPECT_EQ(suggestion("", known), "");
 }
 
 // -- nearest ------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ TEST(ChatTemplate, LiteralIsTakenVerbatim) {
 
 TEST(ChatTemplate, WordThatIsNeitherNameNorTemplateIsRefused) {
   EXPECT_EQ(refusal("chatlm"),
-            "r.yml:7: chat_template 'chatlm' is neither a name (auto, alpaca, chatml, exaone, "
+            "r.yml:7:1: chat_template 'chatlm' is neither a name (auto, alpaca, chatml, exaone, "
             "llama3, mistral) "
             "nor a template, which has at least 20 bytes and a '{'; did you mean 'chatml'?");
   EXPECT_NE(refusal("{{ short }}"), "accepted");

@@ -16,7 +16,7 @@
 namespace ingot::tool {
 namespace {
 
-// The command that was chosen, the innermost one: `merge` of `adapter merge`.
+// The command that the parser chose, the innermost one.
 const CLI::App& chosen(const CLI::App& program) {
   const CLI::App* command = &program;
   for (auto next = command->get_subcommands(); !next.empty(); next = command->get_subcommands()) {
@@ -75,17 +75,6 @@ std::string unknown_option(const CLI::App& program, const CLI::App& command,
                      fmt::join(split(row->commands, ' '), "' and '"), row->ours);
 }
 
-std::string unknown_command(const CLI::App& program, const CLI::App& command,
-                            const std::string& word) {
-  const std::string before = &command == &program ? "" : command.get_name() + " ";
-  std::string text = fmt::format("there is no command '{}{}'", before, word);
-  const std::string_view meant = &command == &program ? meant_command(word) : "";
-  if (!meant.empty()) return fmt::format("{}; use 'ingot {}'", text, meant);
-  const std::string near = nearest(word, commands_of(command));
-  if (!near.empty()) return fmt::format("{}; did you mean 'ingot {}{}'?", text, before, near);
-  return text;
-}
-
 // The parser's three sentences in our words: "OUT is required", "--memory: 1 required SIZE
 // missing", "--storage: tape not in {auto,mapped}".
 std::string in_words(std::string text) {
@@ -118,27 +107,26 @@ std::string describe(const CLI::ParseError& error, const CLI::App& program,
     return word.size() > 1 && word[0] == '-';
   });
   if (option != rest.end()) return unknown_option(program, command, *option);
-  if (!rest.empty()) {
-    const bool groups = !commands_of(command).empty();
-    return groups ? unknown_command(program, command, rest.front())
-                  : fmt::format("one argument too many: '{}'", rest.front());
-  }
   if (!commands_of(command).empty()) {
-    return fmt::format("a command is missing; there are {}", fmt::join(commands_of(command), ", "));
+    return fmt::format("a command is missing; expected {}", fmt::join(commands_of(command), ", "));
   }
+  if (!rest.empty()) return fmt::format("one argument too many: '{}'", rest.front());
   return in_words(error.what());
 }
 
-}  // namespace
-
-int complain(const CLI::ParseError& error, CLI::App& program) {
-  const CLI::App& command = chosen(program);
-  const Console console;
-  console.error(describe(error, program, command), Code::usage);
+// "adapter merge" of the command.
+std::string name_of(const CLI::App& program, const CLI::App& command) {
   std::string name;
   for (const CLI::App* each = &command; each != &program; each = each->get_parent()) {
     name = each->get_name() + (name.empty() ? "" : " ") + name;
   }
+  return name;
+}
+
+int refuse(const CLI::App& program, const CLI::App& command, const std::string& message) {
+  const Console console;
+  console.error(message, Code::usage);
+  const std::string name = name_of(program, command);
   if (name.empty()) {
     console.note("'ingot help' lists the commands");
   } else {
@@ -148,6 +136,48 @@ int complain(const CLI::ParseError& error, CLI::App& program) {
                              usage(tabulate_command(*outer)), name));
   }
   return exit_code(Code::usage);
+}
+
+}  // namespace
+
+Choice choose(const CLI::App& program, const std::vector<std::string>& words) {
+  Choice choice{&program, 0};
+  for (const std::string& word : words) {
+    const auto found = choice.command->get_subcommands(
+        [&](const CLI::App* each) { return each->get_name() == word; });
+    if (found.empty()) break;
+    choice = {found.front(), choice.words + 1};
+  }
+  return choice;
+}
+
+std::string unknown_command(const CLI::App& program, const Choice& choice, const std::string& word,
+                            const std::string& start) {
+  const std::string name = name_of(program, *choice.command);
+  const std::string before = name.empty() ? "" : name + " ";
+  std::string text = fmt::format("there is no command '{}{}'", before, word);
+  const std::string_view meant = name.empty() ? meant_command(word) : "";
+  if (!meant.empty()) return fmt::format("{}; use '{}{}'", text, start, meant);
+  const std::vector<std::string> known = commands_of(*choice.command);
+  const std::string near = nearest(word, known);
+  if (!near.empty()) return fmt::format("{}; did you mean '{}{}{}'?", text, start, before, near);
+  return name.empty() || known.empty()
+             ? text
+             : fmt::format("{}; there is '{}{}{}'", text, start, before, fmt::join(known, "', '"));
+}
+
+std::optional<int> complain_of_command(const CLI::App& program,
+                                       const std::vector<std::string>& words) {
+  const Choice choice = choose(program, words);
+  if (choice.words == words.size() || commands_of(*choice.command).empty()) return std::nullopt;
+  const std::string& word = words[choice.words];
+  if (word.starts_with('-')) return std::nullopt;
+  return refuse(program, *choice.command, unknown_command(program, choice, word, "ingot "));
+}
+
+int complain(const CLI::ParseError& error, const CLI::App& program) {
+  const CLI::App& command = chosen(program);
+  return refuse(program, command, describe(error, program, command));
 }
 
 }  // namespace ingot::tool

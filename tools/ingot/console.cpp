@@ -78,9 +78,22 @@ void Console::say(std::string_view label, std::string_view style, std::string_vi
   write_error(line);
 }
 
-void Console::redraw(std::string_view text) const {
+void Console::redraw(std::string_view text, std::string_view name) const {
+  constexpr std::string_view kGap = "  ", kCut = "...";
+  constexpr std::size_t kLeast = 12;  // of a name that is worth showing
+  std::string line(cut(printable(text), width() - 1));
+  std::string shown = printable(name);
+  const std::size_t room = width() - 1 - std::min(width() - 1, line.size() + kGap.size());
+  if (shown.size() > room && room >= kLeast) {
+    std::size_t begin = shown.size() - (room - kCut.size());
+    while (begin < shown.size() && (static_cast<unsigned char>(shown[begin]) & 0xC0U) == 0x80U) {
+      ++begin;
+    }
+    shown = std::string(kCut) + shown.substr(begin);
+  }
+  if (!shown.empty() && shown.size() <= room) line += std::string(kGap) + shown;
   drawn = true;
-  write_error(fmt::format("{}{}", kClear, cut(printable(text), width() - 1)));
+  write_error(fmt::format("{}{}", kClear, line));
 }
 
 void Console::status(std::string_view text) const { write_error(printable(text) + '\n'); }

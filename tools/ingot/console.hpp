@@ -31,7 +31,8 @@ class Console {
   // Lines as they are, without a label.
   void plain(std::string_view text) const;
   // How far a run is: a line that the next call replaces, whatever stderr is, and one that stays.
-  void redraw(std::string_view text) const;
+  // The name behind the text loses its beginning where the line has no room for it.
+  void redraw(std::string_view text, std::string_view name = {}) const;
   void status(std::string_view text) const;
   // Clears a line that redraw() drew, so that what follows starts on an empty one. Messages and
   // what is printed do so by themselves.

@@ -104,6 +104,7 @@ class DiffCommand final : public Command {
         .add_option("--top", top_, "Show the N tensors that changed most (default: all, by name)")
         ->type_name("N")
         ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1'000'000'000}).description(""));
+    add_root(app(), root_);
     app().add_flag("-q,--quiet", quiet_, "Print nothing; the exit code shows the result");
     app().add_flag("--json", json_, "Print JSON");
     progress_.emplace(app());
@@ -122,8 +123,8 @@ class DiffCommand final : public Command {
   int run() override {
     const Console console(quiet_);
     const std::unique_ptr<Disk> disk = system_disk();
-    const Checkpoint a = open_any(*disk, a_);
-    const Checkpoint b = open_any(*disk, b_);
+    const Checkpoint a = open_any(*disk, a_, locate(*disk, a_, root_));
+    const Checkpoint b = open_any(*disk, b_, locate(*disk, b_, root_));
     std::vector<Row> rows = match(a, b);
     Likeness total;
     Meter meter(console, progress_->style(console), Phase::compare);
@@ -204,7 +205,7 @@ class DiffCommand final : public Command {
     print(text);
   }
 
-  std::string a_, b_;
+  std::string a_, b_, root_;
   std::uint64_t top_ = 0;  // 0: all
   bool quiet_ = false, json_ = false;
   std::optional<ProgressOption> progress_;

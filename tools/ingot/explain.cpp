@@ -172,10 +172,14 @@ class ExplainCommand final : public Command {
       if (name_ == card.name) text += (text.empty() ? "" : "\n") + explain(card);
     }
     if (text.empty()) {
-      const std::string near = nearest(name_, names());
-      fail(Code::usage, fmt::format("there is no method '{}'; {}", name_,
-                                    near.empty() ? "'ingot methods' lists them"
-                                                 : fmt::format("did you mean '{}'?", near)));
+      if (const math::AbsentMethod* absent = math::absent_method(name_)) {
+        fail(Code::usage, fmt::format("'{}' is a merge method of mergekit that ingot does not have "
+                                      "yet; the nearest one is '{}'; 'ingot methods' lists all",
+                                      name_, absent->near));
+      }
+      const std::string meant = suggestion(name_, names());
+      fail(Code::usage, fmt::format("there is no method '{}'{}", name_,
+                                    meant.empty() ? "; 'ingot methods' lists them" : meant));
     }
     print(text);
     return 0;

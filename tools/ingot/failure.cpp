@@ -59,6 +59,34 @@ std::uint64_t take_number(std::string_view& text) {
   return std::stoull(std::string(digits));
 }
 
+// Takes "FILE:LINE:COLUMN" and "FILE:LINE"; leaves the place as it is for others.
+void take_mark(std::string_view text, Place& place) {
+  const std::uint64_t last = take_number(text);
+  if (last == 0) return;
+  const std::uint64_t before = take_number(text);
+  place.file = text;
+  place.line = before > 0 ? before : last;
+  place.column = before > 0 ? last : 0;
+}
+
+// Sentences about a file or a folder that need not be there: what stands before and behind it.
+struct Sentence {
+  std::string_view start, end;
+};
+constexpr Sentence kSentences[] = {
+    {"there is no folder or file ", " for the model '"},
+    {"the model '", "' is not a folder or file "},
+    {"there is no recipe ", "; "},
+    {"there is no folder ", "; "},
+    {"cannot open ", ": "},
+    {"cannot write ", ": "},
+    {"cannot list ", ": "},
+    {"cannot examine ", ": "},
+    {"cannot make the folder ", ": "},
+    {"cannot create the lock file ", ": "},
+    {"OUT '", "' "},
+};
+
 bool on_disk(std::string_view path) {
   std::error_code error;
   return path.size() < 4096 && std::filesystem::exists(std::filesystem::path(path), error);
@@ -110,39 +138,50 @@ Place place_of(std::string_view message) {
   place.tensor = quoted(message, "tensor");
   place.key = quoted(message, "key");
   place.option = quoted(message, "option");
+  // "... (while reading model 'a' of r.yml:4:7)".
+  if (const std::size_t of = message.rfind(" of "); message.ends_with(')') && of != message.npos) {
+    take_mark(message.substr(of + 4, message.size() - of - 5), place);
+  }
   // A path may have ": " in it: the longest start that is a place.
-  for (std::size_t end = message.find(": "); end != std::string_view::npos;
+  for (std::size_t end = message.find(": "); place.line == 0 && end != std::string_view::npos;
        end = message.find(": ", end + 1)) {
-    std::string_view head = message.substr(0, end);
+    const std::string_view head = message.substr(0, end);
     if (head.starts_with("--") && head.find(' ') == std::string_view::npos) place.option = head;
     if (on_disk(head)) {
       place.file = head;
-      place.line = place.column = 0;
-      continue;
+    } else {
+      take_mark(head, place);
     }
-    const std::uint64_t last = take_number(head);
-    if (last == 0) continue;
-    const std::uint64_t before = take_number(head);
-    place.file = head;
-    place.line = before > 0 ? before : last;
-    place.column = before > 0 ? last : 0;
   }
   if (place.option.empty() && message.starts_with("--")) {
     place.option = message.substr(0, message.find_first_of(" :"));
   }
+  for (const Sentence& sentence : kSentences) {
+    if (!place.file.empty() || !message.starts_with(sentence.start)) continue;
+    const std::string_view rest = message.substr(sentence.start.size());
+    place.file = rest.substr(0, rest.find(sentence.end));
+  }
+  // "OUT exists ...": the longest start that is on disk.
+  for (std::size_t end = message.find(' '); place.file.empty() && end != std::string_view::npos;
+       end = message.find(' ', end + 1)) {
+    const std::string_view head = message.substr(0, end);
+    if (head.find('/') != std::string_view::npos && on_disk(head)) place.file = head;
+  }
   return place;
+}
+
+Json describe(const Failure& failure) {
+  const int code = exit_code(failure.code);
+  return {{"code", code_word(failure.code)},
+          {"exit", code},
+          {"message", failure.message},
+          {"place", describe(place_of(failure.message))},
+          {"advice", advice_of(code)}};
 }
 
 Json describe(const std::vector<Failure>& failures) {
   Json json{{"exit", exit_code(failures.front().code)}, {"errors", Json::array()}};
-  for (const Failure& failure : failures) {
-    const int code = exit_code(failure.code);
-    json["errors"].push_back({{"code", code_word(failure.code)},
-                              {"exit", code},
-                              {"message", failure.message},
-                              {"place", describe(place_of(failure.message))},
-                              {"advice", advice_of(code)}});
-  }
+  for (const Failure& failure : failures) json["errors"].push_back(describe(failure));
   return json;
 }
 

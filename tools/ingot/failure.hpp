@@ -19,11 +19,16 @@ struct Place {
   std::string tensor, key, option;
 };
 
-// Reads the house's forms: "FILE:LINE:COLUMN: ..." and "FILE:LINE: ..." of recipes, "FILE: ..."
-// where such a file or folder exists, "tensor 'NAME'", "key 'NAME'", and an option at the start.
+// Reads the house's forms: "FILE:LINE:COLUMN: ..." of recipes, at the start and behind " of " in
+// what was being done; "FILE: ..." and "FILE is ..." where such a file or folder exists; files that
+// are not there, in the sentences that say so; "tensor 'NAME'", "key 'NAME'", an option at the
+// start.
 [[nodiscard]] Place place_of(std::string_view message);
 
-// {"exit", "errors": [{"code", "exit", "message", "place", "advice"}]}; `failures` is not empty.
+// {"code", "exit", "message", "place", "advice"}.
+[[nodiscard]] Json describe(const Failure& failure);
+
+// {"exit", "errors"}; `failures` is not empty.
 [[nodiscard]] Json describe(const std::vector<Failure>& failures);
 
 // The code's name in JSON: "usage", "format", ...

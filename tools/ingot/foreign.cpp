@@ -66,7 +66,7 @@ constexpr std::array kRows{
     Foreign{"--majority-sign-method", "PEFT", "adapter", kAdvised, true, "use --majority-sign total or --majority-sign frequency"},
     Foreign{"--svd-clamp,--svd-full-matrices,--svd-driver", "PEFT", "adapter extract", kAdvised, true, "leave it out: the decomposition is the best of its rank, and nothing is clamped"},
     Foreign{"--combination-type", "PEFT", "bake", kAdvised, true, "'ingot adapter merge' combines adapters; 'ingot bake' then puts the result into a model"},
-    Foreign{"--adapters,--adapter,--adapter-names,--lora,--loras,--peft-model,--lora-path,--adapter-path", "PEFT", "bake adapter", kAdvised, true, "name the adapters as arguments: ingot bake BASE ADAPTER... -o OUT, or ingot adapter merge ADAPTER... -o OUT"},
+    Foreign{"--adapters,--adapter,--adapter-name,--adapter-names,--lora,--loras,--peft-model,--lora-path,--adapter-path", "PEFT", "bake adapter", kAdvised, true, "name the adapters as arguments: ingot bake BASE ADAPTER... -o OUT, or ingot adapter merge ADAPTER... -o OUT"},
     Foreign{"--base,--base-model,--model,--model-name-or-path,--base-model-name-or-path,-m", "PEFT", "bake", kAdvised, true, "the base is the first argument: ingot bake BASE ADAPTER... -o OUT"},
     Foreign{"--base,--base-model,--model", "PEFT", "adapter", kAdvised, true, "leave it out: adapters are merged without a base model"},
     Foreign{"--base,--tuned,--finetuned,--finetuned-model,--model-name-or-path,-m", "others", "extract", kAdvised, true, "name the models as arguments: ingot extract BASE TUNED -o OUT"},
@@ -75,7 +75,7 @@ constexpr std::array kRows{
     Foreign{"--target-modules,--modules,--include,--exclude", "PEFT", "", kAdvised, true, "leave it out: the adapter's own configuration names its modules"},
     Foreign{"--progressbar,--progress-bar,--no-progress", "PEFT", "", kAdvised, false, "use --progress none"},
     // Common names.
-    Foreign{"--output,--output-dir,--output-path,--out-path,--out-dir,--outdir,--output-folder,--save-path,--save-dir,--dest,--destination,--target", "others", "merge plan bake adapter extract", kAdvised, true, "use -o OUT"},
+    Foreign{"--output,--output-dir,--output-path,--out-path,--out-dir,--outdir,--output-folder,--save-path,--save-dir,--save-directory,--dest,--destination,--target", "others", "merge plan bake adapter extract", kAdvised, true, "use -o OUT"},
     Foreign{"--overwrite,--overwrite-output-dir,--replace,--clobber,--yes,-y,-f,--assume-yes", "others", "merge plan bake adapter extract", kAdvised, false, "use --force, which replaces only a folder that ingot wrote"},
     Foreign{"--dryrun,-n,--simulate,--check,--no-op", "others", "merge bake adapter extract", kAdvised, false, "use --dry-run, which writes nothing"},
     Foreign{"--dry-run,--dryrun,-n,--simulate,--check,--no-op", "others", "plan", kAdvised, false, "leave it out: 'ingot plan' writes nothing"},

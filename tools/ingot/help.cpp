@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include "command.hpp"
+#include "complaint.hpp"
 #include "console.hpp"
 #include "failure.hpp"
 #include "foreign.hpp"
@@ -190,18 +191,21 @@ class HelpCommand final : public Command {
 
  private:
   [[nodiscard]] std::string topic() const {
-    if (words_.front() == "options" && words_.size() == 1) return foreign_page();
-    if (words_.front() == "exit-codes" && words_.size() == 1) return exit_page();
-    std::vector<std::string> known{"options", "exit-codes"};
-    for (const CLI::App* each : program_.get_subcommands([](const CLI::App*) { return true; })) {
-      if (each->get_name() == words_.front()) return page(tabulate_command(*each));
-      if (!each->get_group().empty()) known.push_back(each->get_name());
+    if (words_ == std::vector<std::string>{kTopics[0]}) return foreign_page();
+    if (words_ == std::vector<std::string>{kTopics[1]}) return exit_page();
+    const Choice choice = choose(program_, words_);
+    if (choice.words == words_.size()) {
+      const CLI::App* outer = choice.command;
+      while (outer->get_parent() != &program_) outer = outer->get_parent();
+      return page(tabulate_command(*outer));
     }
-    const std::string near = nearest(words_.front(), known);
-    fail(Code::usage,
-         fmt::format("'{}' is not a help topic; {}", words_.front(),
-                     near.empty() ? "'ingot help' lists the commands"
-                                  : fmt::format("did you mean 'ingot help {}'?", near)));
+    const std::string& word = words_[choice.words];
+    const std::string near = nearest(word, {std::begin(kTopics), std::end(kTopics)});
+    if (choice.words == 0 && !near.empty()) {
+      fail(Code::usage,
+           fmt::format("'{}' is not a help topic; did you mean 'ingot help {}'?", word, near));
+    }
+    fail(Code::usage, unknown_command(program_, choice, word, "ingot help "));
   }
 
   CLI::App& program_;

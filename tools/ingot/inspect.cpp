@@ -188,9 +188,12 @@ const Entry& find(const Checkpoint& model, const std::string& name) {
   if (const Entry* entry = model.find(name)) return *entry;
   std::vector<std::string> names;
   for (const Entry& entry : model.entries()) names.push_back(entry.info.name);
-  const std::string near = nearest(name, names);
-  fail(Code::missing, fmt::format("{}: no tensor '{}'{}", model.shown(), name,
-                                  near.empty() ? "" : fmt::format("; did you mean '{}'?", near)));
+  const std::string meant = suggestion(name, names);
+  fail(Code::missing,
+       fmt::format("{}: there is no tensor '{}'{}", model.shown(), name,
+                   meant.empty()
+                       ? fmt::format("; 'ingot inspect {} --names' lists the names", model.shown())
+                       : meant));
 }
 
 constexpr std::size_t kMostAdapters = 64;
@@ -210,6 +213,7 @@ class InspectCommand final : public Command {
         .add_option("--tensor", tensor_,
                     "Read this tensor and show min, max, mean and deviation (default: none)")
         ->type_name("TENSOR");
+    add_root(app(), root_);
     app().add_flag("--names", names_, "Print the names of the tensors, one a line");
     app().add_flag("--json", json_, "Print JSON");
     progress_.emplace(app());
@@ -224,7 +228,7 @@ class InspectCommand final : public Command {
   int run() override {
     const std::unique_ptr<Disk> disk = system_disk();
     // Where each lies: adapters of the Hub cache are known by their files, too.
-    for (const std::string& path : paths_) folders_.push_back(locate(*disk, path));
+    for (const std::string& path : paths_) folders_.push_back(locate(*disk, path, root_));
     const bool adapters = is_adapter(*disk, folders_.front());
     if (adapters && tensor_.empty() && !names_) return compare(*disk);
     if (paths_.size() > 1) {
@@ -232,7 +236,7 @@ class InspectCommand final : public Command {
                                     "ingot diff compares two models",
                                     paths_[1]));
     }
-    const Checkpoint model = open_any(*disk, paths_.front());
+    const Checkpoint model = open_any(*disk, paths_.front(), folders_.front());
     if (names_) {
       std::string text;
       for (const Entry& entry : model.entries()) text += printable(entry.info.name) + '\n';
@@ -322,7 +326,7 @@ class InspectCommand final : public Command {
   }
 
   std::vector<std::string> paths_, folders_;
-  std::string tensor_;
+  std::string tensor_, root_;
   bool json_ = false, names_ = false;
   std::optional<ProgressOption> progress_;
 };

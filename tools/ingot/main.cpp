@@ -7,6 +7,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -160,6 +161,8 @@ int run(int count, char** words) {
     Console().plain(overview());
     return kUsage;
   }
+  const std::vector<std::string> all(words + 1, words + count);
+  if (const std::optional<int> code = complain_of_command(program, all)) return *code;
   try {
     program.parse(count, words);
   } catch (const CLI::Success& wish) {  // --help, --version

@@ -172,7 +172,7 @@ void tell(const Console& console, const Request& request, const Plan& plan, cons
   std::unordered_set<std::string_view> known;  // the plan's were shown before the work began
   for (const Problem& problem : plan.problems) known.insert(problem.text);
   for (const std::string& warning : done.warnings) {
-    if (!known.contains(warning)) console.warning(warning);
+    if (!known.contains(warning)) console.warning(request.worded(warning));
   }
   warn_lost(console, changes);
   if (request.json()) {
@@ -215,23 +215,21 @@ int merge_by(Request& request) {
   request.settle(console);
   if (request.dry()) return plan_by(request);
   const std::unique_ptr<Disk> disk = system_disk();
-  // That a device cannot be had is said before anything is read, but for what the plan has to say
-  // how the device is used.
-  std::unique_ptr<Backend> backend;
-  if (!request.may_decompose()) backend = request.backend(console, false);
   Meter meter(console, request.progress(console), Phase::plan);
   const Watcher watcher = [&meter](const Progress& progress) { meter.show(progress); };
   Plan plan = request.plan(*disk, false, watcher);
-  if (!plan.open.empty()) {
-    // What stands in the way is said before minutes of measuring.
-    if (plan.sound()) check_target(*disk, plan, request.out(), request.options());
+  Estimate expected;
+  // What stands in the way is said with all the rest, and before minutes of measuring.
+  std::unique_ptr<Backend> backend =
+      request.obstruct(*disk, plan, console, !plan.open.empty(), expected);
+  if (!plan.open.empty() && plan.sound()) {
     plan = request.plan(*disk, true, watcher);
+    backend = request.obstruct(*disk, plan, console, false, expected);
   }
-  report(console, plan);
+  report(console, plan, request);
   if (!plan.sound()) return verdict(plan);
-  if (backend == nullptr) backend = request.backend(console, !plan.joints().empty());
   if (request.progress(console) != Meter::Style::none && request.probes()) {
-    meter.expect(seconds_of(plan, estimate(plan, request.options()), probe(plan)));
+    meter.expect(seconds_of(plan, expected, probe(plan)));
   }
   const Report done = run(console, *disk, *backend, plan, request, meter);
   meter.finish();

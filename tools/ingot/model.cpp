@@ -29,30 +29,32 @@ void components(std::string_view name, Body body) {
 
 }  // namespace
 
-std::string locate(Disk& disk, const std::string& name) {
+std::string locate(Disk& disk, const std::string& name, const std::string& root) {
   ModelRef ref;
   ref.text = ref.path = name;
   const std::size_t at = name.rfind('@');
-  if (at != std::string::npos && disk.kind(name) == Disk::Kind::absent) {
+  if (at != std::string::npos) {  // resolve() knows a folder that has the whole name
     ref.path = name.substr(0, at);
     ref.revision = name.substr(at + 1);
   }
-  return resolve(disk, ref, "");
+  return resolve(disk, ref, root);
+}
+
+void add_root(CLI::App& command, std::string& root) {
+  command.add_option("--root", root, "Where relative paths start (default: here)")
+      ->type_name("DIR");
 }
 
 bool is_adapter(Disk& disk, const std::string& folder) {
   return disk.kind(folder + "/adapter_config.json") == Disk::Kind::file;
 }
 
-Checkpoint open_model(Disk& disk, const std::string& name) {
-  return Checkpoint::open(disk, locate(disk, name), name);
-}
-
-Checkpoint open_any(Disk& disk, const std::string& name) {
-  const std::string folder = locate(disk, name);
-  return is_adapter(disk, folder)
-             ? open_adapter(disk, folder, name, {.allow_extra = true}).checkpoint
-             : Checkpoint::open(disk, folder, name);
+Checkpoint open_any(Disk& disk, const std::string& name, const std::string& folder) {
+  return with_advice(disk, folder, [&] {
+    return is_adapter(disk, folder)
+               ? open_adapter(disk, folder, name, {.allow_extra = true}).checkpoint
+               : Checkpoint::open(disk, folder, name);
+  });
 }
 
 std::string pattern(std::string_view name) {

@@ -6,16 +6,20 @@
 #include <string>
 #include <string_view>
 
+#include <CLI/CLI.hpp>
+
 #include "ingot/store.hpp"
 
 namespace ingot::tool {
 
-// A folder, a file, or a Hub name (with @revision) in the local cache. Throws Error{missing}.
-[[nodiscard]] Checkpoint open_model(Disk& disk, const std::string& name);
-// Likewise, of an adapter as well.
-[[nodiscard]] Checkpoint open_any(Disk& disk, const std::string& name);
-// The folder or file of such a name.
-[[nodiscard]] std::string locate(Disk& disk, const std::string& name);
+// The folder or file of a name: a path, which starts in `root` if it is relative, or a Hub name
+// (with
+// @revision) in the local cache. Throws Error{missing}.
+[[nodiscard]] std::string locate(Disk& disk, const std::string& name, const std::string& root);
+// The tensors of a model or an adapter of such a name, which lies in `folder`.
+[[nodiscard]] Checkpoint open_any(Disk& disk, const std::string& name, const std::string& folder);
+// Option --root of a command that looks at models.
+void add_root(CLI::App& command, std::string& root);
 // Whether a folder holds an adapter.
 [[nodiscard]] bool is_adapter(Disk& disk, const std::string& folder);
 

@@ -10,6 +10,8 @@
 
 #include "command.hpp"
 #include "console.hpp"
+#include "failure.hpp"
+#include "help.hpp"
 #include "ingot/math/methods.hpp"
 #include "json.hpp"
 #include "probe.hpp"
@@ -58,32 +60,24 @@ struct Forecast {
 // Problems that the target, its disk, the ceilings and the device bring are added to the plan.
 Forecast forecast(Disk& disk, Plan& plan, const Request& request) {
   Forecast result;
-  const auto check = [&plan](const auto& look) {
-    try {
-      look();
-    } catch (const Error& error) {
-      plan.problems.push_back({true, error.code(), error.what()});
-    }
-  };
   result.place = request.out().empty() ? "." : request.out();
   for (const Shard& shard : plan.shards) result.needed += shard.header.size() + shard.data_bytes;
   for (const Companion& companion : plan.companions) {
     result.needed +=
         companion.from.empty() ? companion.text.size() : disk.open(companion.from)->size();
   }
-  check([&] { result.free = disk.free_bytes(result.place); });
-  if (!request.out().empty()) {
-    check([&] { check_target(disk, plan, request.out(), request.options()); });
-    if (result.needed > result.free) {
+  (void)request.obstruct(disk, plan, Console(true), true, result.run);
+  try {
+    result.free = disk.free_bytes(result.place);
+    if (!request.out().empty() && result.needed > result.free) {
       plan.problems.push_back({true, Code::io,
                                fmt::format("{} needs {} of disk and {} is free", result.place,
                                            show_bytes(result.needed), show_bytes(result.free))});
     }
+  } catch (const Error& error) {
+    plan.problems.push_back({true, error.code(), error.what()});
   }
-  check([&] { (void)request.backend(Console(true), !plan.joints().empty()); });
-  if (plan.jobs.empty()) return result;
-  check([&] { result.run = estimate(plan, request.options()); });
-  if (!request.probes()) return result;
+  if (plan.jobs.empty() || !request.probes()) return result;
   result.rate = probe(plan);
   result.seconds = seconds_of(plan, result.run, result.rate);
   return result;
@@ -181,7 +175,15 @@ Json describe(const Plan& plan, const Forecast& cost, const Request& request) {
   json["waived"] = plan.recipe.waived;
   json["problems"] = Json::array();
   for (const Problem& problem : plan.problems) {
-    json["problems"].push_back({{"fatal", problem.fatal}, {"text", problem.text}});
+    Json entry = describe(Failure{problem.code, request.worded(problem.text)});
+    entry["fatal"] = problem.fatal;
+    entry["text"] = entry["message"];
+    entry.erase("message");
+    if (!problem.fatal) {
+      entry.erase("exit");
+      entry.erase("advice");
+    }
+    json["problems"].push_back(std::move(entry));
   }
   json["sound"] = plan.sound();
   json["command"] = request.command();
@@ -197,6 +199,23 @@ Json describe(const Plan& plan, const Forecast& cost, const Request& request) {
     json["tensors"].push_back(std::move(entry));
   }
   return json;
+}
+
+// An output tensor: what it is, then how it comes to be, in lines that fit a terminal.
+std::string describe(const Plan& plan, const Job& job) {
+  std::string sources;
+  for (const Operand& operand : job.operands) {
+    std::string text = source(plan, operand);
+    const std::string same = ":" + job.output.name;  // most have the output's name
+    if (text.ends_with(same)) text.resize(text.size() - same.size());
+    sources += (sources.empty() ? "" : ", ") + text;
+  }
+  return fmt::format("{}  {} {}\n", printable(job.output.name), word(job.output.dtype),
+                     job.output.shape.text()) +
+         wrapped("    ",
+                 fmt::format("{}{} from {}", rule(plan, job), shown(parameters(job)),
+                             printable(sources)),
+                 4);
 }
 
 std::string narrate(const Plan& plan, const Forecast& cost, const Request& request) {
@@ -257,16 +276,7 @@ std::string narrate(const Plan& plan, const Forecast& cost, const Request& reque
                      show_count(static_cast<std::uint64_t>(cost.run.crowd.threads), "thread")));
   }
   if (request.tensors()) {
-    for (const Job& job : plan.jobs) {
-      std::string sources;
-      for (const Operand& operand : job.operands) {
-        sources += (sources.empty() ? "" : ", ") + source(plan, operand);
-      }
-      text += printable(fmt::format("{}  {} {}  {}{}  from {}", job.output.name,
-                                    word(job.output.dtype), job.output.shape.text(),
-                                    rule(plan, job), shown(parameters(job)), sources));
-      text += '\n';
-    }
+    for (const Job& job : plan.jobs) text += describe(plan, job);
   }
   line(fatal == 0 ? "ready" : "not ready",
        fatal == 0 ? request.command() : show_count(fatal, "error") + " to correct");
@@ -309,7 +319,7 @@ int plan_by(Request& request) {
   } else if (!request.quiet()) {
     print(narrate(plan, cost, request));
   }
-  report(console, plan);
+  report(console, plan, request);
   return verdict(plan);
 }
 

@@ -59,12 +59,14 @@ void Pace::note(double seconds, std::uint64_t done) {
   done_ = std::max(done, done_);
 }
 
-double Pace::rate() const { return seconds_ >= kSeen ? bytes_ / seconds_ : 0; }
+double Pace::speed() const { return seconds_ >= kSeen ? bytes_ / seconds_ : 0; }
+
+double Pace::rate() const { return last_ >= kSeen ? speed() : 0; }
 
 std::optional<double> Pace::left(std::uint64_t total) const {
   if (total <= done_) return 0;
-  if (!(rate() > 0)) return std::nullopt;
-  return static_cast<double>(total - done_) / rate();
+  if (!(speed() > 0)) return std::nullopt;
+  return static_cast<double>(total - done_) / speed();
 }
 
 Meter::Meter(const Console& console, Style style, Phase first)
@@ -135,7 +137,7 @@ void Meter::draw(Clock::time_point now) {
       return;
     case Style::bar:
       if (seconds < kFirst) return;
-      console_.redraw(bar(seconds));
+      console_.redraw(bar(seconds), now_.tensor);
       break;
     case Style::lines:
       if (!(told_ ? (phase_told_ ? last >= kLine : phase >= kPhase) : seconds >= kFirstLine))
@@ -169,7 +171,7 @@ std::string Meter::bar(double seconds) const {
   if (const auto left = pace_.left(now_.bytes_total); left && more) {
     text += fmt::format(", {} left", clock(*left));
   }
-  return now_.tensor.empty() ? text : text + "  " + now_.tensor;
+  return text;
 }
 
 std::string Meter::line(double seconds) const {

@@ -30,12 +30,15 @@ class Pace {
 
   // Seconds and bytes never fall.
   void note(double seconds, std::uint64_t done);
-  // Bytes per second; 0: not known yet.
+  // Bytes per second of what was seen; 0: not seen for long enough.
   [[nodiscard]] double rate() const;
   // Seconds until `total`; nothing where that is not known yet.
   [[nodiscard]] std::optional<double> left(std::uint64_t total) const;
 
  private:
+  // Bytes per second, with what was expected; 0: not known yet.
+  [[nodiscard]] double speed() const;
+
   std::uint64_t done_;
   double last_ = 0;
   double bytes_, seconds_;  // of late: older ones fade away

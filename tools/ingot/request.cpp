@@ -11,6 +11,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include "foreign.hpp"
 #include "json.hpp"
@@ -72,40 +73,97 @@ std::string read_input() {
 constexpr std::pair<std::string_view, std::string_view> kOptions[] = {
     {"adapter_method", "--type"},
     {"majority_sign", "--majority-sign"},
-    {"whole_tensors: ", "--whole-tensors "},
     {"whole_tensors", "--whole-tensors"},
-    {"keep_scaling: true", "--keep-scaling"},
     {"keep_scaling", "--keep-scaling"},
-    {"rank: auto", "--rank auto"},
-    {"energy: ", "--energy "},
-    {"'energy'", "--energy"},
-    {"density: ", "--density "},
-    {"'density'", "--density"},
-    {"'rank'", "--rank"},
-    {"'bytes'", "--bytes"},
-    {"'compat'", "--compat"},
+    {"rank", "--rank"},
+    {"energy", "--energy"},
+    {"density", "--density"},
+    {"bytes", "--bytes"},
+    {"compat", "--compat"},
+    {"for", "--for"},
+    {"weight", "the weight"},
 };
 
-// A message about a recipe made of options, without its place in the recipe, in the names of the
-// options.
-std::string in_options(std::string text, std::string_view name) {
-  if (text.starts_with(std::string(name) + ':')) {
-    std::size_t end = name.size();
-    while (end < text.size() && (text[end] == ':' || (text[end] >= '0' && text[end] <= '9'))) ++end;
-    if (end < text.size() && text[end] == ' ') text.erase(0, end + 1);
+void replace_all(std::string& text, std::string_view from, std::string_view to) {
+  for (std::size_t at = text.find(from); at != std::string::npos;
+       at = text.find(from, at + to.size())) {
+    text.replace(at, from.size(), to);
   }
-  const std::string of = fmt::format(" of {}:", name);  // "reading model 'a' of bake:4"
+}
+
+// Removes ":4:7" behind `at`.
+void erase_numbers(std::string& text, std::size_t at) {
+  std::size_t end = at;
+  while (end + 1 < text.size() && text[end] == ':' && text[end + 1] >= '0' &&
+         text[end + 1] <= '9') {
+    end = std::min(text.find_first_not_of("0123456789", end + 1), text.size());
+  }
+  text.erase(at, end - at);
+}
+
+// A message about a recipe made of options, without its place in the recipe, in the names of the
+// options: "'rank: auto' needs 'energy'" is "--rank auto needs --energy".
+std::string in_options(std::string text, const std::string& name) {
+  const std::string of = fmt::format(" of {}:", name);  // "reading model 'a' of bake:4:7"
   for (std::size_t at = text.find(of); at != std::string::npos; at = text.find(of, at)) {
-    const std::size_t end = text.find_first_not_of("0123456789", at + of.size());
-    text.erase(at, std::min(end, text.size()) - at);
+    erase_numbers(text, at + of.size() - 1);
+    text.erase(at, of.size() - 1);
+  }
+  if (text.starts_with(name + ':')) {
+    erase_numbers(text, name.size());
+    if (const std::string bare = name + ": "; text.starts_with(bare)) text.erase(0, bare.size());
   }
   for (const auto& [key, option] : kOptions) {
-    for (std::size_t at = text.find(key); at != std::string::npos;
-         at = text.find(key, at + option.size())) {
-      text.replace(at, key.size(), option);
+    const std::string pair = fmt::format("'{}: ", key);
+    for (std::size_t at = text.find(pair); at != std::string::npos; at = text.find(pair, at)) {
+      const std::size_t end = text.find('\'', at + pair.size());
+      if (end == std::string::npos) break;
+      text.erase(end, 1);
+      text.replace(at, pair.size(), fmt::format("{} ", option));
+    }
+    replace_all(text, fmt::format("parameter '{}'", key), option);
+    replace_all(text, fmt::format("'{}'", key), option);
+    // Words of no language but the recipe's.
+    if (key.find('_') != std::string_view::npos) {
+      replace_all(text, fmt::format("{}: ", key), fmt::format("{} ", option));
+      replace_all(text, key, option);
     }
   }
   return text;
+}
+
+// "cuda", "cuda:1", "cuda:0,1".
+bool names_cuda(std::string_view device) {
+  constexpr std::string_view kCuda = "cuda";
+  if (!device.starts_with(kCuda)) return false;
+  device.remove_prefix(kCuda.size());
+  if (device.empty()) return true;
+  for (char before = ':'; !device.empty(); before = ',') {
+    if (device.front() != before) return false;
+    const std::size_t end = std::min(device.find_first_not_of("0123456789", 1), device.size());
+    if (end == 1) return false;
+    device.remove_prefix(end);
+  }
+  return true;
+}
+
+// Nobody means a shard of so few bytes as are written without a unit.
+std::uint64_t parse_shard_size(const std::string& text) {
+  constexpr std::uint64_t kLeast = 1'000'000;
+  const std::uint64_t bytes = parse_size("--shard-size", text);
+  if (bytes >= kLeast || text.find_first_not_of("0123456789") != std::string::npos) return bytes;
+  fail(Code::usage, fmt::format("--shard-size {}: that is {} bytes; write a unit, as in {}GB or "
+                                "{}MB",
+                                text, bytes, text, text));
+}
+
+void note_memory(const Console& console, std::uint64_t ceiling) {
+  const long pages = ::sysconf(_SC_PHYS_PAGES), size = ::sysconf(_SC_PAGESIZE);
+  if (pages <= 0 || size <= 0) return;
+  const std::uint64_t all = static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(size);
+  if (ceiling <= all) return;
+  console.note(fmt::format("--memory {} is more than the machine has ({}): it bounds nothing here",
+                           show_memory(ceiling), show_memory(all)));
 }
 
 constexpr const char* kHidden = "";  // CLI11: a group without a name is left out of --help
@@ -182,9 +240,12 @@ Request::Request(CLI::App& command, Form form)
                       ? "Type of the output (default: the recipe's, else the models')"
                   : form == Form::bake ? "Type of the output (default: that of the base)"
                                        : "Type of the output (default: float32)")
-      ->type_name("float32|float16|bfloat16");
-  command.add_option("--device", device_, "Where to compute")
-      ->type_name("cpu|cuda|auto")
+      ->type_name("float32|float16|bfloat16|float8_e4m3fn|float8_e5m2");
+  command
+      .add_option("--device", device_,
+                  "Where to compute: cuda is the first GPU, cuda:0,1 are two, auto is the first "
+                  "GPU or, where none can be used, the CPU")
+      ->type_name("cpu|cuda|cuda:N|auto")
       ->capture_default_str();
   command.add_option("--device-memory", device_memory_, "Most memory to take on a CUDA device")
       ->type_name("SIZE")
@@ -320,8 +381,12 @@ void Request::settle(const Console& console) {
          "it out to get safetensors");
   }
   if (command_.count("--device") == 0 && (cuda_ || gpu_rich_)) device_ = "cuda";
-  if (device_ != "cpu" && device_ != "auto" && !device_.starts_with("cuda")) {
-    fail(Code::usage, fmt::format("--device {}: expected cpu, cuda, cuda:N or auto", device_));
+  if (device_ != "cpu" && device_ != "auto" && !names_cuda(device_)) {
+    fail(Code::usage, fmt::format("--device {}: expected cpu, cuda, cuda:N, cuda:N,M or auto",
+                                  printable(device_)));
+  }
+  if (tensors_ && !dry()) {
+    fail(Code::usage, "--tensors lists what would be done: it goes with --dry-run");
   }
   for (const Foreign& row : foreign_options()) {
     if (row.answer != Answer::noted) continue;
@@ -336,8 +401,9 @@ void Request::settle(const Console& console) {
   device_memory_bytes_ = parse_size("--device-memory", device_memory_);
   options_.sync = !no_sync_;
   options_.hash = !no_hash_;
-  planning_.shard_bytes = out_shard_size_.empty() ? parse_size("--shard-size", shard_size_)
-                                                  : parse_shard(out_shard_size_);
+  planning_.shard_bytes =
+      out_shard_size_.empty() ? parse_shard_size(shard_size_) : parse_shard(out_shard_size_);
+  note_memory(console, options_.memory);
   planning_.threads = options_.threads;
   planning_.memory = options_.memory;
   planning_.copy_tokenizer = copy_tokenizer_;
@@ -478,9 +544,9 @@ void Request::add_fusion(CLI::App& command) {
   alone(command.add_flag("--keep-scaling", keep_scaling_,
                          "Keep the adapters' common alpha / r instead of folding it into A"));
   alone(command.add_option("--compat", compat_,
-                           "Compute as a version of PEFT does: svd-scaling-twice (peft-0.20), "
-                           "ia3-plain-sum (default: neither)"))
-      ->type_name("NAME")
+                           "Compute as a version of PEFT does: svd-scaling-twice as 0.9 to 0.20 "
+                           "(peft-0.20 is the same), ia3-plain-sum as all (default: neither)"))
+      ->type_name("svd-scaling-twice|peft-0.20|ia3-plain-sum")
       ->delimiter(',');
 }
 
@@ -651,31 +717,63 @@ std::string Request::command() const {
   return words + placed + options;
 }
 
+std::string Request::read_recipe(Disk& disk) const {
+  const Disk::Kind kind = disk.kind(recipe_);
+  if (kind == Disk::Kind::absent) {
+    fail(Code::missing,
+         fmt::format("there is no recipe {}{}", recipe_, path_advice(disk, "", recipe_)));
+  }
+  if (kind != Disk::Kind::folder) return read_text(disk, recipe_);
+  constexpr std::size_t kMost = 5;
+  std::vector<std::string> recipes;
+  for (const std::string& name : disk.list(recipe_)) {
+    if (!name.ends_with(".yml") && !name.ends_with(".yaml")) continue;
+    if (recipes.size() < kMost) recipes.push_back(fmt::format("{}/{}", recipe_, name));
+  }
+  fail(Code::usage,
+       fmt::format("{} is a folder, and a recipe is a YAML file{}", recipe_,
+                   recipes.empty() ? ": name the file"
+                                   : fmt::format(": name one, as {}", fmt::join(recipes, " or "))));
+}
+
+std::string Request::worded(std::string text) const {
+  return recipe_.empty() ? in_options(std::move(text), command_.get_name()) : text;
+}
+
+std::unique_ptr<Backend> Request::obstruct(Disk& disk, Plan& plan, const Console& console,
+                                           bool target, Estimate& run) const {
+  const auto check = [&plan](const auto& look) {
+    try {
+      look();
+    } catch (const Error& error) {
+      plan.problems.push_back({true, error.code(), error.what()});
+    }
+  };
+  std::unique_ptr<Backend> backend;
+  check([&] { backend = this->backend(console, !plan.joints().empty()); });
+  if (!plan.jobs.empty()) check([&] { run = estimate(plan, options_); });
+  const bool look = target || !plan.sound();
+  if (look && !out_.empty()) check([&] { check_target(disk, plan, out_, options_); });
+  return backend;
+}
+
 Plan Request::plan(Disk& disk, bool measure, const Watcher& watcher) const {
   PlanOptions options = planning_;
   options.measure = measure;
   options.watcher = watcher;
   const bool own = recipe_.empty();
   const bool streamed = recipe_ == "-";
-  const std::string text = own        ? synthesise(disk)
-                           : streamed ? read_input()
-                                      : read_text(disk, recipe_);
+  const std::string text = own ? synthesise(disk) : streamed ? read_input() : read_recipe(disk);
   const std::string name = own ? command_.get_name() : streamed ? "standard input" : recipe_;
   const auto made = [&] {
     Recipe recipe =
         parse(text, name, {.allow_unknown_keys = planning_.allow_unknown_keys, .collect = true});
     return build(disk, std::move(recipe), options);
   };
-  if (!own) return made();
-  // Who typed options is answered in options.
   try {
-    Plan plan = made();
-    for (Problem& problem : plan.problems) {
-      if (problem.fatal) problem.text = in_options(std::move(problem.text), command_.get_name());
-    }
-    return plan;
+    return made();
   } catch (const Error& error) {
-    fail(error.code(), in_options(error.what(), command_.get_name()));
+    fail(error.code(), worded(error.what()));
   }
 }
 
@@ -685,15 +783,16 @@ int verdict(const Plan& plan) {
   return first == plan.problems.end() ? 0 : exit_code(first->code);
 }
 
-void report(const Console& console, const Plan& plan) {
+void report(const Console& console, const Plan& plan, const Request& request) {
   std::uint64_t errors = 0, warnings = 0;
   for (const Problem& problem : plan.problems) {
-    if (problem.fatal) keep_failure(problem.text, problem.code);
+    const std::string text = request.worded(problem.text);
+    if (problem.fatal) keep_failure(text, problem.code);
     if ((problem.fatal ? errors : warnings)++ >= kMostShown) continue;
     if (problem.fatal) {
-      console.remark(problem.text);
+      console.remark(text);
     } else {
-      console.warning(problem.text);
+      console.warning(text);
     }
   }
   const auto rest = [&](std::uint64_t count, std::string_view noun) {

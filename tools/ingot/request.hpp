@@ -35,6 +35,13 @@ class Request {
   [[nodiscard]] std::unique_ptr<Backend> backend(const Console& console, bool decomposes) const;
   // Whether a plan of this command may have decompositions.
   [[nodiscard]] bool may_decompose() const;
+  // Adds to a plan what stands in the way of running it beside its recipe and its models: the
+  // device, the ceiling on memory and, where `target` or anything is wrong already, OUT. A sound
+  // plan's OUT is looked at by merge(), which locks it first. The backend; null: it cannot be had.
+  std::unique_ptr<Backend> obstruct(Disk& disk, Plan& plan, const Console& console, bool target,
+                                    Estimate& run) const;
+  // A message about a recipe; about one that the command line stands for, in its options.
+  [[nodiscard]] std::string worded(std::string text) const;
   // Reads the recipe and builds the plan.
   [[nodiscard]] Plan plan(Disk& disk, bool measure, const Watcher& watcher) const;
   // The command line that does what this one plans: of its words those that matter to a merge.
@@ -72,6 +79,8 @@ class Request {
   [[nodiscard]] std::string baking(Disk& disk) const;
   [[nodiscard]] std::string fusion(Disk& disk) const;
   [[nodiscard]] std::string extraction(Disk& disk) const;
+  // The text of the recipe's file. Throws Error with what may be meant.
+  [[nodiscard]] std::string read_recipe(Disk& disk) const;
   [[nodiscard]] bool exists(Disk& disk, const std::string& path) const;
   // `path` and `revision` of what the command line names.
   [[nodiscard]] std::string place(Disk& disk, const std::string& text,
@@ -114,6 +123,6 @@ class Request {
 [[nodiscard]] int verdict(const Plan& plan);
 
 // Shows every problem of a plan.
-void report(const Console& console, const Plan& plan);
+void report(const Console& console, const Plan& plan, const Request& request);
 
 }  // namespace ingot::tool

@@ -1,6 +1,7 @@
 #include "table.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <sstream>
 
 #include <fmt/format.h>
@@ -12,8 +13,12 @@ namespace {
 
 // The words that a value may be; empty where it is open.
 std::vector<std::string> choices_of(const std::string& value) {
-  if (value.find('|') != std::string::npos) return tool::split(value, '|');
   std::vector<std::string> names;
+  if (value.find('|') != std::string::npos) {
+    for (std::string& word : tool::split(value, '|')) {
+      if (word.find('N') == std::string::npos) names.push_back(std::move(word));  // N: any number
+    }
+  }
   if (value == "TYPE" || value == "METHOD") {
     for (const math::Card& card : math::kAdapterCards) names.emplace_back(card.name);
   }
@@ -43,7 +48,8 @@ Option describe(const CLI::Option& option) {
   }
   if (option.get_items_expected_max() > 0 && option.get_type_size() > 0) {
     result.value = option.get_type_name();
-    const std::size_t check = result.value.find(':');  // what a validator appends; not "A[:B]"
+    // What a validator appends; not "A[:B]" or "cuda:N|auto".
+    const std::size_t check = result.value.find(':', result.value.rfind('|') + 1);
     if (check != std::string::npos && check > 0 && result.value[check - 1] != '[') {
       result.value.resize(check);
     }
@@ -104,6 +110,13 @@ Table tabulate(const CLI::App& program) {
     table.options.push_back(describe(*option));
   for (const CLI::App* command : program.get_subcommands([](const CLI::App*) { return true; })) {
     if (!command->get_group().empty()) table.commands.push_back(tabulate_command(*command));
+  }
+  std::vector<std::string> topics(std::begin(kTopics), std::end(kTopics));
+  for (const Subcommand& entry : table.commands) topics.push_back(split(entry.name, ' ').front());
+  for (Subcommand& entry : table.commands) {
+    for (Option& argument : entry.arguments) {
+      if (argument.value == "TOPIC") argument.choices = topics;
+    }
   }
   return table;
 }

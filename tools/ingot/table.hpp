@@ -12,6 +12,9 @@ namespace ingot::tool {
 // The group of options that are mergekit's: accepted, and left to the manual.
 inline constexpr const char* kForeign = "mergekit";
 
+// Topics of 'ingot help' beside the commands.
+inline constexpr const char* kTopics[] = {"options", "exit-codes"};
+
 struct Option {
   std::vector<std::string> names;    // with dashes; of an argument its one name
   std::string value;                 // "SIZE"; empty for a flag

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "help.hpp"
 #include "ingot/math/methods.hpp"
 #include "model.hpp"
 #include "size.hpp"
@@ -19,12 +20,30 @@ namespace {
 constexpr std::size_t kMostRows = 100;
 constexpr std::size_t kTableWidth = 79;
 constexpr std::size_t kMostKinds = 3;
+constexpr std::size_t kKindsWidth = 36;  // characters of them
 
 // A parameter as people wrote it: 0.3, not what the nearest f32 is in f64.
 double plain_number(double value) {
   const auto single = static_cast<float>(value);
   if (static_cast<double>(single) != value) return value;
   return std::stod(fmt::format("{}", single));
+}
+
+// True for parameters that are true or false in every method that has them.
+bool yes_or_no(std::string_view name) {
+  for (const math::Method& method : math::kMethods) {
+    for (int i = 0; i < method.parameter_count; ++i) {
+      if (method.parameters[i].name == name)
+        return method.parameters[i].kind == math::Kind::boolean;
+    }
+  }
+  return false;
+}
+
+// As a table shows it; JSON has every digit.
+std::string cell(std::string_view name, double value) {
+  if (yes_or_no(name)) return value != 0 ? "true" : "false";
+  return fmt::format("{:.5g}", value);
 }
 
 // The models of a job's sources: its operands without the base.
@@ -110,10 +129,12 @@ std::string words_of(const Json& row) {
       words.push_back(std::move(word));
   }
   std::string text;
-  for (std::size_t i = 0; i < std::min(words.size(), kMostKinds); ++i) {
-    text += (i > 0 ? ", " : "") + words[i];
+  std::size_t shown = 0;
+  for (; shown < std::min(words.size(), kMostKinds); ++shown) {
+    if (shown > 0 && text.size() + words[shown].size() > kKindsWidth) break;
+    text += (shown > 0 ? ", " : "") + words[shown];
   }
-  if (words.size() > kMostKinds) text += fmt::format(" and {} more", words.size() - kMostKinds);
+  if (words.size() > shown) text += fmt::format(" and {} more", words.size() - shown);
   return text;
 }
 
@@ -150,12 +171,12 @@ std::map<std::string, std::string> headings_of(const Json& weights) {
 // Columns by heading, in the order met; cells by row.
 struct Columns {
   std::vector<std::pair<std::string, std::vector<std::string>>> all;
-  void set(const std::string& heading, std::size_t row, const Json& value) {
+  void set(const std::string& heading, std::size_t row, std::string value) {
     auto at = std::find_if(all.begin(), all.end(),
                            [&](const auto& column) { return column.first == heading; });
     if (at == all.end()) at = all.insert(all.end(), {heading, {}});
     at->second.resize(row + 1, "-");
-    at->second[row] = fmt::format("{}", value.get<double>());
+    at->second[row] = std::move(value);
   }
 };
 
@@ -186,25 +207,38 @@ std::string shown(const Json& parameters) {
   std::string text;
   for (const auto& [name, value] : parameters.items()) {
     text += (text.empty() ? " " : ", ") + name;
-    if (!value.is_array()) text += fmt::format(" {}", value.get<double>());
-    if (!value.is_array()) continue;
-    for (const Json& each : value) text += fmt::format(" {}", each.get<double>());
+    for (const Json& each : value.is_array() ? value : Json{value}) {
+      text += " " + cell(name, each.get<double>());
+    }
   }
   return text;
 }
 
 Json weights_of(const Plan& plan) {
   const std::vector<Alike> groups = groups_of(plan);
-  const auto layered = std::count_if(groups.begin(), groups.end(),
-                                     [](const Alike& group) { return !group.layers.empty(); });
-  const auto others = static_cast<std::ptrdiff_t>(groups.size()) - layered;
+  std::size_t layered = 0, others = 0;  // kinds
+  for (const Alike& group : groups) {
+    (group.layers.empty() ? others : layered) += group.kinds.size();
+  }
   Json rows = Json::array();
-  const auto add = [&](const Alike& group, const Json& layers, std::size_t tensors,
+  // Kinds that differ in some layers have one row for those in which they agree.
+  const auto add = [&](const Alike& group, const Json& layers, std::size_t count,
                        const Cell& cell) {
+    const std::size_t tensors = count * group.kinds.size();
+    for (Json& row : rows) {
+      if (row["layers"] != layers || row["models"] != cell.models ||
+          row["parameters"] != cell.parameters) {
+        continue;
+      }
+      for (const std::string& kind : group.kinds) row["kinds"].push_back(kind);
+      row["tensors"] = row["tensors"].get<std::size_t>() + tensors;
+      row["whole"] = row["kinds"].size() == (layers.is_null() ? others : layered);
+      return;
+    }
     rows.push_back({{"layers", layers},
-                    {"whole", (layers.is_null() ? others : layered) == 1},
+                    {"whole", group.kinds.size() == (layers.is_null() ? others : layered)},
                     {"kinds", group.kinds},
-                    {"tensors", tensors * group.kinds.size()},
+                    {"tensors", tensors},
                     {"models", cell.models},
                     {"parameters", cell.parameters}});
   };
@@ -240,13 +274,13 @@ std::string table_of(const Json& weights) {
     const Json& models = row.at("models");
     for (const auto& [name, value] : row.at("parameters").items()) {
       if (!value.is_array()) {
-        columns.set(name, r, value);
+        columns.set(name, r, cell(name, value.get<double>()));
         continue;
       }
       for (std::size_t i = 0; i < value.size(); ++i) {
         const std::string model =
             i < models.size() ? headings.at(models[i].get<std::string>()) : std::to_string(i + 1);
-        columns.set(fmt::format("{} {}", model, name), r, value[i]);
+        columns.set(fmt::format("{} {}", model, name), r, cell(name, value[i].get<double>()));
       }
     }
   }
@@ -264,8 +298,8 @@ std::string table_of(const Json& weights) {
     return constant;
   });
   if (!same.empty()) {
-    text +=
-        fmt::format("{:<14}{}{}\n", "parameters", columns.all.empty() ? "" : "everywhere ", same);
+    text += wrapped(fmt::format("{:<14}", "parameters"),
+                    (columns.all.empty() ? "" : "everywhere ") + same, 14);
   }
   if (columns.all.empty()) return text;
   // As many columns side by side as fit.
