@@ -170,7 +170,7 @@ models:
         elsewhere.mkdir()
         errors = self.run_fails(INPUT, "plan", recipe, "--root", elsewhere).stderr.splitlines()
         errors = [line for line in errors if "models/" in line]
-        self.assertIn(f"; it is there with --root {self.folder}/a (while reading model 'models/c' of {recipe}:3)", errors[0])
+        self.assertIn(f"; it is there with --root {self.folder}/a (while reading model 'models/c' of {recipe}:3:10)", errors[0])
         self.assertNotIn("it is there", errors[1])
 
     def test_all_errors_of_a_recipe_are_told_at_once(self):
