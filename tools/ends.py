@@ -10,6 +10,7 @@ from `_tied_weights_keys`. Names are those that transformers saves.
 """
 
 import collections
+import inspect
 import pathlib
 import re
 import sys
@@ -85,7 +86,10 @@ def built(cls):
 
 
 def ends(cls):
-    """(embedding, head, other uses, pairs of biases, vectors) or None where nothing is tied."""
+    """(embedding, head, other uses, pairs of biases, vectors, input) or None where nothing is tied.
+
+    `input` is the class's input embedding where that is one of the other uses, else empty.
+    """
     try:
         embedding, head, tied, vectors, spelt = built(cls)
         embedding, head = spelt(embedding), spelt(head)
@@ -103,6 +107,7 @@ def ends(cls):
             if head not in names:
                 continue
             embedding = group
+        looked_up = embedding
         if not embedding or weights.get(embedding):  # the name that others are copies of
             embedding = group if group != head else embedding
         if not head:
@@ -110,15 +115,18 @@ def ends(cls):
         if head not in names:
             head = ""
         uses = tuple(sorted(names - {embedding, head}))
-        return embedding, head, uses, biases, tuple(sorted(vectors))
+        return embedding, head, uses, biases, tuple(sorted(vectors)), looked_up if looked_up in uses else ""
     return None
 
 
-def tied(config):
+def tied(cls):
     """Whether a class ties where its configuration says so, does not say, or never says otherwise."""
+    config = cls.config_class
     try:
         if config(tie_word_embeddings=False).tie_word_embeddings:
             return "always"
+        if "config.tie_word_embeddings" in inspect.getsource(cls.forward):
+            return "scaling"
         return "unless_denied" if getattr(config(), "tie_word_embeddings", False) else "if_said"
     except Exception:
         return "if_said"
@@ -133,7 +141,7 @@ def main():
         found = ends(cls)
         if found is None:
             continue
-        default = tied(cls.config_class)
+        default = tied(cls)
         if found[:2] == USUAL and not found[2] and not found[3] and default == "if_said":
             continue
         rows[found, default].append(name)
@@ -147,11 +155,12 @@ def main():
             text += (" " if text else "") + word
         out.append(text)
         return ("\n" + indent).join(f'"{line}"' for line in out)
-    for ((embedding, head, uses, biases, vectors), default), names in sorted(
+    for ((embedding, head, uses, biases, vectors, looked_up), default), names in sorted(
             rows.items(), key=lambda row: (-len(row[1]), row[1])):
         pairs = [f"{copy}={stored}" for copy, stored in biases]
         rest = ", ".join(quoted(words) for words in (uses, pairs, vectors))
-        lines.append(f'    {{{quoted(names)},\n     "{embedding}", "{head}", {rest}, Tying::{default}}},')
+        last = f', "{looked_up}"' if looked_up else ""
+        lines.append(f'    {{{quoted(names)},\n     "{embedding}", "{head}", {rest}, Tying::{default}{last}}},')
     pathlib.Path(sys.argv[1]).write_text("\n".join(lines) + "\n")
 
 

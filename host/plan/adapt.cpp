@@ -732,8 +732,10 @@ class Overlay {
   void place(const Tokens& tokens) {
     const std::string name = tokens.path + ".weight";
     auto item = locate(name);
-    Use* const use = item ? use_of(view_.items[*item].info.name) : use_of(name);
-    if (!item && use != nullptr) item = embedding_;
+    Use* use = item ? use_of(view_.items[*item].info.name) : use_of(name);
+    // PEFT ties tokens of the class's input embedding to all uses, under whatever name it has.
+    if (use != nullptr && use->name == ties_.input) use = uses_.data();
+    if (use != nullptr && (!item || use == uses_.data())) item = embedding_;
     if (!item) {
       fail(Code::missing, fmt::format("adapter {} has trained tokens of {}, which {} does not have",
                                       shown_, clip(tokens.path, 120), base_.ref.text));
@@ -977,7 +979,7 @@ class Overlay {
         fmt::format("{}: {} and {} were one tied tensor and change differently, so the output has "
                     "both{}",
                     view_.text, embedding.name, uses_[1].name,
-                    ties_.tying == Tying::always
+                    means_more(ties_.tying)
                         ? "; transformers 5 loads both because they differ"
                         : " and its config.json says tie_word_embeddings: false"));
     check_rows();
@@ -1001,20 +1003,24 @@ class Overlay {
     if (effects != effects_.end()) effects_[index] = std::vector<Effect>(effects->second);
   }
 
-  // A vocabulary that grew has to have grown at both ends.
+  // A vocabulary that grew has to have grown at all ends.
   void check_rows() const {
-    const auto head = embedding_now_ ? embedding_now_ : head_;
-    if (!embedding_ || !head) return;
+    if (!embedding_) return;
     const Item& in = view_.items[*embedding_];
-    const Item& out = view_.items[*head];
-    if (in.info.shape[0] == out.info.shape[0]) return;
-    const bool own = in.model == view_.model && out.model == view_.model;
-    if (own) return;  // as the base has it
-    fail(Code::shape,
-         fmt::format("{}: an adapter has {} rows for one of {} and {}, but the other has {}: both "
-                     "must have the same number of rows",
-                     view_.text, std::max(in.info.shape[0], out.info.shape[0]), in.info.name,
-                     out.info.name, std::min(in.info.shape[0], out.info.shape[0])));
+    std::vector<std::optional<Index>> others = {embedding_now_ ? embedding_now_ : head_};
+    for (const std::string& name : ties_.uses) others.push_back(find(name));
+    for (const auto& other : others) {
+      if (!other) continue;
+      const Item& out = view_.items[*other];
+      if (in.info.shape[0] == out.info.shape[0]) continue;
+      const bool own = in.model == view_.model && out.model == view_.model;
+      if (own) continue;  // as the base has it
+      fail(Code::shape,
+           fmt::format("{}: an adapter has {} rows for one of {} and {}, but the other has {}: "
+                       "both must have the same number of rows",
+                       view_.text, std::max(in.info.shape[0], out.info.shape[0]), in.info.name,
+                       out.info.name, std::min(in.info.shape[0], out.info.shape[0])));
+    }
   }
 
   // Biases of the vocabulary that no adapter brings follow its rows: new tokens have 0, as

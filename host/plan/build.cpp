@@ -122,12 +122,13 @@ std::string edited_config(Draft& draft, std::uint32_t model, const Written& writ
   edits.mismatched = &draft.plan.waived.layers;
   edits.text = place_of_text(draft);
   if (written.rows != written.donor_rows) edits.vocabulary = written.rows;
+  edits.old_vocabulary = written.donor_rows.value_or(0);
   // A head of its own is read only by a model that is told so. Where the config is silent, the
   // architecture's default fits the donor. A model without head was tied before.
   const bool apart = draft.views[model].untied.value_or(
       written.head && config.tied().value_or(!written.donor_head));
-  // T5's classes read from the flag whether they scale their outputs, and tie whatever it says.
-  if (apart && draft.names.ties.tying != Tying::always) edits.tied = false;
+  // T5 and its kin read from the flag whether they scale their outputs.
+  if (apart && !means_more(draft.names.ties.tying)) edits.tied = false;
   return config.edited(edits, draft.problems);
 }
 

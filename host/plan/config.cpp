@@ -80,6 +80,10 @@ constexpr std::string_view kTextObjects[] = {"text_config",
                                              "thinker_config.text_config",
                                              ""};
 
+// Other keys for the rows of the vocabulary; they follow where they say its old number.
+constexpr const char* kVocabularies[] = {"decoder_vocab_size", "src_vocab_size", "tgt_vocab_size",
+                                         "n_words"};
+
 constexpr const char* kCounts[] = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"};
 
 // The object under a path of keys with dots, or null.
@@ -320,6 +324,13 @@ std::string Config::edited(const Edits& edits, Problems& problems) const {
     bool found = false;
     each_text([&](Json& object) {
       found = set_if_present(object, "vocab_size", *edits.vocabulary) || found;
+      const Json* shared = member(object, "share_encoder_decoder_embeddings");
+      if (shared != nullptr && *shared == false) return;  // the decoder has rows of its own
+      for (const char* key : kVocabularies) {
+        if (whole(member(object, key)) != edits.old_vocabulary) continue;
+        object[key] = *edits.vocabulary;
+        found = true;
+      }
     });
     if (!found) out["vocab_size"] = *edits.vocabulary;
   }

@@ -94,6 +94,7 @@ struct Edits {
   Ahead ahead;
   Place text;  // object that holds the text model's keys (its key is unused)
   std::optional<std::uint64_t> vocabulary;  // rows, where they differ from the donor's
+  std::uint64_t old_vocabulary = 0;         // the donor's
   std::optional<bool> tied;                 // where the output must say so
   std::span<const Config> models;           // by index of Origin::model
   std::string shown;                        // of the donor, for messages

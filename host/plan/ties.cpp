@@ -15,6 +15,7 @@ namespace {
 struct Row {
   std::string_view classes, embedding, head, uses, biases, vectors;
   Tying tying;
+  std::string_view input = {};
 };
 constexpr Row kRows[] = {
 #include "plan/ends.inc"
@@ -145,6 +146,7 @@ Ties ties(std::string_view architecture, const Has& has, const Family* family) {
   out.embedding = name(row->embedding);
   out.head = row->head.empty() ? std::string() : name(row->head);
   for (const std::string_view use : words(row->uses)) out.uses.push_back(name(use));
+  if (!row->input.empty()) out.input = name(row->input);
   for (const std::string_view vector : words(row->vectors)) out.vectors.push_back(name(vector));
   bool biased = row->biases.empty();
   for (const std::string_view pair : words(row->biases)) {
@@ -165,6 +167,7 @@ bool tied(const Ties& ties, std::string_view architecture, std::optional<bool> s
     case Tying::always:
       return true;
     case Tying::unless_denied:
+    case Tying::scaling:
       return said.value_or(true);
     case Tying::if_said:
       return said.value_or(!headed);
@@ -174,6 +177,8 @@ bool tied(const Ties& ties, std::string_view architecture, std::optional<bool> s
   return speaks(architecture) ? said.value_or(!headed)
                               : architecture.empty() && said.value_or(false);
 }
+
+bool means_more(Tying tying) { return tying == Tying::always || tying == Tying::scaling; }
 
 bool same_values(const Checkpoint& a, const Entry& x, const Checkpoint& b, const Entry& y) {
   if (x.info.shape != y.info.shape || !x.patches.empty() || !y.patches.empty()) return false;

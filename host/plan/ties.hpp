@@ -19,6 +19,7 @@ enum class Tying {
   unknown,        // a class that is not in the table
   if_said,        // where its config.json says tie_word_embeddings: true
   unless_denied,  // unless its config.json says false
+  scaling,        // likewise, and where they are one it scales what goes into the head
   always,         // whatever its config.json says
 };
 
@@ -28,6 +29,7 @@ struct Ties {
   std::string embedding;          // the parameter's own name; empty: found by its role
   std::string head;               // its use as output; empty: the class has none
   std::vector<std::string> uses;  // its other uses, as inputs of encoder and decoder
+  std::string input;  // the one of them that is the class's input embedding; empty: the parameter
   // Biases of the head that a tied checkpoint has once: the other name, and the one it is stored
   // under.
   std::vector<std::pair<std::string, std::string>> biases;
@@ -50,6 +52,10 @@ using Has = std::function<bool(const std::string& name)>;
 // has a head.
 [[nodiscard]] bool tied(const Ties& ties, std::string_view architecture, std::optional<bool> said,
                         bool headed);
+
+// True for classes that take more from tie_word_embeddings than whether ends are one parameter: the
+// flag stays as it was trained with. transformers 5 loads ends that differ all the same.
+[[nodiscard]] bool means_more(Tying tying);
 
 // True where two tensors have one shape and the same values: the same bytes, or equal numbers in
 // two of the types f32, bf16 and f16. Reads them.

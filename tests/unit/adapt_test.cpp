@@ -543,6 +543,11 @@ TEST_F(AdaptTest, UntiedEndsHaveTheNamesThatTheirClassReads) {
        "shared.weight",
        "lm_head.weight",
        {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}},
+      {"SwitchTransformersForConditionalGeneration",
+       {},
+       "shared.weight",
+       "lm_head.weight",
+       {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}},
   };
   for (const Ends& ends : all) {
     SCOPED_TRACE(ends.architecture);
@@ -564,8 +569,9 @@ TEST_F(AdaptTest, UntiedEndsHaveTheNamesThatTheirClassReads) {
                                        return std::find(ends.others.begin(), ends.others.end(),
                                                         t.name) != ends.others.end();
                                      })));
-    // T5 reads from the flag whether it scales its outputs.
-    if (std::string_view(ends.architecture).starts_with("T5")) {
+    // T5 and its kin read from the flag whether they scale their outputs.
+    const std::string_view architecture = ends.architecture;
+    if (architecture.starts_with("T5") || architecture.starts_with("Switch")) {
       EXPECT_FALSE(config(p).contains("tie_word_embeddings"));
     } else {
       EXPECT_EQ(config(p)["tie_word_embeddings"], false);
@@ -726,6 +732,49 @@ TEST_F(AdaptTest, EverythingWithAVocabularyGrowsWithIt) {
   EXPECT_EQ(bias->operands[0].rows->picks.size(), 10U);
   EXPECT_EQ(find(p, "model.encoder.embed_tokens.weight")->output.shape, (Shape{12, 4}));
   EXPECT_EQ(config(p)["vocab_size"], 12);
+}
+
+TEST_F(AdaptTest, TokensOfTheInputEmbeddingAreThoseOfAllUses) {
+  // The input embedding of Marian is the encoder's, and its files have the tensor as shared.
+  base({{"model.shared.weight", Dtype::f32, {10, 4}}},
+       R"({"architectures": ["MarianMTModel"], "vocab_size": 10})");
+  const auto tokens = [](const std::string& module) {
+    return saved(module + ".token_adapter.trainable_tokens_delta", {1, 4});
+  };
+  const auto wanted = [](const std::string& module) {
+    return lora_config(fmt::format(R"("trainable_token_indices": {{"{}": [7]}})", module));
+  };
+  adapter("in", wanted("model.encoder.embed_tokens"), tokens("model.encoder.embed_tokens"));
+  Plan p = plan("base+in");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(p.jobs.size(), 1U);
+  EXPECT_EQ(origin(p, "model.shared.weight"), "base:model.shared.weight in linear");
+  // Those of the head alone are the head's.
+  adapter("out", wanted("lm_head"), tokens("lm_head"));
+  p = plan("base+out");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, "model.shared.weight"), "base:model.shared.weight");
+  EXPECT_EQ(origin(p, "lm_head.weight"), "base:model.shared.weight out linear");
+}
+
+TEST_F(AdaptTest, AVocabularyGrowsAtAllEndsOrNotAtAll) {
+  base({{"model.shared.weight", Dtype::f32, {10, 4}}},
+       R"({"architectures": ["MarianMTModel"], "vocab_size": 10, "decoder_vocab_size": 10})");
+  adapter("g", lora_config(), saved("model.shared.weight", {12, 4}));
+  Plan p = plan("base+g");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(config(p)["vocab_size"], 12);
+  EXPECT_EQ(config(p)["decoder_vocab_size"], 12);
+  base({{"model.encoder.embed_tokens.weight", Dtype::f32, {10, 4}},
+        {"model.decoder.embed_tokens.weight", Dtype::f32, {10, 4}},
+        {"model.decoder.output_projection.weight", Dtype::f32, {10, 4}}},
+       R"({"architectures": ["FSMTForConditionalGeneration"], "src_vocab_size": 10})");
+  adapter("f", lora_config(),
+          saved("model.encoder.embed_tokens.weight", {12, 4}) +
+              saved("model.decoder.embed_tokens.weight", {12, 4}));
+  p = plan("base+f");
+  EXPECT_FALSE(p.sound());
+  expect_says(p, "model.decoder.output_projection.weight, but the other has 10");
 }
 
 TEST_F(AdaptTest, NamesInMemoryMeetNamesOnDisk) {

@@ -507,6 +507,27 @@ TEST(Config, VocabularyAndTiesAreSetWhereTheTextModelHasThem) {
   EXPECT_EQ(out["vision_config"]["vocab_size"], 7);
 }
 
+TEST(Config, OtherKeysForTheVocabularyFollowItsOldNumber) {
+  Edits edits;
+  edits.vocabulary = 12;
+  edits.old_vocabulary = 10;
+  const auto keys = [&](const char* text) {
+    return nlohmann::json::parse(edited(Config(text, "m"), edits));
+  };
+  auto out = keys(R"({"vocab_size": 10, "decoder_vocab_size": 10, "type_vocab_size": 10})");
+  EXPECT_EQ(out["vocab_size"], 12);
+  EXPECT_EQ(out["decoder_vocab_size"], 12);
+  EXPECT_EQ(out["type_vocab_size"], 10);
+  out = keys(R"({"src_vocab_size": 9, "tgt_vocab_size": 10})");
+  EXPECT_EQ(out["src_vocab_size"], 9);
+  EXPECT_EQ(out["tgt_vocab_size"], 12);
+  EXPECT_FALSE(out.contains("vocab_size"));
+  out = keys(
+      R"({"vocab_size": 10, "decoder_vocab_size": 10, "share_encoder_decoder_embeddings": false})");
+  EXPECT_EQ(out["vocab_size"], 12);
+  EXPECT_EQ(out["decoder_vocab_size"], 10);
+}
+
 TEST(Config, LayerCountIsTheKeyThatAgreesWithTheWeights) {
   const Config config(
       "{\"num_hidden_layers\": 7, \"num_layers\": 5, \"vision_config\": {\"depth\": 3}, "
