@@ -1086,7 +1086,8 @@ class Overlay {
   }
 
   // Modules that the configuration selects and the file lacks: PEFT leaves them as they were, which
-  // may not be what training did.
+  // may not be what training did. Experts are modules only where the adapter has some of them:
+  // transformers 5 holds them as parameters of all, which no name of a module selects.
   void report_untouched() {
     const AdapterConfig& config = adapter_->config;
     if (config.targets.empty() || !config.layers.empty() || !config.replication.empty()) return;
@@ -1094,14 +1095,18 @@ class Overlay {
     const adapter::Choice excluded(config.excluded, config.excluded_pattern,
                                    fmt::format("exclude_modules of {}", shown_));
     adapter::Effort effort;
+    const auto path_of = [&](Index i) { return parent(view_.items[i].info.name); };
+    const bool experts = std::any_of(touched_.begin(), touched_.end(),
+                                     [&](Index i) { return expert_layer(path_of(i)).has_value(); });
     std::size_t count = 0;
     std::string first;
     for (Index i = 0; i < view_.items.size(); ++i) {
       const Item& item = view_.items[i];
       if (!item.info.name.ends_with(".weight") || item.info.shape.rank() < 2) continue;
-      const std::string path = item.info.name.substr(0, item.info.name.size() - 7);
+      const std::string path(path_of(i));
       if (touched_.contains(i) || !targets.fits(path, effort) || excluded.fits(path, effort))
         continue;
+      if (!experts && expert_layer(path)) continue;
       if (++count == 1) first = path;
     }
     if (count == 0) return;

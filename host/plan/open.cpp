@@ -14,6 +14,30 @@
 namespace ingot::plan {
 namespace {
 
+// What torch puts before all names of a module that it wraps: DistributedDataParallel and
+// torch.compile. No class has such names.
+constexpr std::string_view kWrappers[] = {"module.", "_orig_mod."};
+
+// The wrappers before all names of a checkpoint, one after the other; empty: there are none.
+std::string wrapping(const Checkpoint& checkpoint) {
+  const std::vector<Entry>& entries = checkpoint.entries();
+  const auto all = [&](const std::string& prefix) {
+    return !entries.empty() && std::all_of(entries.begin(), entries.end(), [&](const Entry& e) {
+      return e.info.name.size() > prefix.size() && e.info.name.starts_with(prefix);
+    });
+  };
+  std::string prefix;
+  for (bool more = true; more;) {
+    more = false;
+    for (const std::string_view wrapper : kWrappers) {
+      if (!all(prefix + std::string(wrapper))) continue;
+      prefix += wrapper;
+      more = true;
+    }
+  }
+  return prefix;
+}
+
 // Opens the models and adapters of the recipe: models first, in file order, then adapters.
 class Opener {
  public:
@@ -98,12 +122,27 @@ class Opener {
       for (const std::string& warning : checkpoint.warnings()) {
         draft_.problems.warn(Code::format, warning);
       }
+      unwrap(checkpoint, own.text);
       models.push_back({std::move(own), std::move(folder), std::move(checkpoint), false});
     } catch (...) {
       by_folder_.erase(it);
       throw;
     }
     return it->second;
+  }
+
+  // Takes wrappers from the names of a model's tensors.
+  void unwrap(Checkpoint& checkpoint, const std::string& text) {
+    const std::string prefix = wrapping(checkpoint);
+    if (prefix.empty()) return;
+    std::vector<Entry> entries = checkpoint.entries();
+    for (Entry& entry : entries) entry.info.name.erase(0, prefix.size());
+    checkpoint.arrange(std::move(entries));
+    draft_.problems.warn(
+        Code::format,
+        fmt::format("{}: all names of its tensors begin with {}, which DistributedDataParallel and "
+                    "torch.compile put before names and no class reads: ingot leaves it out",
+                    text, prefix));
   }
 
   // The tensors of a model; an adapter, which has none, is told as such.

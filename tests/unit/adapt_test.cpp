@@ -189,6 +189,23 @@ TEST_F(AdaptTest, ModulesThatOnlyTheConfigurationHasAreReported) {
   expect_says(plan("base+a"), "selects 1 modules of base for which it has no tensors");
 }
 
+TEST_F(AdaptTest, ExpertsAreModulesWhereTheAdapterHasSomeOfThem) {
+  Tensors tensors = llama(1);
+  const std::string experts = "model.layers.0.mlp.experts.";
+  for (const char* number : {"0", "1"}) {
+    tensors.push_back({experts + number + ".down_proj.weight", Dtype::f32, {4, 6}});
+  }
+  base(tensors, llama_config(1));
+  const std::string targets = lora_config(R"("target_modules": ["q_proj", "experts.0.down_proj",
+                                             "experts.1.down_proj"])");
+  adapter("none", targets, kPair);
+  const Plan p = plan("base+none");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(problems(p).find("selects"), std::string::npos) << problems(p);
+  adapter("one", targets, kPair + lora_pair(experts + "0.down_proj", 2, 6, 4));
+  expect_says(plan("base+one"), "selects 1 modules of base for which it has no tensors");
+}
+
 TEST_F(AdaptTest, WeightsAndOrderComeFromTheRecipe) {
   base(llama(1), llama_config(1));
   adapter("a", lora_config(), kPair);

@@ -104,6 +104,31 @@ TEST_F(PlanTest, EveryTensorOfTheExamplesIsMerged) {
   EXPECT_EQ(p.architecture, "LlamaForCausalLM");
 }
 
+TEST_F(PlanTest, NamesOfWrappedModulesAreReadWithoutTheWrapper) {
+  const std::string name = "model.norm.weight";
+  for (const char* wrapper : {"module.", "_orig_mod.", "module._orig_mod."}) {
+    Tensors wrapped = llama(2);
+    for (TensorInfo& info : wrapped) info.name = wrapper + info.name;
+    model("w", wrapped, llama_config(2));
+    for (const char* donor : {"w", "a"}) {
+      const Plan p =
+          plan(fmt::format("merge_method: linear\nbase_model: {}\nmodels:\n- {{model: a, "
+                           "parameters: {{weight: 1}}}}\n"
+                           "- {{model: w, parameters: {{weight: 1}}}}\n",
+                           donor));
+      ASSERT_SOUND(p);
+      EXPECT_EQ(p.jobs.size(), llama(2).size());
+      EXPECT_EQ(inputs(p, name), "a:" + name + " w:" + name);
+      EXPECT_SAYS(p, std::string("begin with ") + wrapper + ", which");
+    }
+    // One name without it: the others are names like any.
+    wrapped.back().name = wrapped.back().name.substr(std::string(wrapper).size());
+    model("w", wrapped, llama_config(2));
+    EXPECT_EQ(report(plan("merge_method: passthrough\nmodels:\n- model: w\n")).find("begin with"),
+              std::string::npos);
+  }
+}
+
 TEST_F(PlanTest, TaskVectorsAreCountedWithoutTheBaseWhereverItIsListed) {
   const std::string rest = "merge_method: ties\nbase_model: a\nparameters: {weight: 1}\nmodels:\n";
   const Plan appended = plan(rest + "- model: b\n- model: c\n");
