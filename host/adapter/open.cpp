@@ -327,8 +327,11 @@ class Account {
   }
 
   void check_bias(const Key& key, std::uint32_t i) const {
-    if (shape(i).rank() != 1) {
-      bad(Code::shape, i, fmt::format("is a bias of shape {}", shape(i).text()));
+    // One number for each output; ConvBERT has them as (out, 1).
+    if (shape(i).rank() == 0 || shape(i).count() != shape(i)[0]) {
+      bad(Code::shape, i,
+          fmt::format("is a bias of shape {}, but a bias has one number for each output",
+                      shape(i).text()));
     }
     if (config_.bias == "all" || key.nesting > 0) return;
     bad(Code::format, i,

@@ -52,13 +52,15 @@ class Target {
 
 // What `tuned` has over `base`: one tensor each of experts * height * width elements, transposed
 // where these are kept as (in, out); or expert by expert the tensors of equal size whose rows, one
-// below the other, are its matrix.
+// below the other, are its matrix. A single tensor may have more elements, of which those from
+// `first` on are the matrix.
 struct Difference {
   struct Piece {
     Ingredient base, tuned;
   };
   std::vector<Piece> pieces;
   std::uint64_t height = 0, width = 0, experts = 1;
+  std::uint64_t first = 0;
   bool turned = false;
 };
 [[nodiscard]] std::unique_ptr<Target> difference(const Difference& difference);

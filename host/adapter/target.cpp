@@ -320,6 +320,7 @@ class Between final : public Target {
     if (difference_.turned) json["transposed"] = true;
     if (experts > 1) json["experts"] = experts;
     if (difference_.pieces.size() > 1) json["pieces"] = difference_.pieces.size();
+    if (difference_.first > 0) json["first"] = difference_.first;
     return json.dump();
   }
   [[nodiscard]] std::uint64_t memory(std::uint64_t rank) const override {
@@ -398,7 +399,7 @@ class Between final : public Target {
       const std::uint64_t at = first + done, within = at % part;
       const Difference::Piece& piece =
           difference_.pieces[apart ? expert * (pieces / experts) + at / part : 0];
-      const std::uint64_t from = apart ? within : expert * size + at;
+      const std::uint64_t from = apart ? within : difference_.first + expert * size + at;
       const std::uint64_t n =
           std::min({values.size() - done, static_cast<std::uint64_t>(base.size()), part - within});
       load(piece.tuned, from, values.subspan(done, n));

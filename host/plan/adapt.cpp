@@ -17,6 +17,7 @@
 #include "ingot/math/rule.hpp"
 #include "plan/aliases.hpp"
 #include "plan/folder.hpp"
+#include "plan/loaded.hpp"
 #include "plan/roles.hpp"
 #include "plan/ties.hpp"
 #include "token/vocab.hpp"
@@ -217,10 +218,11 @@ class Overlay {
 
   // The base's tensor for a name as the adapter has it.
   [[nodiscard]] std::optional<Index> locate(const std::string& name) const {
-    const std::string own = rename(name, renames_);
-    if (const auto found = find(own)) return found;
-    for (const std::string& other : aliases(own)) {
-      if (const auto found = find(other)) return found;
+    for (const std::string& own : {rename(name, renames_), name}) {
+      if (const auto found = find(own)) return found;
+      for (const std::string& other : aliases(own)) {
+        if (const auto found = find(other)) return found;
+      }
     }
     return std::nullopt;
   }
@@ -336,7 +338,7 @@ class Overlay {
       return place_weight(module, *item);
     }
     if (Use* const use = use_of(name)) return place_use(module, *use);
-    if (place_expert(module)) return;
+    if (place_expert(module) || place_portion(module)) return;
     ++missing_;
     if (missing_names_.size() < kShown) missing_names_.push_back(clip(module.path, 120));
   }
@@ -536,6 +538,38 @@ class Overlay {
       return true;
     }
     return false;
+  }
+
+  // Factors of a layer that is some rows of a layer of files.
+  bool place_portion(const Adapted& module) {
+    const auto part = portion(architecture_, module.path);
+    if (!part) return false;
+    const auto item = locate(part->path + ".weight");
+    if (!item) return false;
+    const TensorInfo& info = view_.items[*item].info;
+    const bool simple = adapter_->config.family == ingot::Family::lora && !adapter_->config.dora &&
+                        !module.find(Piece::bias);
+    if (!simple || info.shape.rank() != 2) {
+      fail(Code::usage,
+           fmt::format("module {} of adapter {} is one of {} parts of {} of {}: ingot bakes only "
+                       "LoRA without DoRA and without lora_bias into such a part",
+                       clip(module.path, 120), shown_, part->count, info.name, base_.ref.text));
+    }
+    Effect made = effect(module);
+    made.layout = Layout::linear;
+    made.cut.count = info.shape[0] / part->count;
+    made.cut.at = part->index * made.cut.count;
+    const std::uint64_t out = entry(model_, *module.find(Piece::b)).info.shape[0];
+    if (out != made.cut.count) {
+      fail(Code::shape,
+           fmt::format(
+               "module {} of adapter {} has {} outputs, but as one of {} parts of {} of {} it "
+               "has {}; is this the model it was trained on?",
+               clip(module.path, 120), shown_, out, part->count, info.name, base_.ref.text,
+               made.cut.count));
+    }
+    change(*item, std::move(made));
+    return true;
   }
 
   // --- whole tensors

@@ -27,8 +27,14 @@ constexpr Pair kGraniteMoe[] = {
 constexpr Pair kAria[] = {{"mlp.experts.gate_up_proj", "mlp.experts.fc1.weight"},
                           {"mlp.experts.down_proj", "mlp.experts.fc2.weight"}};
 constexpr Pair kHunyuan[] = {{"mlp.gate.", "mlp.router.gate."},
-                             {"mlp.shared_experts.", "mlp.shared_mlp."}};
-constexpr Pair kLaguna[] = {{"mlp.shared_experts.", "mlp.shared_expert."}};
+                             {"mlp.shared_experts.", "mlp.shared_mlp."},
+                             {"mlp.e_score_correction_bias", "mlp.expert_bias"}};
+constexpr Pair kLaguna[] = {
+    {"mlp.shared_experts.", "mlp.shared_expert."},
+    {"mlp.gate.e_score_correction_bias", "mlp.experts.e_score_correction_bias"}};
+constexpr Pair kErnie[] = {{"mlp.gate.moe_statics.", "mlp.moe_statics."}};
+constexpr Pair kExaone[] = {{"mlp.gate.e_score_correction_bias", "mlp.e_score_correction_bias"}};
+constexpr Pair kMimo[] = {{"self_attn.sinks", "self_attn.attention_sink_bias"}};
 constexpr Pair kOlmoHybrid[] = {{"input_layernorm.", "attention_layer_norm."},
                                 {"post_attention_layernorm.", "feedforward_layer_norm."}};
 constexpr Pair kClip[] = {{"vision_tower.", "vision_tower.vision_model."}};
@@ -87,13 +93,20 @@ constexpr Pair kJina[] = {{"layers.", "encoder.layers."},
 constexpr Pair kGte[] = {{"layers.", "encoder.layer."},
                          {"self_attn.o_proj.", "attention.o_proj."},
                          {"post_attention_layernorm.", "attn_ln."},
+                         {"post_mlp_layernorm.", "mlp_ln."},
+                         {"lm_head.layer_norm.", "lm_head.norm."}};
+constexpr Pair kNew[] = {{"^gte.layers.", "^new.encoder.layer."},  // Gte before transformers had it
+                         {"^gte.", "^new."},
+                         {"self_attn.o_proj.", "attention.o_proj."},
+                         {"post_attention_layernorm.", "attn_ln."},
                          {"post_mlp_layernorm.", "mlp_ln."}};
 constexpr Pair kTimesFm[] = {{"fc1.", "ff0."}, {"fc2.", "ff1."}};
 
 constexpr std::span<const Pair> kClasses[] = {
-    kNorm,    kNeoX,   kNemotronH,  kMixtral, kPhimoe,     kKimi,     kGraniteMoe, kAria,
-    kHunyuan, kLaguna, kOlmoHybrid, kClip,    kClipVision, kClipText, kViT,        kViTDecoder,
-    kDino,    kSwin,   kSegformer,  kDetr,    kNomic,      kJina,     kGte,        kTimesFm};
+    kNorm,      kNeoX,       kNemotronH, kMixtral, kPhimoe,     kKimi, kGraniteMoe,
+    kAria,      kHunyuan,    kLaguna,    kErnie,   kExaone,     kMimo, kOlmoHybrid,
+    kClip,      kClipVision, kClipText,  kViT,     kViTDecoder, kDino, kSwin,
+    kSegformer, kDetr,       kNomic,     kJina,    kGte,        kNew,  kTimesFm};
 
 // Replaces the first place where `from` stands as whole components. False if there is none.
 bool replace(std::string& name, std::string_view from, std::string_view to) {

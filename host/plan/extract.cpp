@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "adapter/keys.hpp"
 #include "adapter/solve.hpp"
@@ -370,16 +371,38 @@ class Extraction {
     const bool layer = name.ends_with(".weight") && shape.rank() >= 2 && !owners_.contains(path) &&
                        !vocabulary(role) && !is_table(path) && !is_plain_convolution(shape) &&
                        !reads_weight(plan_.architecture, path);
+    const Form form = form_of(name, role);
+    const char* what = kind_of(name, shape, role, form);
+    const std::vector<std::string> parts =
+        reader_.whole ? divided(plan_.architecture, path) : std::vector<std::string>();
+    const bool even = layer && !parts.empty() && shape[0] % parts.size() == 0;
+    if (reader_.whole && (joined(plan_.architecture, path) || (!parts.empty() && !even))) {
+      problems_.warn_like(
+          "apart", Code::usage,
+          fmt::format("{}: transformers {}, so the adapter leaves its change out", name,
+                      parts.empty() ? "loads it as a part of a larger tensor"
+                                    : fmt::format("divides it among {}", fmt::join(parts, ", "))));
+      return leave(what, same ? &base : nullptr, tuned, "the loaded model has no such tensor");
+    }
+    if (even) {
+      const Shape part{shape[0] / parts.size(), shape[1]};
+      for (std::size_t i = 0; i < parts.size(); ++i) {
+        Module module{parts[i], {}, part, {{both}}};
+        module.difference.first = i * part.count();
+        add(std::move(module));
+      }
+      return;
+    }
     if (experts || layer) {
       Module module{path, {}, shape, {{both}}};
       if (!reader_.whole) {
-        const char* what = experts                  ? "experts in one tensor"
-                           : is_router(path, shape) ? "routers"
-                           : shape.rank() > 2       ? "convolutions"
-                           : plan::module(name, false) != "text_decoder"
-                               ? "parts beside the text model"
-                               : nullptr;
-        if (what != nullptr) return leave(what, &base, tuned, not_for_reader());
+        const char* unread = experts                  ? "experts in one tensor"
+                             : is_router(path, shape) ? "routers"
+                             : shape.rank() > 2       ? "convolutions"
+                             : plan::module(name, false) != "text_decoder"
+                                 ? "parts beside the text model"
+                                 : nullptr;
+        if (unread != nullptr) return leave(unread, &base, tuned, not_for_reader());
         return add(std::move(module));
       }
       if (experts || by_parameter(path, shape)) module.parameter = last_component(name);
@@ -394,8 +417,6 @@ class Extraction {
       pieces.apart.push_back(std::move(module));
       return;
     }
-    const Form form = form_of(name, role);
-    const char* what = kind_of(name, shape, role, form);
     if (!reader_.whole) return leave(what, same ? &base : nullptr, tuned, not_for_reader());
     if (wishes_.whole_tensors == "skip") {
       ++skipped_;

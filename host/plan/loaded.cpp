@@ -1,6 +1,8 @@
 #include "plan/loaded.hpp"
 
 #include <algorithm>
+#include <initializer_list>
+#include <iterator>
 #include <span>
 
 #include <fmt/format.h>
@@ -66,6 +68,38 @@ constexpr Change kPhi[] = {{".block_sparse_moe.gate.", ".mlp.router."},
 constexpr Change kErnie[] = {{".mlp.moe_statics.", ".mlp.gate.moe_statics."}};
 constexpr Change kExaone[] = {
     {".mlp.e_score_correction_bias", ".mlp.gate.e_score_correction_bias"}};
+constexpr Change kKimi[] = {{".block_sparse_moe.", ".mlp."},
+                            {".self_attn.f_a_proj.", ".self_attn.forget_gate.f_a_proj."},
+                            {".self_attn.f_b_proj.", ".self_attn.forget_gate.f_b_proj."},
+                            {".self_attn.dt_bias", ".self_attn.forget_gate.dt_bias"},
+                            {".self_attn.A_log", ".self_attn.forget_gate.A_log"}};
+constexpr Change kHunyuan[] = {{".mlp.router.gate.", ".mlp.gate."},
+                               {".mlp.expert_bias", ".mlp.e_score_correction_bias"},
+                               {".mlp.shared_mlp.", ".mlp.shared_experts."}};
+constexpr Change kLaguna[] = {
+    {".mlp.experts.e_score_correction_bias", ".mlp.gate.e_score_correction_bias"},
+    {".mlp.shared_expert.", ".mlp.shared_experts."}};
+constexpr Change kOlmoHybrid[] = {{".attention_layer_norm.", ".input_layernorm."},
+                                  {".feedforward_layer_norm.", ".post_attention_layernorm."}};
+constexpr Change kNomic[] = {{"encoder.layers.", "layers."},
+                             {"emb_ln.", "embeddings.LayerNorm."},
+                             {".attn.out_proj.", ".self_attn.o_proj."},
+                             {".fc11.", ".up_proj."},
+                             {".fc12.", ".gate_proj."},
+                             {".fc2.", ".down_proj."},
+                             {".norm1.", ".post_attention_layernorm."},
+                             {".norm2.", ".post_mlp_layernorm."}};
+constexpr Change kJina[] = {{"encoder.layers.", "layers."},
+                            {"emb_ln.", "embeddings.LayerNorm."},
+                            {".mixer.out_proj.", ".self_attn.o_proj."},
+                            {".norm1.", ".post_attention_layernorm."},
+                            {".norm2.", ".post_mlp_layernorm."}};
+constexpr Change kNew[] = {{"new.", "gte."}};
+constexpr Change kGte[] = {{"encoder.layer.", "layers."},
+                           {".attention.o_proj.", ".self_attn.o_proj."},
+                           {".attn_ln.", ".post_attention_layernorm."},
+                           {".mlp_ln.", ".post_mlp_layernorm."},
+                           {"lm_head.norm.", "lm_head.layer_norm."}};
 constexpr Change kMimo[] = {{".self_attn.attention_sink_bias", ".self_attn.sinks"}};
 constexpr Change kVit[] = {{"encoder.layer.", "layers."},
                            {".attention.attention.query.", ".attention.q_proj."},
@@ -105,17 +139,56 @@ constexpr Renamed kRenamed[] = {
     {"Phimoe", {}, kPhi},
     {"Ernie4_5_Moe", {}, kErnie},
     {"ExaoneMoe", {}, kExaone},
+    {"KimiLinear", {}, kKimi},
+    {"HYV3", {}, kHunyuan},
+    {"Laguna", {}, kLaguna},
+    {"OlmoHybrid", {}, kOlmoHybrid},
+    {"NomicBert", {}, kNomic},
+    {"JinaEmbeddingsV3", {}, kJina},
+    {"Gte", kNew, kGte},
     {"MiMoV2Flash", {}, kMimo},
     {"ViT AST Beit DeiT IJepa ViTMAE ViTMSN Vivit", {}, kVit},
     {"Dinov2 Dinov2WithRegisters", {}, kDino},
     {"Swin", {}, kSwin},
 };
 
+// A layer of files whose rows are those of several layers of the loaded model, one below the other
+// and as many for each.
+struct Divided {
+  std::string_view stems, layer;
+  std::initializer_list<std::string_view> parts;
+};
+const Divided kDivided[] = {
+    {"NomicBert", "attn.Wqkv", {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}},
+    {"JinaEmbeddingsV3",
+     "mixer.Wqkv",
+     {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}},
+    {"Gte", "attention.qkv_proj", {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}},
+    {"Gte", "mlp.up_gate_proj", {"mlp.up_proj", "mlp.gate_proj"}},
+};
+// Layers of files that are rows of one layer of the loaded model.
+struct Joined {
+  std::string_view stems;
+  std::initializer_list<std::string_view> parts;
+};
+const Joined kJoined[] = {
+    {"KimiLinear", {"self_attn.q_conv1d", "self_attn.k_conv1d", "self_attn.v_conv1d"}},
+    {"OlmoHybrid", {"linear_attn.q_conv1d", "linear_attn.k_conv1d", "linear_attn.v_conv1d"}},
+};
+
+// What stands before the last components of a path, with the dot; nullopt if it has others.
+std::optional<std::string_view> before(std::string_view path, std::string_view last) {
+  if (!path.ends_with(last)) return std::nullopt;
+  path.remove_suffix(last.size());
+  if (!path.empty() && path.back() != '.') return std::nullopt;
+  return path;
+}
+
 constexpr std::string_view kFusing =
     "Mixtral MiniMax MiniMaxM2 Phimoe Afmoe DeepseekV2 DeepseekV3 DeepseekV32 Dots1 Ernie4_5_Moe "
     "Glm4Moe Glm4MoeLite GlmMoeDsa Glm4vMoe LongcatFlash SolarOpen Mellum Qwen2Moe Qwen3Moe "
     "Qwen3OmniMoeThinker Qwen3Next Qwen3_5Moe HunYuanMoEV1 FlexOlmo Olmoe ExaoneMoe Cohere2Moe "
-    "Jamba Lfm2Moe NemotronH MiMoV2Flash";
+    "Jamba Lfm2Moe NemotronH MiMoV2Flash KimiLinear HYV3 Laguna";
 
 // True if the class is one of the blank-separated stems with a head, or its base module.
 bool among(std::string_view stems, std::string_view architecture) {
@@ -155,6 +228,36 @@ std::string loaded_name(std::string_view architecture, std::string_view name, Re
     break;
   }
   return out;
+}
+
+std::vector<std::string> divided(std::string_view architecture, std::string_view path) {
+  for (const Divided& row : kDivided) {
+    const auto front = before(path, row.layer);
+    if (!front || !among(row.stems, architecture)) continue;
+    std::vector<std::string> all;
+    for (const std::string_view part : row.parts) all.push_back(fmt::format("{}{}", *front, part));
+    return all;
+  }
+  return {};
+}
+
+std::optional<Portion> portion(std::string_view architecture, std::string_view path) {
+  for (const Divided& row : kDivided) {
+    if (!among(row.stems, architecture)) continue;
+    for (std::size_t i = 0; i < row.parts.size(); ++i) {
+      const auto front = before(path, row.parts.begin()[i]);
+      if (front) return Portion{fmt::format("{}{}", *front, row.layer), i, row.parts.size()};
+    }
+  }
+  return std::nullopt;
+}
+
+bool joined(std::string_view architecture, std::string_view path) {
+  return std::any_of(std::begin(kJoined), std::end(kJoined), [&](const Joined& row) {
+    return among(row.stems, architecture) &&
+           std::any_of(row.parts.begin(), row.parts.end(),
+                       [&](std::string_view part) { return before(path, part).has_value(); });
+  });
 }
 
 bool reads_weight(std::string_view architecture, std::string_view path) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace ingot::plan {
 
@@ -17,6 +18,20 @@ enum class Renaming {
 // nothing is renamed. A name of a loaded model stays as it is.
 [[nodiscard]] std::string loaded_name(std::string_view architecture, std::string_view name,
                                       Renaming renaming = Renaming::all);
+
+// The layers of the loaded model among which the rows of this layer of files are shared out evenly,
+// in this order; none for all other layers. `path` is as loaded_name() gives it.
+[[nodiscard]] std::vector<std::string> divided(std::string_view architecture,
+                                               std::string_view path);
+// The other way round: which layer of files, and which of how many shares of its rows, a layer of
+// the loaded model is. The start of the path stays as it is.
+struct Portion {
+  std::string path;
+  std::uint64_t index = 0, count = 1;
+};
+[[nodiscard]] std::optional<Portion> portion(std::string_view architecture, std::string_view path);
+// True for a layer of files that the loaded model has as rows of a larger one.
+[[nodiscard]] bool joined(std::string_view architecture, std::string_view path);
 
 // True for a layer whose class hands its weight to a kernel instead of calling it, so that an
 // adapter around the layer would do nothing: PEFT refuses it.

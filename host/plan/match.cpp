@@ -49,8 +49,12 @@ const std::vector<Renames>& candidates() {
     const Renames llava = {{"language_model.lm_head.", "lm_head."},
                            {"language_model.model.", "model.language_model."},
                            {"vision_tower.", "model.vision_tower."},
+                           {"vision_model.", "model.vision_model."},
+                           {"image_tower.", "model.image_tower."},
+                           {"video_tower.", "model.video_tower."},
                            {"audio_tower.", "model.audio_tower."},
                            {"multi_modal_projector.", "model.multi_modal_projector."},
+                           {"vision_embed_tokens.", "model.vision_embed_tokens."},
                            {"encoder.", "model.encoder."},
                            {"projector.", "model.projector."}};
     const Renames qwen = {{"model.", "model.language_model."}, {"visual.", "model.visual."}};

@@ -810,6 +810,13 @@ TEST_F(AdaptTest, NamesInMemoryMeetNamesOnDisk) {
             "vit.layers.1.mlp.fc2"},
            {"SwinForImageClassification", "swin.encoder.layers.0.blocks.0.attention.self.key",
             "swin.encoder.layers.0.blocks.0.attention.k_proj"},
+           {"MllamaForConditionalGeneration", "vision_model.transformer.layers.0.mlp.fc1",
+            "model.vision_model.transformer.layers.0.mlp.fc1"},
+           {"HYV3ForCausalLM", "model.layers.1.mlp.router.gate", "model.layers.1.mlp.gate"},
+           {"NomicBertForMaskedLM", "nomic_bert.encoder.layers.0.mlp.fc11",
+            "nomic_bert.layers.0.mlp.up_proj"},
+           {"GteForMaskedLM", "new.encoder.layer.0.attention.o_proj",
+            "gte.layers.0.self_attn.o_proj"},
            {"MixtralForCausalLM", "model.layers.0.block_sparse_moe.gate",
             "model.layers.0.mlp.gate"},
            {"GraniteMoeForCausalLM", "model.layers.0.block_sparse_moe.router.layer",
@@ -825,6 +832,54 @@ TEST_F(AdaptTest, NamesInMemoryMeetNamesOnDisk) {
     EXPECT_EQ(origin(p, name), "base:" + name + " a linear");
     EXPECT_EQ(p.jobs.size(), 2U);
   }
+}
+
+// PEFT adapts layers that transformers makes of a third of the rows each.
+TEST_F(AdaptTest, LayersThatAreRowsOfAFusedOneChangeTheseRows) {
+  const std::string fused = "nomic_bert.encoder.layers.0.attn.Wqkv.weight",
+                    part = "nomic_bert.layers.0.self_attn.k_proj";
+  base({{fused, Dtype::f32, {12, 4}}, {"other.weight", Dtype::f32, {2, 2}}},
+       R"({"architectures": ["NomicBertForMaskedLM"]})");
+  adapter("a", lora_config(), lora_pair(part, 2, 4, 4));
+  Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  const json outputs = effects(p, fused).at(0).at("outputs");
+  EXPECT_EQ(outputs.at("at"), 4);
+  EXPECT_EQ(outputs.at("count"), 4);
+  EXPECT_EQ(outputs.at("from"), 0);
+  adapter("a", lora_config(R"("use_dora": true)"),
+          lora_pair(part, 2, 4, 4) + saved(part + ".lora_magnitude_vector", {4}));
+  p = plan("base+a");
+  EXPECT_NE(problems(p).find("is one of 3 parts of " + fused), std::string::npos) << problems(p);
+  adapter("a", lora_config(), lora_pair(part, 2, 4, 6));
+  p = plan("base+a");
+  EXPECT_NE(problems(p).find("has 6 outputs, but as one of 3 parts"), std::string::npos)
+      << problems(p);
+}
+
+// ConvBERT's biases of (out, 1), and a parameter that transformers moved.
+TEST_F(AdaptTest, SavedParametersAreFoundInTheirShapeAndUnderTheirOldNames) {
+  const std::string layer = "convbert.encoder.layer.0.attention.self.key_conv_attn_layer",
+                    old = "model.layers.1.mlp.moe_statics.e_score_correction_bias",
+                    now = "model.layers.1.mlp.gate.moe_statics.e_score_correction_bias";
+  base({{layer + ".bias", Dtype::f32, {6, 1}},
+        {old, Dtype::f32, {1, 4}},
+        {"esm.encoder.layer.0.LayerNorm.beta", Dtype::f32, {4}},
+        {"fc.weight", Dtype::f32, {4, 4}}},
+       "");
+  const std::string config = R"("bias": "all", "modules_to_save": [")" + now + "\"]";
+  const std::string norm = "esm.encoder.layer.0.LayerNorm.bias";
+  const Tensors moved = lora_pair("fc", 2, 4, 4) + saved(now, {1, 4}) + saved(norm, {4});
+  adapter("a", lora_config(config), moved + saved(layer + ".bias", {6, 1}));
+  Plan p = plan("base+a");
+  ASSERT_TRUE(p.sound()) << problems(p);
+  EXPECT_EQ(origin(p, norm), "a:base_model.model." + norm);
+  EXPECT_EQ(origin(p, layer + ".bias"), "a:base_model.model." + layer + ".bias");
+  EXPECT_EQ(origin(p, old), "a:base_model.model." + now);
+  adapter("a", lora_config(config), moved + saved(layer + ".bias", {3, 2}));
+  p = plan("base+a");
+  EXPECT_NE(problems(p).find("a bias has one number for each output"), std::string::npos)
+      << problems(p);
 }
 
 TEST_F(AdaptTest, OldNamesOfLayerNormsAreFound) {

@@ -447,6 +447,47 @@ TEST(Extract, FusesExpertsAsTheLoadedModelDoes) {
   }
 }
 
+// transformers makes three layers of one of these files, and one of three of those.
+TEST(Extract, DividesLayersAsTheLoadedModelDoes) {
+  const Folder folder;
+  const std::string layer = "nomic_bert.encoder.layers.0.";
+  write_pair(folder, R"({"architectures": ["NomicBertForMaskedLM"], "num_hidden_layers": 1})",
+             {{layer + "attn.Wqkv.weight", {18, 6}},
+              {layer + "mlp.fc11.weight", {5, 6}},
+              {layer + "norm1.weight", {6}}},
+             any);
+  const Made made = extract_pair(folder);
+  EXPECT_EQ(made.config["target_modules"],
+            nlohmann::json(
+                {"nomic_bert.layers.0.mlp.up_proj", "nomic_bert.layers.0.self_attn.k_proj",
+                 "nomic_bert.layers.0.self_attn.q_proj", "nomic_bert.layers.0.self_attn.v_proj"}));
+  EXPECT_EQ(made.config["modules_to_save"],
+            nlohmann::json({"nomic_bert.layers.0.post_attention_layernorm"}));
+  expect_back(folder);
+}
+
+TEST(Extract, SaysWhatTheLoadedModelHasInOtherTensors) {
+  const Folder folder;
+  const std::string attention = "model.layers.0.self_attn.";
+  std::map<std::string, Shape> shapes{{attention + "q_proj.weight", {6, 6}}};
+  for (const char* side : {"q", "k", "v"}) shapes[attention + side + "_conv1d.weight"] = {6, 1, 4};
+  write_pair(folder, R"({"architectures": ["KimiLinearForCausalLM"], "num_hidden_layers": 1})",
+             shapes, any);
+  const auto disk = system_disk();
+  const Plan plan = build(*disk,
+                          parse(fmt::format("extract: lora\nbase_model: {}\nmodel: {}\nrank: 6\n",
+                                            folder / "base", folder / "tuned"),
+                                "r.yml", {}),
+                          {});
+  EXPECT_EQ(plan.jobs.size(), 2U);
+  std::string said;
+  for (const Problem& problem : plan.problems) said += problem.text;
+  EXPECT_NE(said.find(attention + "k_conv1d.weight: transformers loads it as a part of a larger "
+                                  "tensor"),
+            std::string::npos)
+      << said;
+}
+
 // Two tensors of files that one model ties and the other does not.
 TEST(Extract, OfAModelThatTiesItsHeadBringsTheHead) {
   const Folder folder;

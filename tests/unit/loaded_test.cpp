@@ -45,6 +45,31 @@ constexpr Case kCases[] = {
      "vit.layers.0.attention.o_proj.bias"},
     {"ViTForImageClassification", "vit.encoder.layer.0.output.dense.bias",
      "vit.layers.0.mlp.fc2.bias"},
+    {"KimiLinearForCausalLM", "model.layers.1.block_sparse_moe.experts.2.w1.weight",
+     "model.layers.1.mlp.experts.2.w1.weight"},
+    {"KimiLinearForCausalLM", "model.layers.0.self_attn.f_a_proj.weight",
+     "model.layers.0.self_attn.forget_gate.f_a_proj.weight"},
+    {"KimiLinearForCausalLM", "model.layers.0.self_attn.A_log",
+     "model.layers.0.self_attn.forget_gate.A_log"},
+    {"HYV3ForCausalLM", "model.layers.1.mlp.router.gate.weight", "model.layers.1.mlp.gate.weight"},
+    {"HYV3ForCausalLM", "model.layers.1.mlp.shared_mlp.up_proj.weight",
+     "model.layers.1.mlp.shared_experts.up_proj.weight"},
+    {"HYV3ForCausalLM", "model.layers.1.mlp.expert_bias",
+     "model.layers.1.mlp.e_score_correction_bias"},
+    {"LagunaForCausalLM", "model.layers.1.mlp.experts.e_score_correction_bias",
+     "model.layers.1.mlp.gate.e_score_correction_bias"},
+    {"OlmoHybridForCausalLM", "model.layers.1.attention_layer_norm.weight",
+     "model.layers.1.input_layernorm.weight"},
+    {"NomicBertForMaskedLM", "nomic_bert.encoder.layers.0.mlp.fc12.weight",
+     "nomic_bert.layers.0.mlp.gate_proj.weight"},
+    {"NomicBertModel", "emb_ln.bias", "embeddings.LayerNorm.bias"},
+    {"JinaEmbeddingsV3ForMaskedLM", "roberta.encoder.layers.0.mixer.out_proj.weight",
+     "roberta.layers.0.self_attn.o_proj.weight"},
+    {"GteForMaskedLM", "new.encoder.layer.3.attn_ln.weight",
+     "gte.layers.3.post_attention_layernorm.weight"},
+    {"GteForMaskedLM", "lm_head.norm.bias", "lm_head.layer_norm.bias"},
+    {"MllamaForConditionalGeneration", "vision_model.transformer.layers.0.mlp.fc1.weight",
+     "model.vision_model.transformer.layers.0.mlp.fc1.weight"},
     {"BertForMaskedLM", "bert.encoder.layer.0.output.dense.bias",
      "bert.encoder.layer.0.output.dense.bias"},
     {"SwinForImageClassification",
@@ -65,6 +90,24 @@ TEST(LoadedName, StaysAsItIs) {
 TEST(LoadedName, OfABaseModuleAloneHasNoOuterModule) {
   EXPECT_EQ(loaded_name("LlavaModel", "vision_tower.post_layernorm.weight"),
             "vision_tower.post_layernorm.weight");
+}
+
+TEST(Divided, RowsAreSharedOutInTheOrderOfTheLoadedModel) {
+  EXPECT_EQ(divided("NomicBertModel", "layers.0.attn.Wqkv"),
+            (std::vector<std::string>{"layers.0.self_attn.q_proj", "layers.0.self_attn.k_proj",
+                                      "layers.0.self_attn.v_proj"}));
+  EXPECT_EQ(divided("GteForMaskedLM", "gte.layers.1.mlp.up_gate_proj"),
+            (std::vector<std::string>{"gte.layers.1.mlp.up_proj", "gte.layers.1.mlp.gate_proj"}));
+  EXPECT_TRUE(divided("ModernBertModel", "layers.0.attn.Wqkv").empty());
+  EXPECT_TRUE(divided("NomicBertModel", "layers.0.xattn.Wqkv").empty());
+  const auto value = portion("JinaEmbeddingsV3Model", "layers.2.self_attn.v_proj");
+  ASSERT_TRUE(value);
+  EXPECT_EQ(value->path, "layers.2.mixer.Wqkv");
+  EXPECT_EQ(value->index, 2);
+  EXPECT_EQ(value->count, 3);
+  EXPECT_FALSE(portion("BertModel", "layers.2.self_attn.v_proj"));
+  EXPECT_TRUE(joined("KimiLinearForCausalLM", "model.layers.0.self_attn.k_conv1d"));
+  EXPECT_FALSE(joined("Qwen3NextForCausalLM", "model.layers.0.self_attn.k_conv1d"));
 }
 
 TEST(FusedPart, TellsWhereAnExpertStands) {

@@ -90,10 +90,11 @@ std::optional<std::string> left_out(const std::vector<Fit>& fits, const Plan& pl
   const bool whole_reader = reader.empty() || reader == "peft";
   return fmt::format(
       "the adapter leaves out {:.1f} % of the energy (squared norm) of the change, "
-      "which is in {}: {}",
+      "which is in {}{}",
       100 * share, kinds,
-      whole_reader ? "--whole-tensors save keeps them"
-                   : reader + " loads no adapter with them, --for peft keeps them");
+      !whole_reader ? ": " + reader + " loads no adapter with them, --for peft keeps them"
+      : plan.recipe.adaptation.whole_tensors == "skip" ? ": --whole-tensors save keeps them"
+                                                       : "");
 }
 
 std::string narrate(const std::vector<Fit>& fits, const Plan& plan) {
