@@ -353,7 +353,7 @@ class Account {
       const Shape& s = shape(tokens.entry);
       // PEFT writes the rows of a tied embedding under its other uses too, which it does not list.
       std::size_t fits = 0;
-      for (const auto& [name, rows] : config_.tokens) fits += rows.size() == s[0] ? 1 : 0;
+      for (const auto& [name, rows] : config_.tokens) fits += rows.size() == s[0] ? 1U : 0U;
       for (const auto& [name, rows] : config_.tokens) {
         if (tokens.rows.empty() && fits == 1 && rows.size() == s[0]) tokens.rows = rows;
       }
