@@ -699,9 +699,13 @@ class Overlay {
     const TensorInfo& info = entry(model_, saved.entry).info;
     const Shape& shape = view_.items[item].info.shape;
     if (added_.contains(item) || info.shape != shape || shape.rank() != 2) {
-      fail(Code::usage, fmt::format("adapter {} has the weight {}, but it replaces {}, which is "
-                                    "possible only with weight 1",
-                                    shown_, weight_, view_.items[item].info.name));
+      fail(
+          Code::usage,
+          fmt::format("adapter {} has the weight {}, but it replaces {} as a whole, which is "
+                      "possible only with weight 1: only matrices of the base's shape are blended; "
+                      "leave the weight out, or use an adapter without this tensor (extract "
+                      "--whole-tensors skip makes one)",
+                      shown_, weight_, view_.items[item].info.name));
     }
     Effect made;
     made.adapter = shown_;

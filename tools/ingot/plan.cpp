@@ -266,7 +266,7 @@ std::string narrate(const Plan& plan, const Forecast& cost, const Request& reque
   }
   if (cost.run.memory > 0) {
     line("memory",
-         fmt::format("at most {}; the ceiling is {} (--memory)", show_memory(cost.run.memory),
+         fmt::format("about {}; the ceiling is {} (--memory)", show_memory(cost.run.memory),
                      show_memory(request.options().memory)));
   }
   if (cost.seconds > 0) {

@@ -564,7 +564,7 @@ void Request::add_extraction(CLI::App& command) {
   command
       .add_option("--bytes", bytes_,
                   "Choose the ranks that keep the most energy in a weight file of at most SIZE "
-                  "bytes (default: by --rank)")
+                  "bytes (in place of --rank)")
       ->type_name("SIZE");
   command
       .add_option("--whole-tensors", whole_tensors_,
@@ -580,7 +580,8 @@ void Request::add_ranks(CLI::App& command) {
           form_ == Form::fuse
               ? "Rank of each module of the result, or auto with --energy (default: the largest "
                 "rank of the adapters)"
-              : "Rank of each module of the adapter, or auto with --energy (default: by --bytes)")
+              : "Rank of each module of the adapter, or auto with --energy (required without "
+                "--bytes)")
       ->type_name("N|auto");
   command
       .add_option("--for", for_,
