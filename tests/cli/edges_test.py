@@ -267,8 +267,11 @@ class Names(Edges):
                                           if option.startswith("--") else f"{option}{value}")
                     if value:
                         self.assertIn(f"'{value}' is ", done.stderr)
-        self.assertIn("--memory 2048 bytes is too small",
+        self.assertIn("--memory 2048: that is 2048 bytes; write a unit",
                       self.run_fails(USAGE, "plan", recipe, "--memory", "2048").stderr)
+        small = self.run_fails(USAGE, "plan", recipe, "--memory", "2kB")
+        self.assertIn("--memory 2000 bytes is too small", small.stderr)
+        self.assertNotIn("0 threads", small.stdout)
         self.run_ok("plan", recipe, "--seed", "18446744073709551615")
 
     def test_zero_bytes_in_names_are_refused_and_shown(self):

@@ -269,7 +269,7 @@ std::string narrate(const Plan& plan, const Forecast& cost, const Request& reque
          fmt::format("about {}; the ceiling is {} (--memory)", show_memory(cost.run.memory),
                      show_memory(request.options().memory)));
   }
-  if (cost.seconds > 0) {
+  if (cost.seconds > 0 && cost.run.crowd.threads > 0) {
     line("time",
          fmt::format("{} with {}",
                      cost.seconds < 1 ? "under a second" : "about " + show_time(cost.seconds),

@@ -147,13 +147,12 @@ bool names_cuda(std::string_view device) {
   return true;
 }
 
-// Nobody means a shard of so few bytes as are written without a unit.
-std::uint64_t parse_shard_size(const std::string& text) {
+// Nobody means a shard or a ceiling of so few bytes as are written without a unit.
+std::uint64_t parse_large_size(std::string_view option, const std::string& text) {
   constexpr std::uint64_t kLeast = 1'000'000;
-  const std::uint64_t bytes = parse_size("--shard-size", text);
+  const std::uint64_t bytes = parse_size(option, text);
   if (bytes >= kLeast || text.find_first_not_of("0123456789") != std::string::npos) return bytes;
-  fail(Code::usage, fmt::format("--shard-size {}: that is {} bytes; write a unit, as in {}GB or "
-                                "{}MB",
+  fail(Code::usage, fmt::format("{} {}: that is {} bytes; write a unit, as in {}GB or {}MB", option,
                                 text, bytes, text, text));
 }
 
@@ -397,12 +396,12 @@ void Request::settle(const Console& console) {
     }
   }
 
-  options_.memory = parse_size("--memory", memory_);
+  options_.memory = parse_large_size("--memory", memory_);
   device_memory_bytes_ = parse_size("--device-memory", device_memory_);
   options_.sync = !no_sync_;
   options_.hash = !no_hash_;
-  planning_.shard_bytes =
-      out_shard_size_.empty() ? parse_shard_size(shard_size_) : parse_shard(out_shard_size_);
+  planning_.shard_bytes = out_shard_size_.empty() ? parse_large_size("--shard-size", shard_size_)
+                                                  : parse_shard(out_shard_size_);
   note_memory(console, options_.memory);
   planning_.threads = options_.threads;
   planning_.memory = options_.memory;
