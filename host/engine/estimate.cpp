@@ -95,11 +95,12 @@ Estimate estimate(const Plan& plan, const MergeOptions& options) {
   if (work > 0) seconds += work / product_rate();
   result.compute = seconds / std::max(threads, 1.0);
   // All that divide() lends may be resident at a time, and is where reading is faster than the
-  // rest.
+  // rest. Where it has room for all data, a fifth of them are written before the last are read.
   std::uint64_t lent = staging.inputs;
   if (std::any_of(plan.jobs.begin(), plan.jobs.end(), measures)) {
     lent += std::min(plan.bytes_out, staging.outputs);
   }
+  lent = std::min(lent, (plan.bytes_in + plan.bytes_out) / 5 * 4);
   for (const auto& [joint, bytes] : staging.joints) lent += bytes;
   if (!staging.joints.empty()) lent += kSolver;
   result.memory =

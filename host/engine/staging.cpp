@@ -7,6 +7,7 @@
 
 #include "base/threads.hpp"
 #include "engine/supply.hpp"
+#include "ingot/math/methods.hpp"
 
 namespace ingot {
 namespace {
@@ -37,11 +38,17 @@ std::string show_ceiling(std::uint64_t bytes) {
   return bytes < kMiB ? fmt::format("{} bytes", bytes) : fmt::format("{} MiB", bytes / kMiB);
 }
 
+// True if all of a tensor is read before its first output.
+bool measures(const math::Rule& rule) {
+  const math::Needs needs = math::needs(rule);
+  return needs.select || needs.folds > 0;
+}
+
 // The needs of a plan, which do not depend on the ceiling.
 struct Demand {
   std::uint64_t least = 0;     // the largest single chunk any job stages
   std::uint64_t useful = 0;    // more than everything is never needed
-  std::uint64_t largest = 0;   // of that, what the largest tensor takes
+  std::uint64_t largest = 0;   // of that, what the largest tensor takes that is measured first
   std::uint64_t slot = 0;      // the largest chunk of output
   std::uint64_t written = 0;   // all output
   std::uint64_t waiting = 0;   // the least that results of joints take
@@ -73,7 +80,7 @@ Demand demand_of(const Plan& plan, const std::vector<Joint*>& joints) {
     const std::uint64_t whole =
         inputs + n * width + 2 * kPage * (2 * job.operands.size() + 1) * (n / kChunk + 1);
     all.useful += whole;
-    all.largest = std::max(all.largest, whole);
+    if (merge && measures(job.work.rule)) all.largest = std::max(all.largest, whole);
   }
   for (const Joint* joint : joints) all.waiting += joint->least();
   const std::uint64_t metadata = metadata_bytes(plan);

@@ -33,13 +33,14 @@ def model(folder, layers, width):
 
 @unittest.skipUnless(PLAIN, "sanitizers have memory of their own")
 class Memory(Case):
-    def compare(self, *words, most=1.5):
-        """A run takes at most what is planned, and not much less if its memory is full: `most` times less."""
+    def compare(self, *words, least=0.8, most=1.5):
+        """The plan is `least` to `most` times what the run takes. Methods that measure a tensor first, and models
+        that fit into memory, take what they happen to have read by the time they write."""
         with self.subTest(words=[str(word) for word in words]):
             plan = json.loads(self.run_ok(*words, "--dry-run", "--json").stdout)
             run = json.loads(self.run_ok(*words, "--json", "--force", "--no-sync", "--allow-unchanged").stdout)
             ratio = plan["memory"]["peak"] / run["peak_memory"]
-            self.assertTrue(0.9 <= ratio <= most,
+            self.assertTrue(least <= ratio <= most,
                             f"{plan['memory']['peak'] / MIB:.1f} MiB planned, {run['peak_memory'] / MIB:.1f} measured")
             self.assertEqual(plan["threads"], run["threads"])
 
@@ -55,22 +56,25 @@ class Memory(Case):
         self.compare("adapter", "merge", ADAPTERS / "c-lora", ADAPTERS / "python-lora", "-o", self.folder / "cat")
 
     def test_of_runs_that_take_all_they_may(self):
-        # 3 x 128 MiB under ceilings that leave room for some chunks.
+        # 3 x 128 MiB, with and without a ceiling near the least; each element is read once, chunk by chunk.
         models = [model(self.folder / name, 4, 2048) for name in ("base", "a", "b")]
         entries = "".join(f"- model: {m}\n  parameters: {{weight: 0.5}}\n" for m in models)
         recipe = self.write("recipe.yml", f"merge_method: linear\ndtype: bfloat16\nmodels:\n{entries}")
-        self.compare("merge", recipe, self.folder / "out", "--memory", "80MiB", "-j", "1", "--storage", "direct", most=1.15)
+        near = ("--memory", "80MiB", "-j", "1", "--storage", "direct")
+        self.compare("merge", recipe, self.folder / "out", *near, least=0.85, most=1.15)
+        for storage in ("direct", "buffered", "mapped"):
+            self.compare("merge", recipe, self.folder / storage, "-j", "2", "--storage", storage)
 
     def test_of_runs_that_need_less_than_they_may(self):
         # They read two of the largest tensors ahead and no more, however much --memory allows.
         models = [model(self.folder / name, 8, 1024) for name in ("base", "a", "b")]
-        for method, more in (("linear", ""), ("ties", f"base_model: {models[0]}\n")):
+        for method, more, most in (("linear", "", 100), ("ties", f"base_model: {models[0]}\n", 256)):
             entries = "".join(f"- model: {m}\n  parameters: {{weight: 0.5}}\n" for m in models[1 if more else 0:])
             recipe = self.write(f"{method}.yml", f"merge_method: {method}\ndtype: bfloat16\n{more}models:\n{entries}")
             for storage in ("direct", "buffered", "mapped"):
                 self.compare("merge", recipe, self.folder / f"{method}-{storage}", "--storage", storage, "-j", "2", most=5)
             plans = {self.planned(recipe, memory) for memory in ("512MiB", "8GiB")}
-            self.assertLess(max(plans), 256 * MIB)
+            self.assertLess(max(plans), most * MIB)
             self.assertLess(max(plans) - min(plans), 4 * MIB)
 
     def planned(self, recipe, memory):
