@@ -72,12 +72,9 @@ constexpr std::uint64_t kThread = 2 * kMiB;
 // Of the library that decomposes.
 constexpr std::uint64_t kSolver = 16 * kMiB;
 
-// True if a tensor's inputs are all there before its first output: outputs have separate memory
-// then.
-bool measures(const Job& job) {
-  if (job.action != Action::merge) return false;
-  const math::Needs needs = math::needs(job.work.rule);
-  return needs.select || needs.folds > 0;
+// True if a tensor's outputs have memory apart from its inputs, which are all there before them.
+bool apart(const Job& job) {
+  return job.action == Action::merge && math::needs(job.work.rule).any();
 }
 
 }  // namespace
@@ -97,7 +94,7 @@ Estimate estimate(const Plan& plan, const MergeOptions& options) {
   // All that divide() lends may be resident at a time, and is where reading is faster than the
   // rest. Where it has room for all data, a fifth of them are written before the last are read.
   std::uint64_t lent = staging.inputs;
-  if (std::any_of(plan.jobs.begin(), plan.jobs.end(), measures)) {
+  if (std::any_of(plan.jobs.begin(), plan.jobs.end(), apart)) {
     lent += std::min(plan.bytes_out, staging.outputs);
   }
   lent = std::min(lent, (plan.bytes_in + plan.bytes_out) / 5 * 4);

@@ -60,8 +60,8 @@ Flight::Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& back
   if (chunk_count_ == 0) return;
   if (merge) {
     needs_ = math::needs(job_.work.rule);
-    telling_ = !derives_ && !needs_.select && needs_.folds == 0 && propagates(job_);
-    keeps_ = derives_ && (backend.staged() || needs_.select || needs_.folds > 0);
+    telling_ = !derives_ && !needs_.any() && propagates(job_);
+    keeps_ = derives_ && (backend.staged() || needs_.any());
     made_.resize(chunk_count_);
     if (needs_.select) {
       selector_ = std::make_unique<Selector>(job_.work, lodging == Lodging::passing);

@@ -30,8 +30,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Reads in flight: 2 MiB each, eight saturate the disk; twice that hides the gaps between chunks.
-constexpr unsigned kDepth = 16;
 // Finished tensors become durable, and so resumable, at this interval.
 constexpr std::chrono::seconds kJournal{5};
 // Most tensors that are worked on from the page cache at once: each has a window per operand.
@@ -64,7 +62,7 @@ class Run {
         digests_(plan),
         arena_(backend, staging_.inputs),
         outs_(backend, staging_.outputs),
-        ring_(make_ring(kDepth, true)),
+        ring_(make_ring(kReadDepth, true)),
         writer_(true, [this](std::exception_ptr error) { crew_.fail(std::move(error)); }),
         crew_(threads_) {
     threads_ = crew_.threads();
@@ -184,9 +182,7 @@ class Run {
     using Storage = MergeOptions::Storage;
     bool computed = false, mappable = !backend_.staged(), small = true;
     std::uint64_t bytes = 0;
-    const math::Needs needs =
-        job.action == Action::merge ? math::needs(job.work.rule) : math::Needs{};
-    const bool once = !needs.select && needs.folds == 0;
+    const bool once = job.action != Action::merge || !math::needs(job.work.rule).any();
     for (const Operand& o : job.operands) {
       if (o.derived) bytes += o.derived->memory() + job.work.rule.elements * sizeof(float);
       if (o.derived && !(once && lands(o))) computed = true;
@@ -415,7 +411,7 @@ class Run {
       slot += slot_bytes(bytes);
     }
     landed(token);
-    while (ring_->pending() >= 2 * kDepth) reap();
+    while (ring_->pending() >= 2 * kReadDepth) reap();
   }
 
   void reap() {

@@ -24,8 +24,8 @@ constexpr std::uint64_t kWorker = 4 * kMiB;
 // Memory that is worth keeping for outputs on their way to the disk: it takes 64 MiB in 20 ms.
 constexpr std::uint64_t kOutputs = 64 * kMiB;
 
-// Reads under way at a time: 32 of at most 2 MiB.
-constexpr std::uint64_t kReads = 64 * kMiB;
+// Reads under way and waiting, of 2 MiB each.
+constexpr std::uint64_t kReads = 2 * kReadDepth * 2 * kMiB;
 
 // A string in memory of its own, and what the allocator adds.
 std::uint64_t text_bytes(const std::string& text) {
@@ -36,12 +36,6 @@ std::uint64_t mib(std::uint64_t bytes) { return bytes / kMiB + 1; }
 
 std::string show_ceiling(std::uint64_t bytes) {
   return bytes < kMiB ? fmt::format("{} bytes", bytes) : fmt::format("{} MiB", bytes / kMiB);
-}
-
-// True if all of a tensor is read before its first output.
-bool measures(const math::Rule& rule) {
-  const math::Needs needs = math::needs(rule);
-  return needs.select || needs.folds > 0;
 }
 
 // The needs of a plan, which do not depend on the ceiling.
@@ -80,7 +74,7 @@ Demand demand_of(const Plan& plan, const std::vector<Joint*>& joints) {
     const std::uint64_t whole =
         inputs + n * width + 2 * kPage * (2 * job.operands.size() + 1) * (n / kChunk + 1);
     all.useful += whole;
-    if (merge && measures(job.work.rule)) all.largest = std::max(all.largest, whole);
+    if (merge && math::needs(job.work.rule).any()) all.largest = std::max(all.largest, whole);
   }
   for (const Joint* joint : joints) all.waiting += joint->least();
   const std::uint64_t metadata = metadata_bytes(plan);
@@ -170,8 +164,8 @@ Staging divide(const Plan& plan, const MergeOptions& options, int available) {
   }
   const std::uint64_t most = std::max(need.slot, std::min(need.written, kOutputs));
   staging.outputs = std::clamp((free - need.least) / 8, need.slot, most);
-  // One tensor is worked on while the next is read, or each thread has a chunk of a small one;
-  // reads that run further ahead only take memory.
+  // Of tensors that are measured first one is worked on while the next is read; of others each
+  // thread has a chunk. Reads that run further ahead only take memory.
   const std::uint64_t enough =
       std::min(need.useful, 2 * need.largest + kReads +
                                 static_cast<std::uint64_t>(staging.crowd.threads) * need.least);

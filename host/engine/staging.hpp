@@ -11,6 +11,10 @@
 
 namespace ingot {
 
+// Reads in flight: 2 MiB each, eight saturate the disk; twice that hides the gaps between chunks.
+// As many again wait their turn.
+inline constexpr unsigned kReadDepth = 16;
+
 struct Staging {
   std::uint64_t inputs = 0;   // inputs, and outputs of what passes chunk by chunk
   std::uint64_t outputs = 0;  // of tensors whose inputs are all there before the first is done

@@ -345,8 +345,7 @@ class Verifier {
     for (const Job& job : plan_->jobs) {
       if (options_.all || job.action != Action::merge || job.work.rule.elements <= kAlways)
         continue;
-      const math::Needs needs = math::needs(job.work.rule);
-      if (needs.select || needs.folds > 0) measured.push_back(&job);
+      if (math::needs(job.work.rule).any()) measured.push_back(&job);
     }
     const std::uint64_t share = std::min<std::uint64_t>(kShare, measured.size());
     for (std::size_t i = 0; i < measured.size(); ++i) {

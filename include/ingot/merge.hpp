@@ -37,9 +37,8 @@ struct Crowd {
 struct Estimate {
   Crowd crowd;
   double compute = 0;  // seconds of arithmetic, on all threads at once, by the CPU
-  // Bytes that the process may have resident, mapped files included: all that the run may lend. A
-  // run takes less where the arithmetic or the page cache is faster than the disk, and at most a
-  // tenth more.
+  // About the most bytes that the process has resident, mapped files included; docs/progress.md
+  // says how near that was.
   std::uint64_t memory = 0;
 };
 

@@ -13,8 +13,7 @@
 namespace ingot::tool {
 
 // The folder or file of a name: a path, which starts in `root` if it is relative, or a Hub name
-// (with
-// @revision) in the local cache. Throws Error{missing}.
+// (with @revision) in the local cache. Throws Error{missing}.
 [[nodiscard]] std::string locate(Disk& disk, const std::string& name, const std::string& root);
 // The tensors of a model or an adapter of such a name, which lies in `folder`.
 [[nodiscard]] Checkpoint open_any(Disk& disk, const std::string& name, const std::string& folder);

@@ -64,6 +64,9 @@ struct Selection {
 struct Needs {
   bool select = false;  // a Selection of every source whose kept() is neither 0 nor all elements
   int folds = 0;        // sums over the tensor, by term(), after the selection is known
+
+  // True if all of a tensor is read before its first output.
+  [[nodiscard]] bool any() const noexcept { return select || folds > 0; }
 };
 
 // Any finite f32.
