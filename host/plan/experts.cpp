@@ -352,9 +352,8 @@ std::string stack_of(std::string_view owner) {
   std::string out;
   while (!owner.empty()) {
     const std::string_view component = first_component(owner);
-    const bool number = component.find_first_not_of("0123456789") == std::string_view::npos;
     if (!out.empty()) out += '.';
-    out += number ? "*" : component;
+    out += is_number(component) ? "*" : component;
     owner.remove_prefix(std::min(component.size() + 1, owner.size()));
   }
   return out;

@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 #include <string_view>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -114,19 +115,25 @@ void check_companion(Disk& disk, Problems& problems, const std::string& name,
   }
 }
 
-// True if code or settings of a folder have a file's name in their text.
-bool mentions(Disk& disk, const std::string& folder, const std::vector<std::string>& names,
-              const std::string& wanted) {
+// Those of `wanted` that stand in the text of code or settings among the files `names` of a folder.
+std::set<std::string> mentioned(Disk& disk, const std::string& folder,
+                                const std::vector<std::string>& names,
+                                std::set<std::string> wanted) {
   constexpr std::uint64_t kText = std::uint64_t{4} << 20;
-  return std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+  std::set<std::string> found;
+  for (const std::string& name : names) {
+    if (wanted.empty()) break;
     const std::string low = lower(name);
-    if (low != "config.json" && extension(low) != ".py" && !is_setting(low)) return false;
+    if (low != "config.json" && extension(low) != ".py" && !is_setting(low)) continue;
     try {
-      return read_text(disk, member(disk, folder, name), kText).find(wanted) != std::string::npos;
+      const std::string text = read_text(disk, member(disk, folder, name), kText);
+      std::erase_if(wanted, [&](const std::string& word) {
+        return text.find(word) != text.npos && found.insert(word).second;
+      });
     } catch (const Error&) {  // said where it is copied
-      return false;
     }
-  });
+  }
+  return found;
 }
 
 std::string unknown(const std::string& path) {
@@ -154,9 +161,9 @@ class Subfolder {
       const std::string from = fmt::format("{}/{}", folder_, inner);
       const bool weights = is_one_of(extension(name), {".safetensors", ".bin", ".pt", ".pth"});
       if (disk_.kind(from) == Disk::Kind::folder) continue;  // one that is named comes by itself
-      const bool wanted = name == "config.json" || weights || fate(name) != Fate::passed_over;
-      if (!wanted || printable(inner) != inner) continue;
-      if (!weights && name != "config.json" && fate(name) == Fate::unknown) {
+      const Fate met = name == "config.json" || weights ? Fate::taken : fate(name);
+      if (met == Fate::passed_over || printable(inner) != inner) continue;
+      if (met == Fate::unknown) {
         problems_.warn_like("unknown in " + folder_, Code::usage, unknown(from));
         continue;
       }
@@ -295,6 +302,11 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
   }
   const std::vector<std::string> names = disk.list(folder);
   const bool loads = std::find(names.begin(), names.end(), "config.json") != names.end();
+  std::set<std::string> strange;
+  for (const std::string& name : names) {
+    if (loads && share == Share::rest && fate(name) == Fate::unknown) strange.insert(name);
+  }
+  strange = mentioned(disk, folder, names, std::move(strange));
   for (const std::string& name : names) {
     const Fate met = fate(name);
     if (met == Fate::passed_over || of_tokenizer(name) != (share == Share::tokenizer)) continue;
@@ -316,7 +328,7 @@ void take_over(Disk& disk, Problems& problems, const std::string& folder, Share 
     }
     // Code without a configuration belongs to whatever else is in the folder.
     const bool known = met == Fate::taken && (loads || !is_code(lower(name)));
-    if (!known && !(loads && mentions(disk, folder, names, name))) {
+    if (!known && !strange.contains(name)) {
       problems.warn_like("unknown in " + folder, Code::usage, unknown(path));
       continue;
     }

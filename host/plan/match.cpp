@@ -100,9 +100,8 @@ std::vector<Number> numbers(std::string_view name) {
     const std::size_t end = name.find('.', begin);
     if (end == std::string_view::npos) break;
     const std::string_view word = name.substr(begin, end - begin);
-    const bool digits = !word.empty() && word.size() <= kDigits &&
-                        word.find_first_not_of("0123456789") == std::string_view::npos &&
-                        (word.size() == 1 || word[0] != '0');
+    const bool digits =
+        is_number(word) && word.size() <= kDigits && (word.size() == 1 || word[0] != '0');
     if (digits) {
       Number number{begin, end, 0};
       std::from_chars(word.data(), word.data() + word.size(), number.value);
@@ -232,7 +231,7 @@ class Cataloguer {
   }
 
   void find_ends() {
-    const std::unordered_set<std::string> own(names_[donor_].begin(), names_[donor_].end());
+    const std::unordered_set<std::string_view> own(names_[donor_].begin(), names_[donor_].end());
     out_.ties = ties(
         configs_[donor_].architecture(),
         [&](const std::string& name) { return own.contains(name); }, out_.family);

@@ -72,23 +72,11 @@ bool contains(std::initializer_list<std::string_view> list, std::string_view wor
   return std::find(list.begin(), list.end(), word) != list.end();
 }
 
-// True if `word` is one of the blank-separated words of `list`.
-bool listed(std::string_view list, std::string_view word) {
-  while (!list.empty()) {
-    const std::size_t end = std::min(list.find(' '), list.size());
-    if (list.substr(0, end) == word) return true;
-    list.remove_prefix(std::min(end + 1, list.size()));
-  }
-  return false;
-}
-
 // True if a component of the name is a number.
 bool numbered(std::string_view name) {
   while (!name.empty()) {
     const std::string_view component = first_component(name);
-    if (!component.empty() && component.find_first_not_of("0123456789") == std::string_view::npos) {
-      return true;
-    }
+    if (is_number(component)) return true;
     name.remove_prefix(std::min(component.size() + 1, name.size()));
   }
   return false;
@@ -114,9 +102,22 @@ const Family* family(std::string_view architecture) {
     }
   }
   for (const Family& row : kFamilies) {
-    if (listed(row.stems, architecture)) return &row;
+    if (has_word(row.stems, architecture)) return &row;
   }
   return nullptr;
+}
+
+bool is_number(std::string_view word) {
+  return !word.empty() && word.find_first_not_of("0123456789") == word.npos;
+}
+
+bool has_word(std::string_view list, std::string_view word) {
+  while (!list.empty()) {
+    const std::size_t end = std::min(list.find(' '), list.size());
+    if (list.substr(0, end) == word) return true;
+    list.remove_prefix(std::min(end + 1, list.size()));
+  }
+  return false;
 }
 
 std::string_view first_component(std::string_view name) { return name.substr(0, name.find('.')); }

@@ -68,6 +68,12 @@ struct Ties;
 [[nodiscard]] std::string_view last_component(std::string_view name);
 [[nodiscard]] std::string_view parent(std::string_view name);
 
+// True for digits alone.
+[[nodiscard]] bool is_number(std::string_view word);
+
+// True if `word` is one of the words of a table's list, which have blanks between them.
+[[nodiscard]] bool has_word(std::string_view list, std::string_view word);
+
 // Of "layers.3.mlp.experts.7.w1": "layers.3.mlp.experts", 7, "w1".
 struct ExpertLayer {
   std::string_view owner;

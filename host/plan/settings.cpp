@@ -12,6 +12,7 @@
 
 #include "ingot/text.hpp"
 #include "plan/folder.hpp"
+#include "plan/roles.hpp"
 #include "store/json.hpp"
 #include "token/template.hpp"
 #include "token/vocab.hpp"
@@ -50,16 +51,6 @@ constexpr Settings kFiles[] = {
 constexpr std::string_view kIdle =
     "processor_class image_processor_type feature_extractor_type auto_map transformers_version "
     "_name_or_path __version__ type dtype torch_dtype";
-
-bool has_word(std::string_view words, std::string_view word) {
-  for (std::size_t at = 0; (at = words.find(word, at)) != words.npos; at += word.size()) {
-    const std::size_t end = at + word.size();
-    if ((at == 0 || words[at - 1] == ' ') && (end == words.size() || words[end] == ' ')) {
-      return true;
-    }
-  }
-  return false;
-}
 
 std::string shown(const Json& value) {
   return shorten(printable(value.dump(-1, ' ', false, Json::error_handler_t::replace)), 60);

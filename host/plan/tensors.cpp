@@ -388,8 +388,7 @@ class Writer {
     for (const Spot& spot : names_.listings[draft_.donor].range(kNoStack)) {
       const std::string& whole = names_.templates[spot.part].before;
       const std::string_view last = last_component(whole);
-      const bool number = last.find_first_not_of("0123456789") == std::string_view::npos;
-      const std::uint64_t members = number ? ++lists[std::string(parent(whole))] : 0;
+      const std::uint64_t members = is_number(last) ? ++lists[std::string(parent(whole))] : 0;
       if (members > 1 && members == out.old_count) out.order.joined.emplace_back(parent(whole));
     }
     for (const Spot& spot : names_.listings[draft_.donor].range(kNoStack)) {

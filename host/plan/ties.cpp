@@ -7,6 +7,7 @@
 #include "ingot/math/codec.hpp"
 #include "plan/aliases.hpp"
 #include "plan/loaded.hpp"
+#include "plan/roles.hpp"
 
 namespace ingot::plan {
 namespace {
@@ -35,11 +36,6 @@ std::vector<std::string_view> words(std::string_view list) {
     list.remove_prefix(std::min(end + 1, list.size()));
   }
   return out;
-}
-
-bool listed(std::string_view list, std::string_view word) {
-  const auto all = words(list);
-  return std::find(all.begin(), all.end(), word) != all.end();
 }
 
 // What stands before the names of a row in a checkpoint, or is missing from them.
@@ -124,7 +120,7 @@ Ties ties(std::string_view architecture, const Has& has, const Family* family) {
   out.head = related ? family->head : "lm_head.weight";
   std::optional<Outer> outer;
   const Row* row = std::find_if(std::begin(kRows), std::end(kRows), [&](const Row& each) {
-    return listed(each.classes, architecture);
+    return has_word(each.classes, architecture);
   });
   if (row != std::end(kRows)) outer = speller.place(*row);
   if (outer) out.tying = row->tying;
