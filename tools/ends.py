@@ -38,14 +38,14 @@ def classes():
             yield name, found
 
 
-def small(config):
+def small(config, depth=2):
     for name in getattr(config, "sub_configs", {}):
         if getattr(config, name, None) is not None:
-            small(getattr(config, name))
+            small(getattr(config, name), depth)
     for name in COUNTS:
-        if isinstance(getattr(config, name, None), int) and getattr(config, name) > 2:
+        if isinstance(getattr(config, name, None), int) and getattr(config, name) > depth:
             try:
-                setattr(config, name, 2)
+                setattr(config, name, depth)
             except Exception:  # derived from another field
                 pass
     if hasattr(config, "is_decoder"):

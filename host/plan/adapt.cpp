@@ -119,7 +119,10 @@ class Overlay {
     }
     if (!first.empty()) restack(first);
     by_name_.reserve(view_.items.size());
-    for (Index i = 0; i < view_.items.size(); ++i) by_name_.emplace(view_.items[i].info.name, i);
+    for (Index i = 0; i < view_.items.size(); ++i) {
+      by_name_.emplace(view_.items[i].info.name, i);
+      by_loaded_.emplace(loaded_name(architecture_, view_.items[i].info.name), i);
+    }
   }
 
   // The name of a layer's tensor around its number.
@@ -220,6 +223,8 @@ class Overlay {
   [[nodiscard]] std::optional<Index> locate(const std::string& name) const {
     for (const std::string& own : {rename(name, renames_), name}) {
       if (const auto found = find(own)) return found;
+      const auto loaded = by_loaded_.find(own);
+      if (loaded != by_loaded_.end()) return loaded->second;
       for (const std::string& other : aliases(own)) {
         if (const auto found = find(other)) return found;
       }
@@ -240,7 +245,10 @@ class Overlay {
     for (const Saved& saved : adapter.saved) names.push_back(saved.name);
     for (const Tokens& tokens : adapter.tokens) names.push_back(tokens.path + ".weight");
     if (known_.empty()) {
-      for (const Item& item : view_.items) known_.insert(rename(item.info.name, {}));
+      for (const Item& item : view_.items) {
+        known_.insert(rename(item.info.name, {}));
+        known_.insert(rename(loaded_name(architecture_, item.info.name), {}));
+      }
     }
     renames_ = match_names(names, known_);
   }
@@ -1176,6 +1184,7 @@ class Overlay {
   std::vector<std::string> missing_names_;
 
   std::unordered_map<std::string, Index> by_name_;
+  std::unordered_map<std::string, Index> by_loaded_;  // by the names in the loaded model
   std::unordered_set<std::string> known_;
   std::map<Index, std::vector<Effect>> effects_;
   std::set<Index> added_;

@@ -376,11 +376,11 @@ class Extraction {
     const std::vector<std::string> parts =
         reader_.whole ? divided(plan_.architecture, path) : std::vector<std::string>();
     const bool even = layer && !parts.empty() && shape[0] % parts.size() == 0;
-    if (reader_.whole && (joined(plan_.architecture, path) || (!parts.empty() && !even))) {
+    if (reader_.whole && (remade(plan_.architecture, name) || (!parts.empty() && !even))) {
       problems_.warn_like(
           "apart", Code::usage,
           fmt::format("{}: transformers {}, so the adapter leaves its change out", name,
-                      parts.empty() ? "loads it as a part of a larger tensor"
+                      parts.empty() ? "loads its elements in another order or tensor"
                                     : fmt::format("divides it among {}", fmt::join(parts, ", "))));
       return leave(what, same ? &base : nullptr, tuned, "the loaded model has no such tensor");
     }

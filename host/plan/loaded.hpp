@@ -1,5 +1,6 @@
 // Names of tensors in a loaded model. Files keep the names of the release that wrote them;
-// transformers 5 renames many as it loads, and PEFT adapts modules under the new names.
+// transformers 5 renames many as it loads, and PEFT adapts modules under the new names. What it
+// does to each class stands in plan/renames.inc, which tools/renamed.py writes.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +31,9 @@ struct Portion {
   std::uint64_t index = 0, count = 1;
 };
 [[nodiscard]] std::optional<Portion> portion(std::string_view architecture, std::string_view path);
-// True for a layer of files that the loaded model has as rows of a larger one.
-[[nodiscard]] bool joined(std::string_view architecture, std::string_view path);
+// True for a tensor of files whose elements have other places in the loaded model: it is a part of
+// a larger one, is shared out unevenly, or is transposed or reordered.
+[[nodiscard]] bool remade(std::string_view architecture, std::string_view name);
 
 // True for a layer whose class hands its weight to a kernel instead of calling it, so that an
 // adapter around the layer would do nothing: PEFT refuses it.

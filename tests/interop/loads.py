@@ -131,6 +131,12 @@ def architectures():
         "bart": lambda: T.BartForConditionalGeneration(T.BartConfig(**both, max_position_embeddings=64,
                                                                     forced_eos_token_id=2)),
         "vit": lambda: T.ViTForImageClassification(T.ViTConfig(**dict(seeing, patch_size=4), num_labels=5)),
+        "dino": lambda: T.Dinov2ForImageClassification(T.Dinov2Config(**dict(seeing, patch_size=4), mlp_ratio=2, num_labels=5)),
+        "swin": lambda: T.SwinForImageClassification(T.SwinConfig(
+            image_size=16, patch_size=4, embed_dim=16, depths=[2, 1], num_heads=[2, 2], window_size=2, num_labels=5)),
+        "segformer": lambda: T.SegformerForImageClassification(T.SegformerConfig(
+            num_encoder_blocks=2, depths=[2, 1], sr_ratios=[2, 1], hidden_sizes=[16, 32], patch_sizes=[3, 3],
+            strides=[2, 2], num_attention_heads=[2, 2], mlp_ratios=[2, 2], num_labels=5)),
     }
 
 
@@ -417,7 +423,7 @@ def heard(model):
     import torch
 
     kind = model.config.model_type
-    if kind in ("t5", "bart", "whisper") or hasattr(model.config, "patch_size") or hasattr(model.config, "vision_config"):
+    if kind in ("t5", "bart", "whisper") or hasattr(model.config, "num_channels") or hasattr(model.config, "vision_config"):
         torch.manual_seed(3)
         words = torch.randint(3, 89, (2, 12))
         with torch.no_grad():

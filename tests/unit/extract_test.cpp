@@ -482,8 +482,8 @@ TEST(Extract, SaysWhatTheLoadedModelHasInOtherTensors) {
   EXPECT_EQ(plan.jobs.size(), 2U);
   std::string said;
   for (const Problem& problem : plan.problems) said += problem.text;
-  EXPECT_NE(said.find(attention + "k_conv1d.weight: transformers loads it as a part of a larger "
-                                  "tensor"),
+  EXPECT_NE(said.find(attention + "k_conv1d.weight: transformers loads its elements in another "
+                                  "order or tensor"),
             std::string::npos)
       << said;
 }

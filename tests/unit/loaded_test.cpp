@@ -76,6 +76,32 @@ constexpr Case kCases[] = {
      "swin.encoder.layers.0.blocks.1.attention.self.relative_position_bias_table",
      "swin.encoder.layers.0.blocks.1.attention.relative_position_bias.relative_position_bias_"
      "table"},
+    // Numbers keep their order among other words.
+    {"SegformerForImageClassification", "segformer.encoder.block.2.1.attention.self.query.weight",
+     "segformer.stages.2.blocks.1.attention.q_proj.weight"},
+    {"SegformerForSemanticSegmentation", "segformer.encoder.layer_norm.3.weight",
+     "segformer.stages.3.layer_norm.weight"},
+    {"DetrForObjectDetection", "model.decoder.layers.1.encoder_attn.out_proj.weight",
+     "model.decoder.layers.1.encoder_attn.o_proj.weight"},
+    {"DetrForObjectDetection", "model.encoder.layers.10.fc2.weight",
+     "model.encoder.layers.10.mlp.fc2.weight"},
+    {"MimiModel", "encoder_transformer.layers.0.self_attn.q_proj.weight",
+     "encoder.encoder_transformer.layers.0.self_attn.q_proj.weight"},
+    {"Molmo2ForConditionalGeneration", "model.transformer.blocks.3.self_attn.attn_out.weight",
+     "model.language_model.layers.3.self_attn.o_proj.weight"},
+    {"DeepseekV4ForCausalLM", "layers.2.attn.wq_a.weight",
+     "model.layers.2.self_attn.q_a_proj.weight"},
+    {"InklingForConditionalGeneration", "model.llm.layers.1.attn.wq_du.weight",
+     "model.language_model.layers.1.self_attn.q_proj.weight"},
+    // A number that tells one layer from another: literal.
+    {"Kimi_K25ForConditionalGeneration", "mm_projector.proj.2.weight",
+     "model.mm_projector.out_proj.weight"},
+    {"AXK2ForCausalLM", "model.layers.1.self_attn.q_b_proj.weight",
+     "model.layers.1.self_attn.q_gate_proj.weight"},
+    {"Dinov2ForImageClassification", "dinov2.encoder.layer.0.attention.output.dense.weight",
+     "dinov2.encoder.layer.0.attention.o_proj.weight"},
+    {"BlipForConditionalGeneration", "vision_model.encoder.layers.0.self_attn.qkv.weight",
+     "vision_model.encoder.layers.0.self_attn.qkv.weight"},
 };
 
 TEST(LoadedName, IsTheOneThatTheLoadedModelHas) {
@@ -85,6 +111,26 @@ TEST(LoadedName, IsTheOneThatTheLoadedModelHas) {
 // Newer files have the names of loaded models already.
 TEST(LoadedName, StaysAsItIs) {
   for (const Case& c : kCases) EXPECT_EQ(loaded_name(c.architecture, c.loaded), c.loaded);
+}
+
+// For servers: what stands within a module keeps the name that files have.
+TEST(LoadedName, ChangesOuterModulesAlone) {
+  constexpr Case kOuter[] = {
+      {"Qwen2VLForConditionalGeneration", "model.layers.1.self_attn.q_proj.bias",
+       "model.language_model.layers.1.self_attn.q_proj.bias"},
+      {"LlavaForConditionalGeneration", "language_model.model.norm.weight",
+       "model.language_model.norm.weight"},
+      {"MixtralForCausalLM", "model.layers.0.block_sparse_moe.gate.weight",
+       "model.layers.0.block_sparse_moe.gate.weight"},
+      {"ViTForImageClassification", "vit.encoder.layer.0.output.dense.bias",
+       "vit.encoder.layer.0.output.dense.bias"},
+      {"InklingForConditionalGeneration", "model.llm.layers.1.attn.wq_du.weight",
+       "model.llm.layers.1.attn.wq_du.weight"},
+      {"NomicBertModel", "encoder.layers.0.mlp.fc2.weight", "encoder.layers.0.mlp.fc2.weight"},
+  };
+  for (const Case& c : kOuter) {
+    EXPECT_EQ(loaded_name(c.architecture, c.file, Renaming::outer), c.loaded);
+  }
 }
 
 TEST(LoadedName, OfABaseModuleAloneHasNoOuterModule) {
@@ -106,8 +152,24 @@ TEST(Divided, RowsAreSharedOutInTheOrderOfTheLoadedModel) {
   EXPECT_EQ(value->index, 2);
   EXPECT_EQ(value->count, 3);
   EXPECT_FALSE(portion("BertModel", "layers.2.self_attn.v_proj"));
-  EXPECT_TRUE(joined("KimiLinearForCausalLM", "model.layers.0.self_attn.k_conv1d"));
-  EXPECT_FALSE(joined("Qwen3NextForCausalLM", "model.layers.0.self_attn.k_conv1d"));
+  EXPECT_TRUE(remade("KimiLinearForCausalLM", "model.layers.0.self_attn.k_conv1d.weight"));
+  // Of three that the loaded model has apart, with fewer rows for two of them.
+  EXPECT_TRUE(remade("Molmo2ForConditionalGeneration",
+                     "model.language_model.layers.0.self_attn.att_proj.weight"));
+  EXPECT_TRUE(
+      remade("Ernie4_5_VLMoeModel", "language_model.layers.1.mlp.experts.3.up_proj.weight"));
+  EXPECT_FALSE(remade("Ernie4_5_VLMoeModel", "language_model.layers.0.mlp.up_proj.weight"));
+  EXPECT_FALSE(remade("Ernie4_5_VLMoeModel", "weight"));
+  EXPECT_FALSE(remade("Qwen3NextForCausalLM", "model.layers.0.self_attn.k_conv1d.weight"));
+}
+
+TEST(FusedPart, IsOfClassesThatFuse) {
+  for (const char* each : {"DeepseekV3ForCausalLM", "GlmMoeDsaForCausalLM", "MixtralForCausalLM",
+                           "AXK2ForCausalLM", "Qwen3MoeForSequenceClassification"}) {
+    EXPECT_TRUE(fuses_experts(each)) << each;
+  }
+  EXPECT_FALSE(fuses_experts("LlamaForCausalLM"));
+  EXPECT_FALSE(fuses_experts(""));
 }
 
 TEST(FusedPart, TellsWhereAnExpertStands) {
