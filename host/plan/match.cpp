@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "plan/aliases.hpp"
+#include "plan/loaded.hpp"
 
 namespace ingot::plan {
 namespace {
@@ -188,6 +189,7 @@ class Cataloguer {
     std::vector<std::string> sorted = names_[donor_];
     std::sort(sorted.begin(), sorted.end());
     std::unordered_set<std::string> known;
+    Spelt spelt;
     for (std::uint32_t m = 0; m < models_.size(); ++m) {
       if (m == donor_) continue;
       translate(m, {});
@@ -196,25 +198,43 @@ class Cataloguer {
           std::includes(sorted.begin(), sorted.end(), own.begin(), own.end())) {
         continue;
       }
-      if (known.empty()) known.insert(sorted.begin(), sorted.end());
-      translate(m, match_names(names_of(models_[m]), known), &known);
+      if (known.empty()) {
+        known.insert(sorted.begin(), sorted.end());
+        for (const std::string& name : sorted) spelt.emplace(name, name);
+        for (const std::string& name : sorted) spelt.emplace(loaded(donor_, name), name);
+      }
+      translate(m, match_names(names_of(models_[m]), known), &spelt);
     }
   }
 
-  // `known`: the donor's names, to find those that are spelt another way.
-  void translate(std::uint32_t m, const Renames& renames,
-                 const std::unordered_set<std::string>* known = nullptr) {
+  // The donor's names by themselves and by those that its loaded model has.
+  using Spelt = std::unordered_map<std::string, std::string>;
+  [[nodiscard]] std::string loaded(std::uint32_t m, const std::string& name) const {
+    return loaded_name(configs_[m].architecture(), name);
+  }
+
+  // A name as the donor spells it; the same name if the donor does not have it.
+  [[nodiscard]] std::string respelt(std::uint32_t m, const std::string& name,
+                                    const Spelt& spelt) const {
+    const auto found = spelt.find(name);
+    if (found != spelt.end()) return found->second;
+    const auto same = spelt.find(loaded(m, name));
+    if (same != spelt.end()) return same->second;
+    for (const std::string& other : aliases(name)) {
+      const auto known = spelt.find(other);
+      if (known != spelt.end()) return known->second;
+    }
+    return name;
+  }
+
+  void translate(std::uint32_t m, const Renames& renames, const Spelt* spelt = nullptr) {
     const auto& entries = models_[m].items;
     names_[m].clear();
     names_[m].reserve(entries.size());
     bool changed = false;
     for (const Item& entry : entries) {
       names_[m].push_back(rename(entry.info.name, renames));
-      if (known != nullptr && !known->contains(names_[m].back())) {
-        for (std::string& other : aliases(names_[m].back())) {
-          if (known->contains(other)) names_[m].back() = std::move(other);
-        }
-      }
+      if (spelt != nullptr) names_[m].back() = respelt(m, names_[m].back(), *spelt);
       changed = changed || names_[m].back() != entry.info.name;
     }
     if (!changed) return;

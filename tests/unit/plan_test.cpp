@@ -860,6 +860,15 @@ TEST_F(PlanTest, NamesOfOtherReleasesMeet) {
   EXPECT_EQ(inputs(p, "model.vision_tower.encoder.layers.0.w"),
             "new:model.vision_tower.encoder.layers.0.w old:vision_tower.encoder.layers.0.w");
 
+  const char* molmo = R"({"architectures": ["Molmo2ForConditionalGeneration"]})";
+  model("disk", {{"model.transformer.ln_f.weight", Dtype::f32, {4}}}, molmo);
+  model("memory", {{"model.language_model.norm.weight", Dtype::f32, {4}}}, molmo);
+  const Plan r = plan(
+      "merge_method: linear\nparameters: {weight: 1}\nmodels:\n- model: disk\n- model: memory\n");
+  ASSERT_SOUND(r);
+  EXPECT_EQ(inputs(r, "model.transformer.ln_f.weight"),
+            "disk:model.transformer.ln_f.weight memory:model.language_model.norm.weight");
+
   model("gamma", {{"bert.embeddings.LayerNorm.gamma", Dtype::f32, {4}}}, "");
   model("weight", {{"bert.embeddings.LayerNorm.weight", Dtype::f32, {4}}}, "");
   const Plan q = plan(
