@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/flight.hpp"
 #include "engine/memory.hpp"
 #include "engine/staging.hpp"
 #include "engine/supply.hpp"
@@ -68,13 +69,35 @@ double elements_of(const Plan& plan, const Job& job) {
 
 constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
 // Of each thread: its stack, the allocator's, what hashing and selection hold.
-constexpr std::uint64_t kThread = 2 * kMiB;
+constexpr std::uint64_t kThread = 5 * kMiB / 4;
+// Of the tensors behind a mapped one, which threads begin while others finish it: 0 to 70 MiB.
+constexpr std::uint64_t kNext = 16 * kMiB;
 // Of the library that decomposes.
 constexpr std::uint64_t kSolver = 16 * kMiB;
 
-// True if a tensor's outputs have memory apart from its inputs, which are all there before them.
-bool apart(const Job& job) {
-  return job.action == Action::merge && math::needs(job.work.rule).any();
+// Bytes that the inputs of a merged tensor take as they land.
+std::uint64_t input_bytes(const Plan& plan, const Job& job) {
+  std::uint64_t sum = 0;
+  for (const Operand& operand : job.operands) {
+    if (operand.derived) sum += operand.derived->memory() + job.work.rule.elements * sizeof(float);
+    if (lands(operand)) sum += job.work.rule.elements * bits(staged_dtype(plan, operand)) / 8;
+  }
+  return sum;
+}
+
+// The job with the most bytes of inputs of those that are measured first: all of them are there
+// before its first output, which has memory of its own. Null if there is none.
+const Job* largest_measured(const Plan& plan) {
+  const Job* largest = nullptr;
+  std::uint64_t most = 0;
+  for (const Job& job : plan.jobs) {
+    if (job.action != Action::merge || !math::needs(job.work.rule).any()) continue;
+    const std::uint64_t bytes = input_bytes(plan, job);
+    if (largest && bytes <= most) continue;
+    largest = &job;
+    most = bytes;
+  }
+  return largest;
 }
 
 }  // namespace
@@ -92,9 +115,13 @@ Estimate estimate(const Plan& plan, const MergeOptions& options) {
   if (work > 0) seconds += work / product_rate();
   result.compute = seconds / std::max(threads, 1.0);
   // All that divide() lends may be resident at a time, and is where reading is faster than the
-  // rest. Where it has room for all data, a fifth of them are written before the last are read.
+  // rest; of mapped tensors only the one that is worked on. Where there is room for all data, a
+  // fifth of them are written before the last are read.
   std::uint64_t lent = staging.inputs;
-  if (std::any_of(plan.jobs.begin(), plan.jobs.end(), apart)) {
+  if (const Job* largest = largest_measured(plan)) {
+    if (hot(plan, *largest, options.storage) && mappable(plan, *largest, options.storage)) {
+      lent = std::min(lent, input_bytes(plan, *largest) + kNext);
+    }
     lent += std::min(plan.bytes_out, staging.outputs);
   }
   lent = std::min(lent, (plan.bytes_in + plan.bytes_out) / 5 * 4);

@@ -9,6 +9,7 @@
 #include "engine/supply.hpp"
 #include "ingot/math/fold.hpp"
 #include "ingot/math/methods.hpp"
+#include "store/ring.hpp"
 
 namespace ingot {
 namespace {
@@ -18,8 +19,49 @@ constexpr std::uint64_t kCopyChunk = std::uint64_t{4} << 20;
 // Elements of a derived operand that are made at a time, where one pass is all: their f32 stay in
 // L2.
 constexpr std::uint32_t kMade = std::uint32_t{1} << 16;
+// Inputs of a mapped tensor are not all smaller (bytes).
+constexpr std::uint64_t kWindowed = std::uint64_t{2} << 20;
+// Share of a tensor in the page cache from which on it is read from there.
+constexpr double kHot = 0.95;
+
+const Entry& entry_of(const Plan& plan, const Operand& operand) {
+  return plan.models[operand.model].checkpoint.entries()[operand.entry];
+}
+
+File& file_of(const Plan& plan, const Operand& operand) {
+  return plan.models[operand.model].checkpoint.file(entry_of(plan, operand).file);
+}
 
 }  // namespace
+
+bool hot(const Plan& plan, const Job& job, MergeOptions::Storage storage) {
+  using Storage = MergeOptions::Storage;
+  if (storage != Storage::automatic) return storage != Storage::direct;
+  double in_cache = 0, all = 0;
+  for (const Operand& o : job.operands) {
+    const Entry& entry = entry_of(plan, o);
+    if (!lands(o) || !entry.dense()) continue;
+    const auto bytes = static_cast<double>(entry.info.bytes());
+    in_cache += bytes * resident(file_of(plan, o), entry.offset, entry.info.bytes());
+    all += bytes;
+  }
+  return in_cache >= kHot * all;
+}
+
+bool mappable(const Plan& plan, const Job& job, MergeOptions::Storage storage) {
+  using Storage = MergeOptions::Storage;
+  const bool merge = job.action == Action::merge;
+  const bool once = !merge || !math::needs(job.work.rule).any();
+  bool large = storage == Storage::mapped;
+  if (storage == Storage::buffered) return false;
+  for (const Operand& o : job.operands) {
+    if (o.derived && !(once && lands(o))) return false;  // its values are kept between passes
+    if (!lands(o)) continue;
+    if (!dense(plan, o, merge) || !Window::possible(file_of(plan, o))) return false;
+    large = large || entry_of(plan, o).info.bytes() >= kWindowed;
+  }
+  return large;
+}
 
 Flight::Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& backend,
                Digests* digests)

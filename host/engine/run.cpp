@@ -37,10 +37,6 @@ constexpr std::size_t kMapped = 12;
 // Most tensors in work at once: their states have some 8 KiB each, which the ceiling has no other
 // count of.
 constexpr std::size_t kFlights = 1024;
-// Tensors are copied from the page cache where all their inputs are smaller: a mapping is of whole
-// units of this size (Window), so that a model of 18 MB in tensors of 0.2 MB had 83 MiB resident
-// where its pages were huge, and 28 MiB where it was read.
-constexpr std::uint64_t kSmall = std::uint64_t{2} << 20;
 // Reads that are too small to say how a run read.
 constexpr std::uint64_t kNoted = std::uint64_t{64} << 10;
 // Storage is probed only where the run is long enough to be worth a hundredth of a second.
@@ -148,18 +144,6 @@ class Run {
     return plan_.models[o.model].checkpoint.file(entry_of(o).file);
   }
 
-  // Share of a job's input bytes in the page cache.
-  [[nodiscard]] double cached(const Job& job) const {
-    double in_cache = 0, all = 0;
-    for (const Operand& o : job.operands) {
-      if (!lands(o) || !entry_of(o).dense()) continue;
-      const auto bytes = static_cast<double>(entry_of(o).info.bytes());
-      in_cache += bytes * resident(file_of(o), entry_of(o).offset, entry_of(o).info.bytes());
-      all += bytes;
-    }
-    return all == 0 ? 1 : in_cache / all;
-  }
-
   [[nodiscard]] std::uint64_t chunk_bytes(const Flight& flight, std::uint32_t chunk) const {
     std::uint64_t sum = 0;
     for (std::size_t i = 0; i < flight.job().operands.size(); ++i) {
@@ -178,40 +162,27 @@ class Run {
     return sum;
   }
 
-  [[nodiscard]] Lodging lodge(const Job& job, bool& hot) const {
-    using Storage = MergeOptions::Storage;
-    bool computed = false, mappable = !backend_.staged(), small = true;
+  [[nodiscard]] Lodging lodge(const Job& job, bool warm) const {
+    if (warm && !backend_.staged() && mappable(plan_, job, options_.storage)) {
+      return Lodging::mapped;
+    }
+    if (job.action == Action::copy || !math::needs(job.work.rule).any()) return Lodging::passing;
+    if (backend_.staged()) return Lodging::resident;
     std::uint64_t bytes = 0;
-    const bool once = job.action != Action::merge || !math::needs(job.work.rule).any();
     for (const Operand& o : job.operands) {
       if (o.derived) bytes += o.derived->memory() + job.work.rule.elements * sizeof(float);
-      if (o.derived && !(once && lands(o))) computed = true;
-      if (!lands(o)) continue;
-      computed = computed || !dense(plan_, o, job.action == Action::merge);
-      mappable = mappable && Window::possible(file_of(o));
-      small = small && entry_of(o).info.bytes() < kSmall;
-      bytes += job.action == Action::merge
-                   ? job.work.rule.elements * bits(staged_dtype(plan_, o)) / 8
-                   : job.output.bytes();
+      if (lands(o)) bytes += job.work.rule.elements * bits(staged_dtype(plan_, o)) / 8;
     }
     // Every chunk takes up to two pages more.
     bytes += 2 * kPage * 2 * job.operands.size() * (job.work.rule.elements / kChunk + 1);
-    hot = options_.storage == Storage::mapped || options_.storage == Storage::buffered ||
-          (options_.storage == Storage::automatic && cached(job) > 0.95);
-    if (small && options_.storage != Storage::mapped) mappable = false;
-    if (!computed && mappable && hot && options_.storage != Storage::buffered)
-      return Lodging::mapped;
-    if (job.action == Action::copy) return Lodging::passing;
-    if (once) return Lodging::passing;
-    if (backend_.staged()) return Lodging::resident;
     return bytes <= arena_.size() ? Lodging::held : Lodging::passing;
   }
 
   void admit(std::size_t index) {
     const Job& job = plan_.jobs[index];
     await_place();
-    bool hot = false;
-    const Lodging lodging = lodge(job, hot);
+    const bool warm = hot(plan_, job, options_.storage);
+    const Lodging lodging = lodge(job, warm);
     if (lodging == Lodging::mapped) await_turn(index);
     // Shared by the reader, the visits and writes of its chunks; the last of them lets it go.
     auto flight = std::make_shared<Flight>(plan_, index, lodging, backend_,
@@ -237,11 +208,11 @@ class Run {
         keep(flight);
         return;
       case Lodging::held:
-        hold(flight, hot);
+        hold(flight, warm);
         return;
       case Lodging::passing:
       case Lodging::resident:
-        pass(flight, hot);
+        pass(flight, warm);
         return;
     }
   }
@@ -309,18 +280,18 @@ class Run {
 
   // Allocates all inputs of the tensor as one extent, so that it cannot starve; chunks release
   // their parts.
-  void hold(const std::shared_ptr<Flight>& flight, bool hot) {
+  void hold(const std::shared_ptr<Flight>& flight, bool warm) {
     Extent all = take(staged_bytes(*flight));
     const auto chunks = flight->chunks();
     for (const std::uint32_t c : chunks) {
       if (crew_.failed()) return;
       flight->in[c] = all.split(chunk_bytes(*flight, c));
-      load(flight, c, hot);
+      load(flight, c, warm);
     }
   }
 
   // Chunk by chunk through the arena or the windows, pass after pass.
-  void pass(const std::shared_ptr<Flight>& flight, bool hot) {
+  void pass(const std::shared_ptr<Flight>& flight, bool warm) {
     const bool mapped = flight->lodging() == Lodging::mapped;
     flight->stepped = true;
     while (!flight->chunks().empty()) {
@@ -343,7 +314,7 @@ class Run {
         }
         if (crew_.failed()) return;
         if (flight->reads() && !mapped) {
-          load(flight, c, hot);
+          load(flight, c, warm);
         } else {
           post(flight, c);
         }
@@ -379,7 +350,7 @@ class Run {
     }
   }
 
-  void load(const std::shared_ptr<Flight>& flight, std::uint32_t chunk, bool hot) {
+  void load(const std::shared_ptr<Flight>& flight, std::uint32_t chunk, bool warm) {
     const Job& job = flight->job();
     const std::uint64_t token = next_token_++;
     Load& record = loads_[token];
@@ -394,7 +365,7 @@ class Run {
       } else {
         const std::uint64_t begin = entry_of(o).offset + flight->input_offset(i, chunk);
         File& file = file_of(o);
-        const bool direct = !hot && options_.storage != MergeOptions::Storage::buffered &&
+        const bool direct = !warm && options_.storage != MergeOptions::Storage::buffered &&
                             file.direct() >= 0 && bytes >= kPage;
         if (bytes >= kNoted || report_.storage.empty()) {
           note_path(direct ? "direct I/O" : "page cache, read");

@@ -5,11 +5,9 @@ import struct
 import time
 import unittest
 
-from program import BUILD, EXAMPLES, Case, ingot
+from program import EXAMPLES, PLAIN, Case, ingot
 
 MODELS, ADAPTERS = EXAMPLES / "models", EXAMPLES / "adapters"
-# A sanitizer's own memory is none of the program's.
-PLAIN = "INGOT_SANITIZE:STRING=\n" in (BUILD / "CMakeCache.txt").read_text()
 MIB = 1 << 20
 
 
@@ -33,7 +31,7 @@ def model(folder, layers, width):
 
 @unittest.skipUnless(PLAIN, "sanitizers have memory of their own")
 class Memory(Case):
-    def compare(self, *words, least=0.8, most=1.5):
+    def compare(self, *words, least=0.85, most=1.15):
         """The plan is `least` to `most` times what the run takes. Methods that measure a tensor first, and models
         that fit into memory, take what they happen to have read by the time they write."""
         with self.subTest(words=[str(word) for word in words]):
@@ -56,23 +54,26 @@ class Memory(Case):
         self.compare("adapter", "merge", ADAPTERS / "c-lora", ADAPTERS / "python-lora", "-o", self.folder / "cat")
 
     def test_of_runs_that_take_all_they_may(self):
-        # 3 x 128 MiB, with and without a ceiling near the least; each element is read once, chunk by chunk.
+        # 3 x 128 MiB under a ceiling that leaves room for some chunks.
         models = [model(self.folder / name, 4, 2048) for name in ("base", "a", "b")]
         entries = "".join(f"- model: {m}\n  parameters: {{weight: 0.5}}\n" for m in models)
         recipe = self.write("recipe.yml", f"merge_method: linear\ndtype: bfloat16\nmodels:\n{entries}")
-        near = ("--memory", "80MiB", "-j", "1", "--storage", "direct")
-        self.compare("merge", recipe, self.folder / "out", *near, least=0.85, most=1.15)
-        for storage in ("direct", "buffered", "mapped"):
-            self.compare("merge", recipe, self.folder / storage, "-j", "2", "--storage", storage)
+        self.compare("merge", recipe, self.folder / "out", "--memory", "80MiB", "-j", "1", "--storage", "direct")
 
     def test_of_runs_that_need_less_than_they_may(self):
-        # They read two of the largest tensors ahead and no more, however much --memory allows.
+        # They read no further ahead than makes them faster, however much --memory allows. Files are holes, which are
+        # read faster than any disk; what is resident of files in the page cache depends on how threads take turns.
         models = [model(self.folder / name, 8, 1024) for name in ("base", "a", "b")]
-        for method, more, most in (("linear", "", 100), ("ties", f"base_model: {models[0]}\n", 256)):
-            entries = "".join(f"- model: {m}\n  parameters: {{weight: 0.5}}\n" for m in models[1 if more else 0:])
-            recipe = self.write(f"{method}.yml", f"merge_method: {method}\ndtype: bfloat16\n{more}models:\n{entries}")
-            for storage in ("direct", "buffered", "mapped"):
-                self.compare("merge", recipe, self.folder / f"{method}-{storage}", "--storage", storage, "-j", "2", most=5)
+        for method, more, most in (("linear", "", 100), ("slerp", "parameters: {t: 0.5}\n", 128),
+                                   ("ties", f"base_model: {models[0]}\n", 144)):
+            kept = {"linear": models, "slerp": models[:2], "ties": models[1:]}[method]
+            weight = "" if method == "slerp" else "\n  parameters: {weight: 0.5}"
+            base = f"base_model: {models[0]}\n" if method == "slerp" else ""
+            entries = "".join(f"- model: {m}{weight}\n" for m in kept)
+            recipe = self.write(f"{method}.yml", f"merge_method: {method}\ndtype: bfloat16\n{base}{more}models:\n{entries}")
+            for storage, least, greatest in (("direct", 0.8, 1.25), ("buffered", 0.8, 1.6), ("mapped", 0.5, 2)):
+                self.compare("merge", recipe, self.folder / f"{method}-{storage}", "--storage", storage, "-j", "2",
+                             least=least, most=greatest)
             plans = {self.planned(recipe, memory) for memory in ("512MiB", "8GiB")}
             self.assertLess(max(plans), most * MIB)
             self.assertLess(max(plans) - min(plans), 4 * MIB)

@@ -11,6 +11,9 @@ import unittest
 PROGRAM = os.environ.get("INGOT_PROGRAM", "build/ingot")
 SOURCE = pathlib.Path(os.environ.get("INGOT_SOURCE", pathlib.Path(__file__).parents[2]))
 BUILD = pathlib.Path(os.environ.get("INGOT_BUILD", SOURCE / "build"))
+# False where a sanitizer, whose memory and time are its own, is built in.
+CACHE = BUILD / "CMakeCache.txt"
+PLAIN = not CACHE.exists() or "INGOT_SANITIZE:STRING=\n" in CACHE.read_text()
 EXAMPLES = SOURCE / "examples"
 
 DONE, DIFFERS, USAGE, INPUT, IO, DEVICE = 0, 1, 2, 3, 4, 5
