@@ -38,7 +38,7 @@ inline void write_adapter(const std::string& folder, const Factors& factors,
   write_file(folder + "/adapter_config.json", "{" + text + "}");
 }
 
-// The tensors of a folder that a run wrote, by full name.
+// The tensors of a folder that a run wrote, by full name; zeros for those that hold no floats.
 inline std::map<std::string, Values> read_adapter_values(const std::string& folder) {
   const auto disk = system_disk();
   const Checkpoint checkpoint =
@@ -46,7 +46,7 @@ inline std::map<std::string, Values> read_adapter_values(const std::string& fold
   std::map<std::string, Values> all;
   for (const Entry& entry : checkpoint.entries()) {
     Values tensor{entry.info.shape, std::vector<float>(entry.info.count())};
-    read_values(checkpoint, entry, 0, tensor.values);
+    if (is_float(entry.info.dtype)) read_values(checkpoint, entry, 0, tensor.values);
     all.emplace(entry.info.name, std::move(tensor));
   }
   return all;

@@ -268,7 +268,15 @@ class Extraction {
     for (const auto& [name, found] : tuned) {
       const auto& [item, role] = found;
       if (role == Role::buffer || !is_float(item->info.dtype)) {
-        unused(place(*item), "no parameter");
+        const auto at = base.find(name);
+        // PEFT loads all that a saved module has: the counter of a batch norm too.
+        if (role != Role::buffer && at != base.end() && reader_.whole &&
+            wishes_.whole_tensors != "skip") {
+          add_whole(
+              {name, place(*at->second.first), place(*item), true, role, Form::parameter, false});
+        } else {
+          unused(place(*item), "no parameter");
+        }
         continue;
       }
       if (stays && role == Role::head) {
@@ -483,7 +491,7 @@ class Extraction {
   void compare() {
     if (!plan_.options.measure) {  // all count as changed, but where that could break a budget
       for (Whole& whole : whole_) {
-        if (!whole.in_base) continue;
+        if (!whole.in_base || !is_float(entry(whole.tuned).info.dtype)) continue;
         whole.changed = wishes_.bytes == 0;
         ++compared_;
       }
@@ -491,6 +499,7 @@ class Extraction {
     }
     double kept = 0;
     for (Whole& whole : whole_) {
+      if (!is_float(entry(whole.tuned).info.dtype)) continue;
       const bool same =
           whole.in_base && entry(whole.base).info.shape == entry(whole.tuned).info.shape;
       kept += distance(same ? &whole.base : nullptr, whole.tuned, whole.changed);
@@ -715,7 +724,8 @@ class Extraction {
       if (saved_.contains(std::string(parent(whole.name)))) {
         copy(whole, "beside a parameter of its module that changed");
       } else {
-        unused(whole.tuned, "equal to the base's");
+        unused(whole.tuned,
+               is_float(entry(whole.tuned).info.dtype) ? "equal to the base's" : "no parameter");
       }
     }
     for (const std::uint32_t view : {base_, tuned_}) {

@@ -316,7 +316,7 @@ void write_pair(const Folder& folder, const std::string& config,
     std::vector<float> values;
     test::Random random(7), change(8);
     for (const auto& [name, shape] : shapes) {
-      infos.push_back({name, Dtype::f32, shape});
+      infos.push_back({name, name.ends_with("_tracked") ? Dtype::i32 : Dtype::f32, shape});
       for (std::uint64_t i = 0; i < shape.count(); ++i) {
         const float value = static_cast<float>(random.below(2001)) / 1000 - 1;
         const float more = static_cast<float>(change.below(2001)) / 1000 - 1;
@@ -359,6 +359,7 @@ void expect_back(const Folder& folder) {
   for (const Entry& entry : tuned.entries()) {
     const Entry* other = back.find(entry.info.name);
     ASSERT_NE(other, nullptr) << entry.info.name;
+    if (!is_float(entry.info.dtype)) continue;
     std::vector<float> wanted(entry.info.count()), found(wanted.size());
     read_values(tuned, entry, 0, wanted);
     read_values(back, *other, 0, found);
@@ -411,6 +412,28 @@ TEST(Extract, BringsLayersAndParametersThatLoraDoesNotFitInFull) {
             nlohmann::json({"backbone.embeddings", mixer + "A_log", mixer + "conv1d",
                             mixer + "dt_bias", mixer + "out_proj", "lm_head"}));
   EXPECT_TRUE(made.tensors.contains("base_model.model." + mixer + "A_log"));
+  expect_back(folder);
+}
+
+// PEFT loads all that a saved module has, and stops where its counter is missing.
+TEST(Extract, BringsABatchNormWithItsCounter) {
+  const Folder folder;
+  const std::string norm = "encoder.layers.0.conv.norm.", other = "encoder.layers.1.conv.norm.";
+  std::map<std::string, Shape> shapes{{"encoder.layers.0.fc.weight", {4, 4}}};
+  for (const std::string& each : {norm, other}) {
+    for (const char* leaf : {"weight", "bias", "running_mean", "running_var"}) {
+      shapes[each + leaf] = {4};
+    }
+    shapes[each + "num_batches_tracked"] = {};
+  }
+  write_pair(folder, R"({"architectures": ["CohereAsrModel"]})", shapes,
+             [&](const std::string& name) { return name == norm + "weight"; });
+  const Made made = extract_pair(folder);
+  EXPECT_EQ(made.config["modules_to_save"], nlohmann::json({"encoder.layers.0.conv.norm"}));
+  for (const char* leaf : {"bias", "running_mean", "running_var", "num_batches_tracked"}) {
+    EXPECT_TRUE(made.tensors.contains("base_model.model." + norm + leaf)) << leaf;
+    EXPECT_FALSE(made.tensors.contains("base_model.model." + other + leaf)) << leaf;
+  }
   expect_back(folder);
 }
 
