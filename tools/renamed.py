@@ -86,13 +86,14 @@ def built(cls):
 
 
 class Traced:
-    """The names of a class: pairs (file, loaded), and (names, file names, renamed, conversion) of tensors that
-    become others."""
+    """The names of a class: pairs {file: loaded}, and (names, between, operations, shapes) of tensors that become
+    others, `between` being what files call them after all renaming; `moved` are ends of names whose numbers change."""
 
     def __init__(self, cls):
         model = built(cls)
         every = get_model_conversion_mapping(model, add_legacy=False)
-        self.pairs, self.made, self.own, self.bare = {}, [], list(model.state_dict()), False
+        self.pairs, self.made, self.moved = {}, [], set()
+        self.own = list(model.state_dict())
         if not every:
             return
         state = model.state_dict()
@@ -128,7 +129,6 @@ class Traced:
         bare = any(each.rename_source_key(short[name])[0] != short[name] and
                    each.rename_source_key(name)[0] == name and renamed(inner(name)) == name
                    for name in self.own if short[name] != name for each in front)
-        self.bare = bare
         for name in sorted(self.own, key=loading.dot_natural_key):
             for maker, unmaker in zip(makers, unmakers):
                 other, pattern = unmaker.rename_source_key(name)
@@ -141,7 +141,12 @@ class Traced:
                 files |= {each.rename_source_key(inner(name))[0] for each in single
                           if isinstance(each, loading.PrefixChange)}
                 for file in files | ({inner(name)} if bare else set()):
-                    if renamed(file) == name:
+                    if renamed(file) != name:
+                        continue
+                    numbers, theirs = re.findall(r"\b\d+\b", file), re.findall(r"\b\d+\b", name)
+                    if len(numbers) == len(theirs) and numbers != theirs:  # counted from elsewhere
+                        self.moved.add(".".join(parts(file)[-2:]))
+                    else:
                         self.pairs[file] = name
         for (other, _), found in groups.items():
             maker, unmaker = found[0][1], copy.deepcopy(found[0][2])
@@ -224,12 +229,19 @@ def changed(table, file):
 
 def solve(samples, whole):
     """Changes for all samples {file: name}, and the samples that they get wrong."""
+    found = search(samples, whole, True)
+    return min(found, search(samples, whole, False), key=lambda both: len(both[1])) if found[1] else found
+
+
+def search(samples, whole, general):
+    """What solve() gives; `general`: of changes of the same words the most frequent one stays without context."""
     levels, best = collections.Counter(), None
     for turn in range(60):
-        owners = collections.defaultdict(set)
+        owners, counts = collections.defaultdict(set), collections.Counter()
         for file, name in samples.items():
             for differs, rule in changes(file, name, levels, whole):
                 owners[rule].add(differs)
+                counts[rule] += 1
         rules = sorted(owners, key=lambda rule: (-len(rule[1]), not rule[0], rule))
         table = collections.defaultdict(list)
         for rule in rules:
@@ -242,7 +254,8 @@ def solve(samples, whole):
             wrong.append((file, name, got))
             own = {rule for _, rule in changes(file, name, levels, whole)}
             for rule in [rule for rule in used if rule not in own] or own:
-                more |= owners[rule]
+                rivals = [each for each in own if general and each[:2] == rule[:2]] + [rule]
+                more |= owners[min(rivals, key=lambda each: counts[each])]
         if best is None or len(wrong) < len(best[1]):
             best, since = (rules, wrong), turn
         if not wrong or turn - since > 5:
@@ -284,7 +297,7 @@ def behind(names):
 def made(traced):
     """Whether experts become one parameter, layers divided evenly, and names of tensors that become others in
     ways that no adapter's factors follow."""
-    fuses, divided, remade = False, set(), set()
+    fuses, divided, remade = False, set(), set(traced.moved)
     for names, between, how, shapes in traced.made:
         experts = [EXPERT.fullmatch(file) for file in between]
         if all(experts) and set(how) <= {"MergeModulelist", "Concatenate"} and len(names) == 1:

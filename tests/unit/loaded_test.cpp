@@ -96,6 +96,9 @@ constexpr Case kCases[] = {
     // A number that tells one layer from another: literal.
     {"Kimi_K25ForConditionalGeneration", "mm_projector.proj.2.weight",
      "model.mm_projector.out_proj.weight"},
+    // What is frequent is a rule for names that the smallest model does not have.
+    {"BailingHybridForCausalLM", "model.layers.7.attention.kv_a_proj_with_mqa.weight",
+     "model.layers.7.self_attn.kv_a_proj_with_mqa.weight"},
     {"AXK2ForCausalLM", "model.layers.1.self_attn.q_b_proj.weight",
      "model.layers.1.self_attn.q_gate_proj.weight"},
     {"Dinov2ForImageClassification", "dinov2.encoder.layer.0.attention.output.dense.weight",
@@ -160,6 +163,8 @@ TEST(Divided, RowsAreSharedOutInTheOrderOfTheLoadedModel) {
       remade("Ernie4_5_VLMoeModel", "language_model.layers.1.mlp.experts.3.up_proj.weight"));
   EXPECT_FALSE(remade("Ernie4_5_VLMoeModel", "language_model.layers.0.mlp.up_proj.weight"));
   EXPECT_FALSE(remade("Ernie4_5_VLMoeModel", "weight"));
+  // Counted from another layer.
+  EXPECT_TRUE(remade("Inkling2ForCausalLM", "model.attn_res.attn_queries.0"));
   EXPECT_FALSE(remade("Qwen3NextForCausalLM", "model.layers.0.self_attn.k_conv1d.weight"));
 }
 
