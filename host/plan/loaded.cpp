@@ -93,10 +93,6 @@ const Rules& rules(std::string_view architecture) {
   return found == all.end() ? none : *found->second;
 }
 
-bool is_number(std::string_view word) {
-  return !word.empty() && word.find_first_not_of("0123456789") == std::string_view::npos;
-}
-
 // True if the name has these components here, a number for each '*'.
 bool has(const Components& name, std::size_t at, const Components& wanted) {
   return name.size() - at >= wanted.size() &&
