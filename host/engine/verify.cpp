@@ -500,7 +500,12 @@ class Verifier {
     for (const Json& entry : receipt_.at("files")) {
       const auto name = entry.at("file").get<std::string>();
       const auto file = open(name);
-      if (!file) continue;
+      if (!file) {
+        if (names_.contains(name)) continue;
+        hashes_[name] = Digest::parse(entry.at("hash").get<std::string>()).value_or(Digest{});
+        changed_.insert(name);  // said once: it is missing
+        continue;
+      }
       const Digest digest = digest_of(*file, 0, file->size());
       hashes_[name] = digest;
       if (digest.text() == entry.at("hash")) continue;
@@ -1024,7 +1029,6 @@ class Verifier {
     std::vector<std::pair<std::string, Digest>> files;
     for (const Companion& companion : plan_->companions) {
       const auto at = hashes_.find(printed(companion.name));
-      // A missing file was reported before.
       files.emplace_back(companion.name, at == hashes_.end() ? Digest{} : at->second);
     }
     if (told_.size() != plan_->jobs.size()) return;  // which was found
@@ -1123,7 +1127,7 @@ class Verifier {
   std::map<std::string, Outline> outlines_;               // by shard
   std::map<std::string, std::string> names_;              // of files that are there, as printed
   std::map<std::string, Digest> hashes_;                  // of files beside the weights
-  std::set<std::string> changed_;                         // of them, other than the receipt says
+  std::set<std::string> changed_;  // of them, other than the receipt says or missing
   std::optional<Plan> plan_;
   std::unordered_map<std::string, std::size_t> jobs_;  // of the plan, as printed
   std::set<const Job*> passed_;                        // that are not measured again

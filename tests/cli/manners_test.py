@@ -269,6 +269,8 @@ class Usage(Case):
         for words, code, told in (
                 ("plan recpie.yml", INPUT, "there is no recipe recpie.yml; did you mean 'recipe.yml'?"),
                 ("plan .", USAGE, ". is a folder, and a recipe is a YAML file: name one, as ./recipe.yml"),
+                ("merge . recipe.yml", USAGE, ". is a folder, and recipe.yml a file: the recipe comes first, OUT behind it"),
+                ("recipe.yml out", USAGE, "there is no command 'recipe.yml'; to merge by that recipe: 'ingot merge recipe.yml OUT'"),
                 ("verify otu", INPUT, "there is no folder otu; did you mean 'out'?"),
                 ("verify nowhere", INPUT, "there is no folder nowhere"),
                 ("verify out/ingot.json", INPUT, "is a file: name the folder that ingot wrote, as in 'ingot verify out'"),

@@ -234,6 +234,13 @@ class Verify(Case):
                     "model.safetensors": receipt["tensors"][-1]["hash"]}
                 self.assertIn(f"hash {kept[name]} expected, ", report["findings"][0])
                 (self.out / name).write_bytes(whole[self.out / name])
+        for name in (path.name for path in whole if path.name != "ingot.json"):
+            with self.subTest(missing=name):
+                (self.out / name).unlink()
+                report = json.loads(self.run_fails(DIFFERS, "verify", self.out, "--root", EXAMPLES, "--json").stdout)
+                self.assertEqual((len(report["findings"]), report["shortfalls"]), (1, 1), report)
+                self.assertTrue(report["findings"][0].startswith(f"{self.out}/{name}: the file is missing"), report)
+                (self.out / name).write_bytes(whole[self.out / name])
 
     def test_absent_inputs_are_found_unless_waived(self):
         done = self.run_fails(INPUT, "verify", self.out, "--root", self.folder)

@@ -161,6 +161,9 @@ std::string unknown_command(const CLI::App& program, const Choice& choice, const
   const std::vector<std::string> known = commands_of(*choice.command);
   const std::string near = nearest(word, known);
   if (!near.empty()) return fmt::format("{}; did you mean '{}{}{}'?", text, start, before, near);
+  if (name.empty() && (word.ends_with(".yml") || word.ends_with(".yaml"))) {
+    return fmt::format("{}; to merge by that recipe: '{}merge {} OUT'", text, start, word);
+  }
   return name.empty() || known.empty()
              ? text
              : fmt::format("{}; there is '{}{}{}'", text, start, before, fmt::join(known, "', '"));

@@ -724,6 +724,11 @@ std::string Request::read_recipe(Disk& disk) const {
          fmt::format("there is no recipe {}{}", recipe_, path_advice(disk, "", recipe_)));
   }
   if (kind != Disk::Kind::folder) return read_text(disk, recipe_);
+  if (!out_.empty() && disk.kind(out_) == Disk::Kind::file) {
+    fail(Code::usage,
+         fmt::format("{} is a folder, and {} a file: the recipe comes first, OUT behind it",
+                     recipe_, out_));
+  }
   constexpr std::size_t kMost = 5;
   std::vector<std::string> recipes;
   for (const std::string& name : disk.list(recipe_)) {
