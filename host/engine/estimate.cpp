@@ -70,8 +70,6 @@ double elements_of(const Plan& plan, const Job& job) {
 constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
 // Of each thread: its stack, the allocator's, what hashing and selection hold.
 constexpr std::uint64_t kThread = 5 * kMiB / 4;
-// Of the tensors behind a mapped one, which threads begin while others finish it: 0 to 70 MiB.
-constexpr std::uint64_t kNext = 16 * kMiB;
 // Of the library that decomposes.
 constexpr std::uint64_t kSolver = 16 * kMiB;
 
@@ -85,19 +83,25 @@ std::uint64_t input_bytes(const Plan& plan, const Job& job) {
   return sum;
 }
 
-// The job with the most bytes of inputs of those that are measured first: all of them are there
-// before its first output, which has memory of its own. Null if there is none.
-const Job* largest_measured(const Plan& plan) {
-  const Job* largest = nullptr;
-  std::uint64_t most = 0;
+// Bytes of tensors that are measured first: all inputs of one are there before its first output,
+// which has memory of its own.
+struct Measured {
+  const Job* largest = nullptr;  // the one with the most bytes of inputs; null: there is none
+  std::uint64_t inputs = 0;      // its inputs
+  std::uint64_t held = 0;        // inputs and outputs of all that cannot be mapped
+};
+
+Measured measured(const Plan& plan, MergeOptions::Storage storage) {
+  Measured all;
   for (const Job& job : plan.jobs) {
     if (job.action != Action::merge || !math::needs(job.work.rule).any()) continue;
     const std::uint64_t bytes = input_bytes(plan, job);
-    if (largest && bytes <= most) continue;
-    largest = &job;
-    most = bytes;
+    if (!mappable(plan, job, storage)) all.held += bytes + job.output.bytes();
+    if (all.largest && bytes <= all.inputs) continue;
+    all.largest = &job;
+    all.inputs = bytes;
   }
-  return largest;
+  return all;
 }
 
 }  // namespace
@@ -115,12 +119,13 @@ Estimate estimate(const Plan& plan, const MergeOptions& options) {
   if (work > 0) seconds += work / product_rate();
   result.compute = seconds / std::max(threads, 1.0);
   // All that divide() lends may be resident at a time, and is where reading is faster than the
-  // rest; of mapped tensors only the one that is worked on. Where there is room for all data, a
-  // fifth of them are written before the last are read.
+  // rest; of mapped tensors about as much as the largest has, and of those between them that are
+  // copied half are written when the others are read. Where there is room for all data, a fifth of
+  // them are written before the last are read.
   std::uint64_t lent = staging.inputs;
-  if (const Job* largest = largest_measured(plan)) {
-    if (hot(plan, *largest, options.storage) && mappable(plan, *largest, options.storage)) {
-      lent = std::min(lent, input_bytes(plan, *largest) + kNext);
+  if (const Measured first = measured(plan, options.storage); first.largest) {
+    if (hot(plan, *first.largest, options.storage)) {
+      lent = std::min(lent, first.inputs + first.held / 2);
     }
     lent += std::min(plan.bytes_out, staging.outputs);
   }

@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
-#include <set>
 
 #include <fmt/format.h>
 #include <malloc.h>
@@ -183,7 +182,7 @@ class Run {
     await_place();
     const bool warm = hot(plan_, job, options_.storage);
     const Lodging lodging = lodge(job, warm);
-    if (lodging == Lodging::mapped) await_turn(index);
+    if (lodging == Lodging::mapped) await_turn(job, index);
     // Shared by the reader, the visits and writes of its chunks; the last of them lets it go.
     auto flight = std::make_shared<Flight>(plan_, index, lodging, backend_,
                                            options_.hash ? &digests_ : nullptr);
@@ -233,10 +232,18 @@ class Run {
   }
 
   // Waits while too many jobs work on the page cache, then counts this one.
-  void await_turn(std::size_t job) {
+  void await_turn(const Job& job, std::size_t index) {
+    std::uint64_t bytes = 0;
+    if (job.action == Action::merge && math::needs(job.work.rule).any()) {
+      for (const Operand& o : job.operands) bytes += entry_of(o).info.bytes();
+    }
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return crew_.failed() || mapped_.size() < kMapped; });
-    mapped_.insert(job);
+    changed_.wait(lock, [&] {
+      return crew_.failed() || mapped_.empty() ||
+             (mapped_.size() < kMapped && windows_ + bytes <= staging_.windows);
+    });
+    mapped_.emplace(index, bytes);
+    windows_ += bytes;
   }
 
   void post(const std::shared_ptr<Flight>& flight) {
@@ -493,7 +500,7 @@ class Run {
     const std::lock_guard lock(mutex_);
     notes_.add(entry);
     ++finished_;
-    mapped_.erase(flight.index());
+    if (const auto mapped = mapped_.extract(flight.index())) windows_ -= mapped.mapped();
     changed_.notify_all();
   }
 
@@ -567,13 +574,14 @@ class Run {
   const Staging staging_;
   int threads_;
   Notes notes_;
-  std::mutex mutex_;  // guards notes_, finished_, mapped_, awaited_
+  std::mutex mutex_;  // guards notes_, finished_, mapped_, windows_, awaited_
   std::condition_variable changed_;
-  std::size_t finished_ = 0, admitted_ = 0;  // jobs; those of a former run count as both
-  std::set<std::size_t> mapped_;             // jobs worked on from the page cache
-  std::shared_ptr<Flight> awaited_;          // shared with the reader, which sleeps on it
-  std::vector<std::uint64_t> weights_;       // by job
-  std::uint64_t total_bytes_ = 0;            // their sum
+  std::size_t finished_ = 0, admitted_ = 0;      // jobs; those of a former run count as both
+  std::map<std::size_t, std::uint64_t> mapped_;  // jobs worked on from the page cache, and their
+  std::uint64_t windows_ = 0;                    // bytes if they are measured first; their sum
+  std::shared_ptr<Flight> awaited_;              // shared with the reader, which sleeps on it
+  std::vector<std::uint64_t> weights_;           // by job
+  std::uint64_t total_bytes_ = 0;                // their sum
   std::atomic<std::uint64_t> done_bytes_ = 0;
   std::atomic<std::int64_t> told_ = 0;
   std::mutex watching_;

@@ -44,6 +44,7 @@ struct Demand {
   std::uint64_t least = 0;     // the largest single chunk any job stages
   std::uint64_t useful = 0;    // more than everything is never needed
   std::uint64_t largest = 0;   // of that, what the largest tensor takes that is measured first
+  std::uint64_t windows = 0;   // its inputs alone
   std::uint64_t slot = 0;      // the largest chunk of output
   std::uint64_t written = 0;   // all output
   std::uint64_t waiting = 0;   // the least that results of joints take
@@ -75,7 +76,10 @@ Demand demand_of(const Plan& plan, const std::vector<Joint*>& joints) {
     const std::uint64_t whole =
         inputs + n * width + 2 * kPage * (2 * job.operands.size() + 1) * (n / kChunk + 1);
     all.useful += whole;
-    if (merge && math::needs(job.work.rule).any()) all.largest = std::max(all.largest, whole);
+    if (merge && math::needs(job.work.rule).any()) {
+      all.largest = std::max(all.largest, whole);
+      all.windows = std::max(all.windows, whole - n * width);
+    }
   }
   for (const Joint* joint : joints) all.waiting += joint->least();
   const std::uint64_t metadata = metadata_bytes(plan);
@@ -172,6 +176,8 @@ Staging divide(const Plan& plan, const MergeOptions& options, int available) {
   const std::uint64_t enough =
       std::min(need.useful, ahead + static_cast<std::uint64_t>(staging.crowd.threads) * need.least);
   staging.inputs = std::min(free - staging.outputs, std::max(enough, need.least));
+  // Nothing is read ahead of them: threads begin the next ones while others finish the last.
+  staging.windows = std::max(need.windows, kReads);
   return staging;
 }
 

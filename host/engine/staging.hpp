@@ -18,6 +18,7 @@ inline constexpr unsigned kReadDepth = 16;
 struct Staging {
   std::uint64_t inputs = 0;   // inputs, and outputs of what passes chunk by chunk
   std::uint64_t outputs = 0;  // of tensors whose inputs are all there before the first is done
+  std::uint64_t windows = 0;  // of `inputs`, those of mapped tensors that are measured first
   std::vector<std::pair<Joint*, std::uint64_t>> joints;  // results that wait for their jobs
   Crowd crowd;
 };
