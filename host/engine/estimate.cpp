@@ -73,16 +73,6 @@ constexpr std::uint64_t kThread = 5 * kMiB / 4;
 // Of the library that decomposes.
 constexpr std::uint64_t kSolver = 16 * kMiB;
 
-// Bytes that the inputs of a merged tensor take as they land.
-std::uint64_t input_bytes(const Plan& plan, const Job& job) {
-  std::uint64_t sum = 0;
-  for (const Operand& operand : job.operands) {
-    if (operand.derived) sum += operand.derived->memory() + job.work.rule.elements * sizeof(float);
-    if (lands(operand)) sum += job.work.rule.elements * bits(staged_dtype(plan, operand)) / 8;
-  }
-  return sum;
-}
-
 // Bytes of tensors that are measured first: all inputs of one are there before its first output,
 // which has memory of its own.
 struct Measured {
@@ -94,7 +84,7 @@ struct Measured {
 Measured measured(const Plan& plan, MergeOptions::Storage storage) {
   Measured all;
   for (const Job& job : plan.jobs) {
-    if (job.action != Action::merge || !math::needs(job.work.rule).any()) continue;
+    if (!measured_first(job)) continue;
     const std::uint64_t bytes = input_bytes(plan, job);
     if (!mappable(plan, job, storage)) all.held += bytes + job.output.bytes();
     if (all.largest && bytes <= all.inputs) continue;

@@ -40,10 +40,6 @@ bool saturates(const Job& job) {
          (job.output.dtype == Dtype::f8_e4m3 || job.output.dtype == Dtype::f8_e5m2);
 }
 
-const Entry& entry_of(const Plan& plan, std::uint32_t model, std::uint32_t entry) {
-  return plan.models[model].checkpoint.entries()[entry];
-}
-
 // The inputs of a run of output elements, read again from their files.
 class Inputs {
  public:

@@ -24,14 +24,6 @@ constexpr std::uint64_t kWindowed = std::uint64_t{2} << 20;
 // Share of a tensor in the page cache from which on it is read from there.
 constexpr double kHot = 0.95;
 
-const Entry& entry_of(const Plan& plan, const Operand& operand) {
-  return plan.models[operand.model].checkpoint.entries()[operand.entry];
-}
-
-File& file_of(const Plan& plan, const Operand& operand) {
-  return plan.models[operand.model].checkpoint.file(entry_of(plan, operand).file);
-}
-
 }  // namespace
 
 bool hot(const Plan& plan, const Job& job, MergeOptions::Storage storage) {
@@ -50,12 +42,12 @@ bool hot(const Plan& plan, const Job& job, MergeOptions::Storage storage) {
 
 bool mappable(const Plan& plan, const Job& job, MergeOptions::Storage storage) {
   using Storage = MergeOptions::Storage;
-  const bool merge = job.action == Action::merge;
-  const bool once = !merge || !math::needs(job.work.rule).any();
-  bool large = storage == Storage::mapped;
   if (storage == Storage::buffered) return false;
+  const bool merge = job.action == Action::merge;
+  bool large = storage == Storage::mapped;
   for (const Operand& o : job.operands) {
-    if (o.derived && !(once && lands(o))) return false;  // its values are kept between passes
+    if (o.derived && (measured_first(job) || !lands(o)))
+      return false;  // its values are kept between passes
     if (!lands(o)) continue;
     if (!dense(plan, o, merge) || !Window::possible(file_of(plan, o))) return false;
     large = large || entry_of(plan, o).info.bytes() >= kWindowed;
@@ -231,7 +223,7 @@ void Flight::hash_inputs(std::uint64_t first, std::uint32_t count, const std::by
 
 void Flight::scan_input(std::size_t index, std::uint64_t at, std::span<const std::byte> data) {
   const Operand& operand = job_.operands[index];
-  const Dtype dtype = plan_.models[operand.model].checkpoint.entries()[operand.entry].info.dtype;
+  const Dtype dtype = entry_of(plan_, operand).info.dtype;
   const std::uint64_t width = std::max<std::uint64_t>(bits(dtype) / 8, 1);
   const Count found = count_nonfinite(dtype, data, at / width);
   if (found.count == 0) return;

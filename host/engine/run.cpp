@@ -131,17 +131,13 @@ class Run {
   [[nodiscard]] std::uint64_t job_bytes(std::size_t job) const {
     std::uint64_t sum = plan_.jobs[job].output.bytes();
     for (const Operand& o : plan_.jobs[job].operands) {
-      sum += plan_.models[o.model].checkpoint.entries()[o.entry].info.bytes();
+      sum += entry_of(o).info.bytes();
     }
     return sum;
   }
 
-  [[nodiscard]] const Entry& entry_of(const Operand& o) const {
-    return plan_.models[o.model].checkpoint.entries()[o.entry];
-  }
-  [[nodiscard]] File& file_of(const Operand& o) const {
-    return plan_.models[o.model].checkpoint.file(entry_of(o).file);
-  }
+  [[nodiscard]] const Entry& entry_of(const Operand& o) const { return ingot::entry_of(plan_, o); }
+  [[nodiscard]] File& file_of(const Operand& o) const { return ingot::file_of(plan_, o); }
 
   [[nodiscard]] std::uint64_t chunk_bytes(const Flight& flight, std::uint32_t chunk) const {
     std::uint64_t sum = 0;
@@ -165,16 +161,12 @@ class Run {
     if (warm && !backend_.staged() && mappable(plan_, job, options_.storage)) {
       return Lodging::mapped;
     }
-    if (job.action == Action::copy || !math::needs(job.work.rule).any()) return Lodging::passing;
+    if (!measured_first(job)) return Lodging::passing;
     if (backend_.staged()) return Lodging::resident;
-    std::uint64_t bytes = 0;
-    for (const Operand& o : job.operands) {
-      if (o.derived) bytes += o.derived->memory() + job.work.rule.elements * sizeof(float);
-      if (lands(o)) bytes += job.work.rule.elements * bits(staged_dtype(plan_, o)) / 8;
-    }
     // Every chunk takes up to two pages more.
-    bytes += 2 * kPage * 2 * job.operands.size() * (job.work.rule.elements / kChunk + 1);
-    return bytes <= arena_.size() ? Lodging::held : Lodging::passing;
+    const std::uint64_t pages =
+        2 * kPage * 2 * job.operands.size() * (job.work.rule.elements / kChunk + 1);
+    return input_bytes(plan_, job) + pages <= arena_.size() ? Lodging::held : Lodging::passing;
   }
 
   void admit(std::size_t index) {
@@ -233,10 +225,7 @@ class Run {
 
   // Waits while too many jobs work on the page cache, then counts this one.
   void await_turn(const Job& job, std::size_t index) {
-    std::uint64_t bytes = 0;
-    if (job.action == Action::merge && math::needs(job.work.rule).any()) {
-      for (const Operand& o : job.operands) bytes += entry_of(o).info.bytes();
-    }
+    const std::uint64_t bytes = measured_first(job) ? input_bytes(plan_, job) : 0;
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] {
       return crew_.failed() || mapped_.empty() ||

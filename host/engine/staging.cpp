@@ -56,27 +56,25 @@ Demand demand_of(const Plan& plan, const std::vector<Joint*>& joints) {
   Demand all;
   for (const Job& job : plan.jobs) {
     const bool merge = job.action == Action::merge;
-    std::uint64_t chunk = 0, inputs = 0;
+    std::uint64_t chunk = 0;
     const std::uint64_t n = merge ? job.work.rule.elements : job.output.bytes();
     const std::uint64_t part = merge ? std::min(n, kChunk) : std::min(n, 4 * kMiB);
     for (const Operand& operand : job.operands) {
       if (operand.derived) {
         chunk += operand.derived->memory() + slot_bytes(part * sizeof(float));
-        inputs += operand.derived->memory() + n * sizeof(float);
       }
       if (!lands(operand)) continue;
       const std::uint64_t width = merge ? bits(staged_dtype(plan, operand)) / 8 : 1;
       chunk += slot_bytes(part * width);
-      inputs += n * width;
     }
     const std::uint64_t width = merge ? bits(job.output.dtype) / 8 : 1;
     all.least = std::max(all.least, chunk + slot_bytes(part * width));
     all.slot = std::max(all.slot, slot_bytes(part * width));
     all.written += n * width + 2 * kPage * (n / kChunk + 1);
-    const std::uint64_t whole =
-        inputs + n * width + 2 * kPage * (2 * job.operands.size() + 1) * (n / kChunk + 1);
+    const std::uint64_t whole = input_bytes(plan, job) + n * width +
+                                2 * kPage * (2 * job.operands.size() + 1) * (n / kChunk + 1);
     all.useful += whole;
-    if (merge && math::needs(job.work.rule).any()) {
+    if (measured_first(job)) {
       all.largest = std::max(all.largest, whole);
       all.windows = std::max(all.windows, whole - n * width);
     }

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "ingot/math/methods.hpp"
 #include "store/values.hpp"
 
 namespace ingot {
@@ -11,10 +12,6 @@ namespace {
 
 const Checkpoint& checkpoint_of(const Plan& plan, std::uint32_t model) {
   return plan.models[model].checkpoint;
-}
-
-const Entry& entry_of(const Plan& plan, std::uint32_t model, std::uint32_t entry) {
-  return checkpoint_of(plan, model).entries()[entry];
 }
 
 // One row of the rearranged matrix: zeros, a row of some model, or the mean of several, summed in
@@ -59,13 +56,40 @@ std::vector<float> read_average(const Plan& plan, const RowMap& map) {
 
 }  // namespace
 
+const Entry& entry_of(const Plan& plan, std::uint32_t model, std::uint32_t entry) {
+  return checkpoint_of(plan, model).entries()[entry];
+}
+
+const Entry& entry_of(const Plan& plan, const Operand& operand) {
+  return entry_of(plan, operand.model, operand.entry);
+}
+
+File& file_of(const Plan& plan, const Operand& operand) {
+  return checkpoint_of(plan, operand.model).file(entry_of(plan, operand).file);
+}
+
+bool measured_first(const Job& job) {
+  return job.action == Action::merge && math::needs(job.work.rule).any();
+}
+
+std::uint64_t input_bytes(const Plan& plan, const Job& job) {
+  const bool merge = job.action == Action::merge;
+  const std::uint64_t n = merge ? job.work.rule.elements : job.output.bytes();
+  std::uint64_t sum = 0;
+  for (const Operand& operand : job.operands) {
+    if (operand.derived) sum += operand.derived->memory() + n * sizeof(float);
+    if (lands(operand)) sum += n * (merge ? bits(staged_dtype(plan, operand)) / 8 : 1);
+  }
+  return sum;
+}
+
 Dtype staged_dtype(const Plan& plan, const Operand& operand) {
-  const Dtype stored = entry_of(plan, operand.model, operand.entry).info.dtype;
+  const Dtype stored = entry_of(plan, operand).info.dtype;
   return operand.rows || stored == Dtype::f64 ? Dtype::f32 : stored;
 }
 
 bool dense(const Plan& plan, const Operand& operand, bool merging) {
-  const Entry& entry = entry_of(plan, operand.model, operand.entry);
+  const Entry& entry = entry_of(plan, operand);
   if (!merging) return entry.dense();
   // The header of a safetensors file may have any length, and elements are read where they lie:
   // a device traps at an address that is no multiple of their size.
@@ -76,7 +100,7 @@ bool dense(const Plan& plan, const Operand& operand, bool merging) {
 void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_t first,
             std::span<std::byte> out) {
   const Checkpoint& checkpoint = checkpoint_of(plan, operand.model);
-  const Entry& entry = entry_of(plan, operand.model, operand.entry);
+  const Entry& entry = entry_of(plan, operand);
   if (!merging) {
     read_elements(checkpoint, entry, first / (bits(entry.info.dtype) / 8), out);
     return;

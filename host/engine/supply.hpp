@@ -15,6 +15,13 @@
 
 namespace ingot {
 
+[[nodiscard]] const Entry& entry_of(const Plan& plan, std::uint32_t model, std::uint32_t entry);
+[[nodiscard]] const Entry& entry_of(const Plan& plan, const Operand& operand);
+[[nodiscard]] File& file_of(const Plan& plan, const Operand& operand);
+
+// True if a job's tensor is measured before it is merged: all its inputs are read twice or kept.
+[[nodiscard]] bool measured_first(const Job& job);
+
 // True if an operand has a tensor of its own whose elements are brought to it.
 [[nodiscard]] inline bool lands(const Operand& operand) {
   return !operand.derived || operand.derived->own();
@@ -23,6 +30,9 @@ namespace ingot {
 // The element type in which an operand's own tensor lands: what the backend sees, unless the
 // operand is derived.
 [[nodiscard]] Dtype staged_dtype(const Plan& plan, const Operand& operand);
+
+// Bytes that all inputs of a job take as they land, and what is derived of them.
+[[nodiscard]] std::uint64_t input_bytes(const Plan& plan, const Job& job);
 
 // True if the operand's bytes can be taken from its file as they lie. `merging`: they enter a
 // formula.

@@ -343,9 +343,8 @@ class Verifier {
   void pass_over() {
     std::vector<const Job*> measured;
     for (const Job& job : plan_->jobs) {
-      if (options_.all || job.action != Action::merge || job.work.rule.elements <= kAlways)
-        continue;
-      if (math::needs(job.work.rule).any()) measured.push_back(&job);
+      if (options_.all || job.work.rule.elements <= kAlways) continue;
+      if (measured_first(job)) measured.push_back(&job);
     }
     const std::uint64_t share = std::min<std::uint64_t>(kShare, measured.size());
     for (std::size_t i = 0; i < measured.size(); ++i) {

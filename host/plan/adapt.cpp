@@ -120,8 +120,10 @@ class Overlay {
     if (!first.empty()) restack(first);
     by_name_.reserve(view_.items.size());
     for (Index i = 0; i < view_.items.size(); ++i) {
-      by_name_.emplace(view_.items[i].info.name, i);
-      by_loaded_.emplace(loaded_name(architecture_, view_.items[i].info.name), i);
+      const std::string& name = view_.items[i].info.name;
+      by_name_.emplace(name, i);
+      std::string loaded = loaded_name(architecture_, name);
+      if (loaded != name) by_loaded_.emplace(std::move(loaded), i);
     }
   }
 
@@ -245,10 +247,8 @@ class Overlay {
     for (const Saved& saved : adapter.saved) names.push_back(saved.name);
     for (const Tokens& tokens : adapter.tokens) names.push_back(tokens.path + ".weight");
     if (known_.empty()) {
-      for (const Item& item : view_.items) {
-        known_.insert(rename(item.info.name, {}));
-        known_.insert(rename(loaded_name(architecture_, item.info.name), {}));
-      }
+      for (const Item& item : view_.items) known_.insert(rename(item.info.name, {}));
+      for (const auto& [name, index] : by_loaded_) known_.insert(rename(name, {}));
     }
     renames_ = match_names(names, known_);
   }
@@ -1184,7 +1184,7 @@ class Overlay {
   std::vector<std::string> missing_names_;
 
   std::unordered_map<std::string, Index> by_name_;
-  std::unordered_map<std::string, Index> by_loaded_;  // by the names in the loaded model
+  std::unordered_map<std::string, Index> by_loaded_;  // by names that only the loaded model has
   std::unordered_set<std::string> known_;
   std::map<Index, std::vector<Effect>> effects_;
   std::set<Index> added_;

@@ -71,7 +71,7 @@ class Memory(Case):
             base = f"base_model: {models[0]}\n" if method == "slerp" else ""
             entries = "".join(f"- model: {m}{weight}\n" for m in kept)
             recipe = self.write(f"{method}.yml", f"merge_method: {method}\ndtype: bfloat16\n{base}{more}models:\n{entries}")
-            for storage, least, greatest in (("direct", 0.8, 1.35), ("buffered", 0.8, 1.6), ("mapped", 0.4, 3)):
+            for storage, least, greatest in (("direct", 0.85, 1.35), ("buffered", 0.85, 1.5), ("mapped", 0.45, 2.5)):
                 self.compare("merge", recipe, self.folder / f"{method}-{storage}", "--storage", storage, "-j", "2",
                              least=least, most=greatest)
             plans = {self.planned(recipe, memory) for memory in ("512MiB", "8GiB")}
