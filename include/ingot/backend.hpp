@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "ingot/dtype.hpp"
-#include "ingot/math/rule.hpp"
+#include "ingot/math/fold.hpp"
 
 namespace ingot {
 
@@ -22,9 +22,8 @@ class Solver;
 }
 
 // Elements of a chunk: every chunk but a tensor's last has exactly this many, so a chunk starts at
-// a multiple of 1 MiB in every input and in the output, and of fold tiles (64 of 16,384).
+// a multiple of 1 MiB in every input and in the output, and of fold tiles (64 of math::kTile).
 inline constexpr std::uint64_t kChunk = std::uint64_t{1} << 20;
-inline constexpr std::uint64_t kFoldTile = std::uint64_t{1} << 14;
 
 // The arithmetic of one output tensor as a backend sees it: formula, types, no names.
 struct Work {
@@ -57,31 +56,36 @@ class Factors {
   virtual ~Factors() = default;
 };
 
-// Consecutive elements of one tensor.
+// Consecutive elements of one tensor, and what is known of the tensor so far.
 struct Chunk {
   const Work* work = nullptr;
   std::uint64_t first = 0;  // index of the first element in the whole tensor, multiple of
-                            // kFoldTile; of kChunk for everything but apply
+                            // math::kTile; of kChunk for everything but apply
   std::uint32_t count = 0;  // 1 to kChunk, never across a multiple of kChunk
   // First byte of the chunk in each input, in the order of Work::inputs; element-aligned only.
   // May be null where `residence` holds the chunk.
   const std::byte* const* inputs = nullptr;
   Residence* residence = nullptr;
+  const math::Facts* facts = nullptr;
+  // Facts of all lines of the tensor: fact i of line l at lines[i * count + l], count as
+  // math::line_shape() has it. Null where no pass has made any.
+  const double* lines = nullptr;
 };
 
-// Bounds on a source's magnitude key, low <= high.
+// Bounds on the keys of one stream of an order pass, low <= high.
 struct Bracket {
-  std::uint32_t low = 0;
-  std::uint32_t high = 0;
+  int stream = 0;
+  std::int32_t low = 0;
+  std::int32_t high = 0;
 };
 
 // An element strictly between a bracket's bounds.
 struct Candidate {
-  std::uint32_t key = 0;
+  std::int32_t key = 0;
   std::uint32_t index = 0;  // within the chunk
 };
 
-// How one source's keys of a chunk lie to its bracket. Where low == high, ties are counted in
+// How the keys of a chunk lie to a bracket. Where low == high, ties are counted in
 // at_high.
 struct Verdict {
   std::uint32_t above = 0;
@@ -138,29 +142,32 @@ class Backend {
   // Copies a chunk's inputs into its residence.
   virtual void admit(const Chunk& chunk) = 0;
 
-  // Magnitude keys of runs of 64 elements, one run in every `stride` elements at hashed places.
-  // Appends to keys[s] for each source s.
-  virtual void sample(const Chunk& chunk, std::uint32_t stride,
-                      std::span<std::vector<std::uint32_t>> keys) = 0;
+  // What order passes need, `pass` being the pass's number among the method's.
+  //
+  // Keys of runs of 64 elements, one run in every `stride` elements at hashed places. Appends to
+  // keys[n] for each stream streams[n].
+  virtual void sample(const Chunk& chunk, int pass, std::span<const int> streams,
+                      std::uint32_t stride, std::span<std::vector<std::int32_t>> keys) = 0;
 
-  // Counts against the brackets of all sources in one sweep. Sources with `active[s] == 0` are
-  // skipped.
-  virtual void verify(const Chunk& chunk, std::span<const Bracket> brackets,
-                      std::span<const std::uint8_t> active, std::uint32_t limit,
-                      std::span<Verdict> verdicts) = 0;
+  // Counts against all brackets in one sweep; those of one stream stand together.
+  virtual void verify(const Chunk& chunk, int pass, std::span<const Bracket> brackets,
+                      std::uint32_t limit, std::span<Verdict> verdicts) = 0;
 
-  // Adds to counts[key >> 16] (32,768 bins), or, given `prefix`, to counts[key & 0xffff] (65,536
-  // bins) of the keys whose upper 15 bits equal it. One source.
-  virtual void histogram(const Chunk& chunk, int source, const std::uint32_t* prefix,
+  // Adds to counts[(key >> 16) + 32768], or, given `prefix`, to counts[key & 0xffff] of the keys
+  // with key >> 16 == *prefix: 65,536 counts either way.
+  virtual void histogram(const Chunk& chunk, int pass, int stream, const std::int32_t* prefix,
                          std::span<std::uint64_t> counts) = 0;
 
-  // Index within the chunk of the n-th (from 0) element of `source` whose key equals `key`.
-  [[nodiscard]] virtual std::uint32_t locate(const Chunk& chunk, int source, std::uint32_t key,
-                                             std::uint32_t n) = 0;
+  // Index within the chunk of the n-th (from 0) element whose key equals `key`.
+  [[nodiscard]] virtual std::uint32_t locate(const Chunk& chunk, int pass, int stream,
+                                             std::int32_t key, std::uint32_t n) = 0;
 
-  // Sums of each fold term of the method over each fold tile of the chunk, in the shape of
-  // math/fold.hpp: tiles[term * ceil(count / kFoldTile) + tile].
-  virtual void fold(const Chunk& chunk, const math::Facts& facts, std::span<double> tiles) = 0;
+  // The sums of a fold or lines pass, in the shapes of math/fold.hpp. Sum n of
+  //   a tensor, over tile t of the chunk:     sums[n * tiles + t], tiles = ceil(count / math::kTile)
+  //   rows, over segment s of the chunk:      sums[n * segments + s], math::segments() of them
+  //   columns, over column c of the chunk:    sums[n * columns + c], all columns of the tensor;
+  //                                           the pass's start where the chunk has none of it
+  virtual void fold(const Chunk& chunk, int pass, std::span<double> sums) = 0;
 
   // Takes a product's factors; their memory must outlive what is returned.
   [[nodiscard]] virtual std::unique_ptr<Factors> stage(const Product& product) = 0;
@@ -172,8 +179,7 @@ class Backend {
   // One output tensor's chunk: formula, one rounding, encode. Items are independent; a backend may
   // batch small ones.
   struct Item {
-    Chunk chunk;
-    const math::Facts* facts = nullptr;
+    Chunk chunk;  // with its facts
     std::byte* output = nullptr;  // element-aligned
     Tally* tally = nullptr;       // added to
   };

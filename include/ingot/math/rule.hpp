@@ -1,5 +1,4 @@
-// What a method is told (Rule, on the host) and what is known when its formula runs (Facts: plain
-// data, the same on host and device).
+// What a method is told of one output tensor.
 #pragma once
 
 #include <cstddef>
@@ -19,25 +18,8 @@ inline constexpr int kLocals = 4;    // most per-source parameters of a method
   return x == 0.0 || (size >= 0x1p-126 && size <= 0x1.fffffep127);
 }
 
-// How a task vector is thinned before it is combined.
-enum class Mask : std::uint8_t { none, select, random };
-
-// How the majority sign of an element is found (design §4). `weighted` votes after weighting, by
-// total; `total` and `frequency` vote before weighting.
-enum class Vote : std::uint8_t { none, weighted, total, frequency };
-
-// What the disjoint mean is divided by: nothing, the weights that agree (1 where they cancel to
-// exactly zero), or the number of sources that agree (at least 1).
-enum class Divisor : std::uint8_t { none, weight, count };
-
-// What survivors of a mask are multiplied by: 1, the ratio of the L1 norms before and after
-// (mergekit 2.6), or 1 / density (peft 2.8).
-enum class Rescale : std::uint8_t { none, norm, density };
-
 // fp8 overflow on encode: the largest finite value, or NaN (e4m3) / infinity (e5m2).
 enum class Overflow : std::uint8_t { saturate, propagate };
-
-enum class Formula : std::uint8_t { linear, slerp, scale, sum, consensus };
 
 // Values by source. Only those up to the last one written take memory, the others are zeros: a plan
 // has a rule for every tensor, and most have a few sources of the kSources they may have.
@@ -104,50 +86,18 @@ struct Locals {
 };
 
 // One output tensor's arithmetic after every parameter is resolved. Values are doubles as the
-// recipe gave them; a method's settle() turns them into Facts.
+// recipe gave them; a method's begin() turns them into Facts.
 struct Rule {
-  std::int32_t method = -1;    // index into the closed list of methods.hpp
+  std::int32_t method = -1;    // index into the closed list of list.hpp
   std::int32_t sources = 0;    // inputs without the base
   bool base = false;           // a base tensor precedes the sources
   std::uint64_t elements = 0;  // of the whole tensor
+  // Length of the last and of the first dimension; 0: the tensor has one dimension.
+  std::uint64_t width = 0, height = 0;
   std::uint64_t seed = 0;
   double globals[kGlobals] = {};  // by the method's own parameter order
   Sourced<Locals> locals;
   Sourced<std::uint64_t> stream;  // random stream of each source (numbers.md, "Randomness")
-};
-
-// What survivors of a mask are multiplied by: an f32 number, and what its rounding left off,
-// rounded to f32. Without the rest a whole tensor would carry the rounding of a factor.
-struct Gain {
-  float whole = 1.0F;
-  float rest = 0.0F;
-
-  INGOT_HD bool split() const { return rest != 0.0F; }
-};
-
-// What one source brings to an element.
-struct Source {
-  float weight = 1.0F;
-  float factor = 1.0F;          // of rescaling, to report; 1 unless Facts::rescaled
-  Gain gain;                    // weight times factor; the factor alone where unweighted terms vote
-  std::uint32_t threshold = 0;  // magnitude key of the last kept rank (Mask::select)
-  std::uint32_t all = 1;        // 1: the mask keeps every element
-  std::uint64_t cut = 0;        // ties at the threshold are kept up to this index, inclusive
-  std::uint64_t stream = 0;
-  std::uint64_t keep = 0;  // probability times 2^48, rounded down
-};
-
-// Everything a formula needs beside the elements: computed once per tensor, on the host.
-struct Facts {
-  std::int32_t sources = 0;
-  Formula formula = Formula::linear;
-  Mask mask = Mask::none;
-  Vote vote = Vote::none;
-  Divisor divisor = Divisor::none;
-  bool rescaled = false;
-  std::uint64_t seed = 0;
-  float scalar[kGlobals] = {};  // the formula's own, named in its header: a divisor, lambda, ...
-  Source source[kSources];
 };
 
 }  // namespace ingot::math
