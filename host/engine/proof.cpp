@@ -15,7 +15,7 @@
 #include "engine/finite.hpp"
 #include "engine/supply.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "store/values.hpp"
 
 namespace ingot {

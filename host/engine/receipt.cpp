@@ -7,7 +7,7 @@
 
 #include <fmt/format.h>
 
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "ingot/text.hpp"
 #include "ingot/version.hpp"
 #include "plan/problems.hpp"

@@ -25,7 +25,7 @@
 #include "engine/proof.hpp"
 #include "engine/receipt.hpp"
 #include "engine/supply.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "ingot/merge.hpp"
 #include "plan/layout.hpp"
 #include "store/header.hpp"
