@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "cpu/isa.hpp"
-#include "engine/measure.hpp"
+#include "measure/measure.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/math/codec.hpp"
 #include "ingot/math/list.hpp"
