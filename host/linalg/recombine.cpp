@@ -149,7 +149,7 @@ struct Sides {
   }
 };
 
-// Bytes of a solver's memory for so many of the products.
+// Bytes of a solver's memory for `count` of the products.
 std::uint64_t session_bytes(Solver& solver, const Products& products, std::size_t rank,
                             std::size_t count) {
   const std::uint64_t both = products.height + products.width, ranks = products.ranks;

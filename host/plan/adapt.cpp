@@ -966,8 +966,8 @@ class Overlay {
                });
   }
 
-  // One tensor with several uses: it stays one where all change alike, and becomes one for each use
-  // where not.
+  // A tensor with several uses stays one tensor if all uses change in the same way; otherwise each
+  // use gets a tensor.
   void settle_vocabulary() {
     if (!tied_) {
       for (const auto& [copy, stored] : ties_.biases) {

@@ -238,7 +238,7 @@ void Config::restack(Json& out, const Edits& edits, const Restacked& stack,
     order.sets.clear();  // looked at once
     order.joined.clear();
     if (stack.count.key.empty()) continue;
-    // Other keys that count the same layers, or so many for each of them.
+    // Other keys that count the same layers, or a fixed number for each layer.
     const bool decoder = stack.count.key.find("decoder") != std::string::npos;
     for (const char* key : kCounts) {
       const auto it = object->find(key);

@@ -175,7 +175,7 @@ struct Adapter {
 
 struct AdapterOptions {
   bool allow_unknown = false;  // config fields that are not known: a warning instead of an error
-  bool allow_extra = false;    // weight files beside the adapter's: likewise
+  bool allow_extra = false;    // weight files beside the adapter's: the same
 };
 
 // Reads a folder of PEFT: adapter_config.json and adapter_model.safetensors or, without it,

@@ -22,8 +22,8 @@ class Request {
     merge,    // RECIPE OUT
     plan,     // RECIPE [OUT]
     bake,     // BASE ADAPTER... -o OUT: a recipe of its own
-    fuse,     // ADAPTER... -o OUT: likewise, or one of a file
-    extract,  // BASE TUNED -o OUT: likewise
+    fuse,     // ADAPTER... -o OUT: the same, or a recipe file
+    extract,  // BASE TUNED -o OUT: a recipe of its own
   };
   // Adds the arguments and the options to `command`.
   Request(CLI::App& command, Form form);
