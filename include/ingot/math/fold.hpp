@@ -34,8 +34,8 @@ struct Column {
 
 // What surrounds an element where a term adds it.
 struct Here {
-  float common = 0.0F;           // what Pass::Common makes of all sources
   std::uint64_t index = 0;       // in the whole tensor
+  float common = 0.0F;           // what Pass::Common makes of all sources
   double line[kLineFacts] = {};  // facts of the element's line so far
 };
 

@@ -187,12 +187,12 @@ struct Sce {
     static constexpr int kStages = 2;
     using Lens = Delta;
     using State = Spread;
-    template <int stage, class F>
-    INGOT_HD static void meet(State& s, const F& whole, float d, const At<float>&) {
+    template <int stage>
+    INGOT_HD static void meet(State& s, const Combine::Facts& whole, float d, const At<float>&) {
       s.meet<stage>(d, whole.models);
     }
-    template <class F>
-    INGOT_HD static std::int32_t finish(const State& s, const F& whole, const At<float>&) {
+    INGOT_HD static std::int32_t finish(const State& s, const Combine::Facts& whole,
+                                        const At<float>&) {
       return s.key(whole.models);
     }
   };
