@@ -575,11 +575,17 @@ Case typical(int method, const Inputs& models, std::uint64_t width) {
   }
   return c;
 }
-// The same, and with every flag of the whole tensor turned.
+// The same of every method, without a base where it may lack, and with every flag turned.
 std::vector<Case> typical(const Inputs& models, std::uint64_t width) {
   std::vector<Case> all;
   for (int m = 0; m < math::kMethodCount; ++m) {
     all.push_back(typical(m, models, width));
+    if (math::method(m).card.base == math::Base::optional) {
+      Case c = typical(m, models, width);
+      c.rule.base = false;
+      c.inputs.erase(c.inputs.begin());
+      all.push_back(c);
+    }
     for (const math::Parameter& p : math::method(m).parameters) {
       if (p.kind != math::Kind::boolean) continue;
       all.push_back(typical(m, models, width));
@@ -692,7 +698,7 @@ TEST(Methods, models_that_are_the_base_give_the_base) {
   const Values b = tensor(random, 240, 0.5);
   for (const Case& c : typical({b, b, b, b, b}, 20)) {
     const math::Card& card = math::method(c.rule.method).card;
-    if (card.base != math::Base::origin && card.base != math::Base::optional) continue;
+    if (!c.rule.base || card.base == math::Base::pivot) continue;
     const Plain plain = measured(c);
     ASSERT_EQ(plain.refused, nullptr) << card.name;
     EXPECT_EQ(merged<float>(c, plain), b) << card.name;

@@ -9,8 +9,6 @@
 // mergekit takes the quartiles of large tensors from a random million of the elements.
 #pragma once
 
-#include <array>
-
 #include "ingot/math/parts/exponential.hpp"
 #include "ingot/math/parts/task.hpp"
 
@@ -33,7 +31,6 @@ struct ArceeFusion {
       "",
       "",
       "merge_method: arcee_fusion\nbase_model: a\nmodels:\n  - model: a\n  - model: b"};
-  static constexpr std::array<Parameter, 0> kParameters{};
   static constexpr int kLineFacts = 4;
   using Lens = Value;
 

@@ -17,8 +17,8 @@ struct ModelStock {
       "between the base and the mean of the models, by their angle",
       "out = b + t (d1 + d2 + ... + dN) / N     with d = x - b\n"
       "t = N c / (1 + (N-1) c),  c the mean cosine between two of the d\n"
-      "The d are whole tensors, or, with filter_wise: true, rows. t is not limited: it\n"
-      "is negative for a negative c. Where 1 + (N-1) c is next to 0, t is 0.",
+      "The d are whole tensors, or, with filter_wise: true, rows. t is not limited:\n"
+      "it is negative for a negative c. Where 1 + (N-1) c is next to 0, t is 0.",
       "norms, dot products of all pairs (of each row with filter_wise: true)",
       "Two or more fine-tunes of one base on the same data: it stands for the mean of many more. "
       "No "

@@ -18,9 +18,10 @@ struct Nuslerp {
       2,
       "interpolation of two models, or of their changes, along an arc",
       "out = sin((1-t) p) / sin(p) * x0 + sin(t p) / sin(p) * x1,  t = w1 / (w0 + w1)\n"
-      "p is the angle between the two tensors, taken as vectors; with nuslerp_flatten:\n"
-      "false each row is a vector, or, with nuslerp_row_wise: true as well, each\n"
-      "column. With a base x0 and x1 are the changes x - b, and b is added.\n"
+      "p is the angle between the two tensors, taken as vectors. With\n"
+      "nuslerp_flatten: false each row is a vector; with nuslerp_row_wise: true as\n"
+      "well, each column. With a base x0 and x1 are the changes x - b, and the\n"
+      "result is added to b.\n"
       "Vectors that are nearly parallel, or nearly opposite, are mixed as\n"
       "(1-t) x0 + t x1.",
       "norms, dot product (of each line with nuslerp_flatten: false)",
