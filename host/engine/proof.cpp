@@ -208,6 +208,7 @@ class Measurer {
   template <class P, class Lane>
   void add(std::uint64_t i, std::uint64_t index, Lane lane) {
     math::Here here;
+    here.index = index;
     line(index, here.line);
     const auto& whole = *view().whole;
     if constexpr (P::Common::kUsed) {

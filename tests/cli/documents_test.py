@@ -253,6 +253,11 @@ class Methods(Case):
         self.assertEqual(re.findall(r"^## (\w+)$", page, re.M), names)
 
 
+    def test_have_their_rows(self):
+        done = subprocess.run([sys.executable, SOURCE / "tools" / "methods", "--program", PROGRAM], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
+
+
 def messages():
     """The texts that the program can print: adjacent literals of the sources joined."""
     for folder in ("host", "kernels", "tools/ingot"):

@@ -11,7 +11,8 @@ from program import DEVICE, EXAMPLES, INPUT, IO, PROGRAM, SOURCE, TIES, USAGE, C
 COMMANDS = ("merge", "plan", "verify", "inspect", "diff", "completion", "bake", "adapter merge", "extract",
             "bench", "help", "methods", "explain")
 
-METHODS = ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "passthrough"]
+METHODS = [method["name"] for method in json.loads(subprocess.run(
+    [PROGRAM, "methods", "--json"], check=True, capture_output=True, text=True).stdout)["methods"]]
 TYPES = ["linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
          "magnitude_prune", "magnitude_prune_svd"]
 

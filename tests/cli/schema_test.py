@@ -194,6 +194,7 @@ class Schemas(Case):
                 ("inspect", 0, ("inspect", model)),
                 ("statistics", 0, ("inspect", model, "--tensor", "model.norm.weight")),
                 ("adapters", 0, ("inspect", LORA, OTHER)),
+                ("methods", 0, ("methods",)),
                 ("diff", DIFFERS, ("diff", BASE, model)),
                 ("diff", 0, ("diff", model, EXAMPLES / "models" / "python-sharded"))):
             with self.subTest(words=[str(word) for word in words]):

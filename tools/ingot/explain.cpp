@@ -10,6 +10,7 @@
 #include "command.hpp"
 #include "console.hpp"
 #include "help.hpp"
+#include "json.hpp"
 #include "ingot/cards.hpp"
 #include "ingot/error.hpp"
 #include "ingot/recipe.hpp"
@@ -141,10 +142,45 @@ std::vector<std::string> names() {
   return known;
 }
 
+// How a method uses base_model, in one word.
+std::string_view base(const math::Method& method) {
+  switch (method.card.base) {
+    case math::Base::origin:
+      return "required";
+    case math::Base::pivot:
+      return "one of the two";
+    case math::Base::optional:
+      return "optional";
+    default:
+      return "none";
+  }
+}
+
+Json described(const math::Method& method) {
+  const math::Card& card = method.card;
+  Json json{{"name", card.name},         {"summary", card.summary}, {"formula", card.formula},
+            {"measured", card.measured}, {"when", card.when},       {"paper", card.paper},
+            {"link", card.link},         {"recipe", card.recipe},   {"base", base(method)},
+            {"least", card.least},       {"most", card.most}};
+  json["parameters"] = Json::array();
+  for (const math::Parameter& parameter : method.parameters) {
+    const char* of = parameter.scope == math::Scope::global   ? "output"
+                     : parameter.scope == math::Scope::source ? "model"
+                                                              : "every model";
+    json["parameters"].push_back({{"name", parameter.name},
+                                  {"meaning", parameter.meaning},
+                                  {"of", of},
+                                  {"range", range(parameter)},
+                                  {"default", standard(parameter)}});
+  }
+  return json;
+}
+
 class MethodsCommand final : public Command {
  public:
   explicit MethodsCommand(CLI::App& program)
       : Command(program, "methods", "List the merge methods and the types of adapter merges") {
+    app().add_flag("--json", json_, "Print JSON");
     app().footer(
         "Examples:\n"
         "  ingot methods\n"
@@ -152,9 +188,20 @@ class MethodsCommand final : public Command {
   }
 
   int run() override {
-    print(list());
+    if (json_) {
+      Json json{{"methods", Json::array()}};
+      for (const math::Method& method : math::kMethods) {
+        if (math::of_models(method)) json["methods"].push_back(described(method));
+      }
+      print_json(json);
+    } else {
+      print(list());
+    }
     return 0;
   }
+
+ private:
+  bool json_ = false;
 };
 
 class ExplainCommand final : public Command {
