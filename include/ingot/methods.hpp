@@ -106,16 +106,6 @@ struct PassTable<M, List<P...>> {
 };
 
 template <class M>
-constexpr int line_facts() {
-  if constexpr (requires { M::kLineFacts; }) {
-    static_assert(M::kLineFacts <= kLineFacts);
-    return M::kLineFacts;
-  } else {
-    return 0;
-  }
-}
-
-template <class M>
 constexpr Method describe() {
   using Table = PassTable<M, typename M::Passes>;
   Method m;

@@ -34,6 +34,17 @@ using ViewOf = View<typename M::Lens, typename M::Combine>;
 template <class M>
 using KnownOf = Known<typename M::Lens, typename M::Combine>;
 
+// How many facts of its line an element's formula reads.
+template <class M>
+[[nodiscard]] constexpr int line_facts() {
+  if constexpr (requires { M::kLineFacts; }) {
+    static_assert(M::kLineFacts <= kLineFacts);
+    return M::kLineFacts;
+  } else {
+    return 0;
+  }
+}
+
 // The index of a method's type.
 template <class M, class... All>
 [[nodiscard]] constexpr int index_in(List<All...>) {
