@@ -795,10 +795,10 @@ TEST(Methods, breadcrumbs_keeps_one_selection_less_another) {
       const std::uint32_t keys[] = {0, 1, 2, 0x7f7fffffu, 0x7f800000u, math::kNanKey};
       return keys[random.below(6)];
     };
-    f.outer = {some(), random.below(20)};
-    f.inner = {some(), random.below(20)};
-    if (random.below(4) == 0) f.inner = {math::kNoKey, math::Band::kEvery};
-    if (random.below(4) == 0) f.outer = {0, math::Band::kEvery};
+    f.outer = {random.below(20), some()};
+    f.inner = {random.below(20), some()};
+    if (random.below(4) == 0) f.inner = {math::Band::kEvery, math::kNoKey};
+    if (random.below(4) == 0) f.outer = {math::Band::kEvery, 0};
     for (std::uint64_t first = 0; first < 20;) {
       std::uint32_t n = 20;
       const math::Band::Piece piece = math::Band::piece(f, first, n);
