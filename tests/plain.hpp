@@ -39,7 +39,7 @@ class Measuring {
 
   void run() {
     plain_.facts = math::begin(rule_);
-    constexpr int kFacts = math::detail::line_facts<M>();
+    constexpr int kFacts = math::line_facts<M>();
     plain_.lines.assign(static_cast<std::size_t>(kFacts) * shape_.count, 0.0);
     every(typename M::Passes{});
   }
@@ -132,7 +132,10 @@ class Measuring {
         if (ranks[r] < 1 || ranks[r] > rule_.elements || (r > 0 && ranks[r] < ranks[r - 1])) {
           throw std::logic_error("a pass asks for a rank that the tensor does not have");
         }
-        found[r] = {keys[order[ranks[r] - 1]], order[ranks[r] - 1]};
+        const std::uint64_t last = order[ranks[r] - 1];
+        const bool all = ranks[r] == rule_.elements || keys[order[ranks[r]]] != keys[last];
+        // Where every tie is kept the cut is the end.
+        found[r] = {keys[last], all ? rule_.elements - 1 : last};
       }
       P::take(rule_, stream, found, math::detail::view<M>(plain_.facts));
     }
