@@ -16,6 +16,7 @@
 #include "ingot/error.hpp"
 #include "ingot/linalg.hpp"
 #include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 
 namespace ingot {
 

@@ -223,13 +223,13 @@ void count(const Run& run, const Whole& whole, const Window* windows, int number
 template <class M, class P>
 void keys_of(const Run& run, int source, std::uint32_t from, std::uint32_t n, std::int32_t* out) {
   with_facts<M, P>(run, [&]<class Whole>(const Whole& whole) {
-    keys<typename P::Key, Whole, math::detail::line_facts<M>()>(run, whole, source, from, n, out);
+    keys<typename P::Key, Whole, math::line_facts<M>()>(run, whole, source, from, n, out);
   });
 }
 template <class M, class P>
 void count_of(const Run& run, const Window* windows, int number, Census* census) {
   with_facts<M, P>(run, [&]<class Whole>(const Whole& whole) {
-    count<typename P::Key, Whole, math::detail::line_facts<M>()>(run, whole, windows, number,
+    count<typename P::Key, Whole, math::line_facts<M>()>(run, whole, windows, number,
                                                                  census);
   });
 }
