@@ -132,7 +132,10 @@ class Measuring {
         if (ranks[r] < 1 || ranks[r] > rule_.elements || (r > 0 && ranks[r] < ranks[r - 1])) {
           throw std::logic_error("a pass asks for a rank that the tensor does not have");
         }
-        found[r] = {keys[order[ranks[r] - 1]], order[ranks[r] - 1]};
+        const std::uint64_t last = order[ranks[r] - 1];
+        const bool all = ranks[r] == rule_.elements || keys[order[ranks[r]]] != keys[last];
+        // Where every tie is kept the cut is the end.
+        found[r] = {keys[last], all ? rule_.elements - 1 : last};
       }
       P::take(rule_, stream, found, math::detail::view<M>(plain_.facts));
     }

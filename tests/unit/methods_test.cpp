@@ -261,6 +261,10 @@ TEST(Methods, nearswap_moves_by_at_most_t) {
 TEST(Methods, arcee_fusion_takes_over_what_stands_out) {
   const Case c("arcee_fusion", kB, {kX});
   expect_answer(c, {0.5, -1.0, 2.0, 0.9375, 1.5, 0.75, -0.5, -2.0});
+  using M = math::ArceeFusion;
+  const Plain plain = measured(c);
+  const auto known = plain.facts.known<M::Lens, M::Combine>();
+  EXPECT_NEAR(known.whole->threshold, 0.017426, 6e-7);
 }
 
 TEST(Methods, consensus_keeps_what_several_have_a_part_in) {
@@ -791,10 +795,10 @@ TEST(Methods, breadcrumbs_keeps_one_selection_less_another) {
       const std::uint32_t keys[] = {0, 1, 2, 0x7f7fffffu, 0x7f800000u, math::kNanKey};
       return keys[random.below(6)];
     };
-    f.outer = {some(), random.below(20)};
-    f.inner = {some(), random.below(20)};
-    if (random.below(4) == 0) f.inner = {math::kNoKey, math::Band::kEvery};
-    if (random.below(4) == 0) f.outer = {0, math::Band::kEvery};
+    f.outer = {random.below(20), some()};
+    f.inner = {random.below(20), some()};
+    if (random.below(4) == 0) f.inner = {math::Band::kEvery, math::kNoKey};
+    if (random.below(4) == 0) f.outer = {math::Band::kEvery, 0};
     for (std::uint64_t first = 0; first < 20;) {
       std::uint32_t n = 20;
       const math::Band::Piece piece = math::Band::piece(f, first, n);
@@ -907,6 +911,18 @@ TEST(Methods, karcher_leaves_out_tensors_without_length_but_counts_them) {
   Numbers first;
   for (const float x : kX) first.push_back(1.5 * static_cast<double>(x));
   expect_answer(Case("karcher", {}, {kX, times(kX, -2.0F)}), first);
+  // One that is shorter than tol counts with its length, not with its direction.
+  Values across(8, 0.0F);
+  across[0] = 0.5F;
+  Case shorter("karcher", {}, {kX, across});
+  double length = 0;
+  for (const float x : kX) length += static_cast<double>(x) * static_cast<double>(x);
+  length = std::sqrt(length);
+  Numbers between;
+  for (const float x : kX) {
+    between.push_back((length + 0.5) / 2 * static_cast<double>(x) / length);
+  }
+  expect_answer(shorter.set("tol", 0.75), between);
   // Without steps and with many.
   for (const double steps : {0.0, 1.0, 1000.0}) {
     Case c("karcher", {}, {kX, kY, kZ});

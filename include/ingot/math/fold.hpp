@@ -57,7 +57,13 @@ struct Largest {
   INGOT_HD static double join(double a, double b) { return a > b ? a : b; }
 };
 
-// A pass that needs nothing of all sources at once.
+// What a pass makes of all sources of an element for its terms to read as Here::common. It walks
+// them as a combine does (parts/combine.hpp), with kUsed = true, kStream (value or delta), kStages
+// and a State: meet<stage>(state, facts of the tensor, x, here) for each source in file order, then
+// finish(state, facts of the tensor, here). A key of all sources does the same with At<float> in
+// the place of Here, and finish() gives the key. States may hold doubles.
+//
+// A pass that needs nothing of all sources at once:
 struct NoCommon {
   static constexpr bool kUsed = false;
 };

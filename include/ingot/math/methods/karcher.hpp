@@ -74,7 +74,7 @@ struct Karcher {
       for (int i = 0; i < kept; ++i) mean[i] = share;
       const double first = size(mean);
       for (int i = 0; i < kept; ++i) {
-        mean[i] = first < tol ? (i == 0 ? 1.0 : 0.0) : mean[i] / first;
+        mean[i] = first < tol || first == 0.0 ? (i == 0 ? 1.0 : 0.0) : mean[i] / first;
       }
       for (int step = 0; step < steps; ++step) {
         for (int i = 0; i < kept; ++i) move[i] = 0.0;
@@ -83,9 +83,9 @@ struct Karcher {
           double d = along(mean, i);
           d = d > 1.0 ? 1.0 : d < -1.0 ? -1.0 : d;
           const double angle = std::acos(d);
-          // Opposite the mean no arc is the shortest.
-          if (angle < tol || kPi - angle < tol) continue;
-          const double factor = angle == 0.0 ? share : share * angle / std::sin(angle);
+          // At the mean there is nothing to go; opposite it no arc is the shortest.
+          if (angle <= tol || kPi - angle <= tol) continue;
+          const double factor = share * angle / std::sin(angle);
           move[i] += factor;
           back += factor * d;
         }

@@ -13,13 +13,13 @@ struct Band {
   static constexpr bool kGain = true;
   static constexpr Mask kMask = Mask::bound;
   struct Edge {
-    std::uint32_t threshold;  // key of the last one that is selected
     std::uint64_t cut;        // of those at the threshold, the last index
+    std::uint32_t threshold;  // key of the last one that is selected
     std::uint8_t measured = 0;
   };
   struct Facts {
-    Edge outer{0, kEvery};       // selects what is kept and what is above it; at first all
-    Edge inner{kNoKey, kEvery};  // selects what is above; at first nothing
+    Edge outer{kEvery, 0};       // selects what is kept and what is above it; at first all
+    Edge inner{kEvery, kNoKey};  // selects what is above; at first nothing
     Survivors survivors;
   };
   struct Piece {
@@ -54,7 +54,7 @@ struct Band {
   }
   INGOT_HD static Gain gain(const Facts& f) { return f.survivors.gain; }
 
-  static void keep_none(Facts& f) { f.outer = {kNoKey, kEvery}; }
+  static void keep_none(Facts& f) { f.outer = {kEvery, kNoKey}; }
   static bool tell(const Rule&, int source, Facts& f, Teller& teller) {
     bool told = tell(source, f.outer, "threshold", "cut", teller);
     told = tell(source, f.inner, "outlier_threshold", "outlier_cut", teller) && told;
@@ -132,7 +132,7 @@ struct Edges {
     return at;
   }
   static void set(Band::Edge& edge, const Selection& found) {
-    edge = {static_cast<std::uint32_t>(found.threshold), found.cut, 1};
+    edge = {found.cut, static_cast<std::uint32_t>(found.threshold), 1};
   }
 };
 
