@@ -122,6 +122,7 @@ Setup setup(const std::string& method, int models, double density) {
   math::set_defaults(rule);
   (void)math::set_global(rule, "t", 0.35);
   (void)math::set_global(rule, "rescale", 0.0);
+  if (method == "dare_ties") (void)math::set_global(rule, "normalize", 1.0);
   for (int s = 0; s < rule.sources; ++s) {
     (void)math::set_local(rule, s, "weight", 0.3 + 0.1 * s);
     (void)math::set_local(rule, s, "density", density);

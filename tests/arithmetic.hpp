@@ -7,14 +7,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cpu/isa.hpp"
 #include "ingot/backend.hpp"
+#include "ingot/error.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/methods.hpp"
+#include "measure/measure.hpp"
+#include "plain.hpp"
 #include "support.hpp"
 
 namespace ingot::test {
@@ -134,32 +137,33 @@ struct Merge {
   }
 };
 
-// A method with its defaults over these inputs (the base first where the method has one); weights
-// 0.6, 0.4, 0.5, then 0.1 more for each further source.
-inline Merge merge_of(const std::string& method, std::vector<Column> inputs) {
+// A method over these inputs: its defaults, and of what a recipe must say 0.35 for the tensor and
+// 0.6, 0.4, 0.5, then 0.1 more for each further source. The base is the first input where the method
+// has one, or may have one and `base`. The tensor has rows of `width` elements, or one dimension.
+inline Merge merge_of(const std::string& method, std::vector<Column> inputs,
+                      std::uint64_t width = 0, bool base = true) {
   Merge merge;
   math::Rule& rule = merge.work.rule;
   rule.method = math::find(method.c_str());
   if (rule.method < 0) throw std::runtime_error("no method " + method);
   const math::Method& m = math::method(rule.method);
-  rule.base = m.base != math::Base::ignored;
+  rule.base = m.card.base == math::Base::origin || m.card.base == math::Base::pivot ||
+              (m.card.base == math::Base::optional && base);
   rule.sources = static_cast<std::int32_t>(inputs.size()) - (rule.base ? 1 : 0);
   rule.elements = inputs.at(0).count();
+  rule.width = width;
+  rule.height = width == 0 ? 0 : rule.elements / width;
   rule.seed = 0x0123456789abcdefULL;
-  int global = 0, local = 0;
-  for (int p = 0; p < m.parameter_count; ++p) {
-    if (m.parameters[p].scope == math::Scope::global) {
-      rule.globals[global++] = m.parameters[p].fallback;
-    } else {
-      for (int s = 0; s < rule.sources; ++s) rule.locals[s][local] = m.parameters[p].fallback;
-      ++local;
+  math::set_defaults(rule);
+  static constexpr double kWeights[] = {0.6, 0.4, 0.5};
+  for (const math::Parameter& p : m.parameters) {
+    if (p.required && p.scope == math::Scope::global) (void)math::set_global(rule, p.name, 0.35);
+    if (std::string(p.name) != "weight") continue;
+    for (int s = 0; s < rule.sources; ++s) {
+      (void)math::set_local(rule, s, p.name, s < 3 ? kWeights[s] : 0.5 + 0.1 * (s - 2));
     }
   }
-  static constexpr double kWeights[] = {0.6, 0.4, 0.5};
   for (int s = 0; s < rule.sources; ++s) {
-    if (m.formula != math::Formula::slerp && m.formula != math::Formula::scale) {
-      rule.locals[s][math::kWeightLocal] = s < 3 ? kWeights[s] : 0.5 + 0.1 * (s - 2);
-    }
     rule.stream[s] = Random(static_cast<std::uint64_t>(s)).next();
   }
   for (const Column& column : inputs) merge.work.inputs.push_back(column.dtype);
@@ -170,7 +174,7 @@ inline Merge merge_of(const std::string& method, std::vector<Column> inputs) {
 
 inline void set_density(Merge& merge, double density) {
   for (int s = 0; s < merge.work.rule.sources; ++s) {
-    merge.work.rule.locals[s][math::kDensityLocal] = density;
+    (void)math::set_local(merge.work.rule, s, "density", density);
   }
 }
 
@@ -188,19 +192,23 @@ class Chunks {
   // Calls body(chunk) for each chunk in order.
   template <class Body>
   void each(Body body) {
-    for (std::uint64_t first = 0; first < merge_.count(); first += kChunk) {
-      std::vector<const std::byte*> addresses;
-      for (std::size_t i = 0; i < storage_.size(); ++i) {
-        addresses.push_back(aligned(storage_[i]) +
-                            (skew_ + first) * bytes_of(merge_.inputs[i].dtype));
-      }
-      Chunk chunk;
-      chunk.work = &merge_.work;
-      chunk.first = first;
-      chunk.count = static_cast<std::uint32_t>(std::min(kChunk, merge_.count() - first));
-      chunk.inputs = addresses.data();
-      body(chunk);
+    for (std::uint64_t c = 0; c * kChunk < merge_.count(); ++c) one(c, body);
+  }
+  // The same for one chunk.
+  template <class Body>
+  void one(std::uint64_t index, Body body) {
+    const std::uint64_t first = index * kChunk;
+    std::vector<const std::byte*> addresses;
+    for (std::size_t i = 0; i < storage_.size(); ++i) {
+      addresses.push_back(aligned(storage_[i]) +
+                          (skew_ + first) * bytes_of(merge_.inputs[i].dtype));
     }
+    Chunk chunk;
+    chunk.work = &merge_.work;
+    chunk.first = first;
+    chunk.count = static_cast<std::uint32_t>(std::min(kChunk, merge_.count() - first));
+    chunk.inputs = addresses.data();
+    body(chunk);
   }
 
  private:
@@ -214,48 +222,31 @@ class Chunks {
   std::vector<std::vector<std::byte>> storage_;
 };
 
-// The selection of one source by the definition: a stable sort by falling magnitude.
-inline math::Selection select_by_sort(const Merge& merge, int source) {
-  const std::uint64_t k = math::kept(merge.work.rule, source);
-  if (k == 0 || k >= merge.count()) return {};
-  std::vector<std::uint32_t> keys(merge.count());
-  for (std::uint64_t i = 0; i < merge.count(); ++i) {
-    keys[i] = math::key(merge.source(source, i) - merge.base(i));
+// All that is measured of a merge, as the engine measures it with this backend. Throws
+// Error{usage} where the method refuses the tensor.
+inline Measurements settle(Backend& backend, const Merge& merge, std::size_t skew = 0) {
+  static const std::string kName = "tensor";
+  Chunks chunks(merge, skew);
+  Measuring measuring(merge.work.rule, kName, false);
+  while (!measuring.done()) {
+    for (const std::uint32_t c : std::vector<std::uint32_t>(measuring.chunks())) {
+      chunks.one(c, [&](const Chunk& chunk) { measuring.visit(backend, chunk); });
+    }
+    measuring.advance();
   }
-  std::vector<std::uint64_t> order(merge.count());
-  std::iota(order.begin(), order.end(), std::uint64_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::uint64_t a, std::uint64_t b) { return keys[a] > keys[b]; });
-  return {keys[order[k - 1]], order[k - 1], false};
+  return measuring.known();
 }
 
-// All facts of a merge: selection by sorting, folds by the backend.
-inline math::Facts settle(Backend& backend, const Merge& merge, std::size_t skew = 0) {
-  const math::Rule& rule = merge.work.rule;
-  std::vector<math::Selection> selections(math::kSources);
-  const math::Needs needs = math::needs(rule);
-  if (needs.select) {
-    for (int s = 0; s < rule.sources; ++s) {
-      selections[static_cast<std::size_t>(s)] = select_by_sort(merge, s);
-    }
+// The same by the definitions; nothing where the method refuses the tensor.
+inline std::optional<Measurements> by_definition(const Merge& merge) {
+  Inputs inputs;
+  for (const Column& column : merge.inputs) {
+    std::vector<float>& values = inputs.emplace_back(column.count());
+    for (std::uint64_t i = 0; i < column.count(); ++i) values[i] = column.at(i);
   }
-  math::Facts facts = math::prepare(rule, selections.data());
-  if (needs.folds == 0) return facts;
-  const auto terms = static_cast<std::size_t>(needs.folds);
-  std::vector<std::vector<double>> tiles(terms);
-  Chunks(merge, skew).each([&](const Chunk& chunk) {
-    const std::size_t n = (chunk.count + kFoldTile - 1) / kFoldTile;
-    std::vector<double> sums(terms * n);
-    backend.fold(chunk, facts, sums);
-    for (std::size_t t = 0; t < terms; ++t) {
-      tiles[t].insert(tiles[t].end(), sums.begin() + static_cast<std::ptrdiff_t>(t * n),
-                      sums.begin() + static_cast<std::ptrdiff_t>((t + 1) * n));
-    }
-  });
-  std::vector<double> folds;
-  for (std::vector<double>& tile : tiles) folds.push_back(math::combine(tile.data(), tile.size()));
-  math::conclude(rule, folds.data(), facts);
-  return facts;
+  Plain plain = measure(merge.work.rule, inputs);
+  if (plain.refused != nullptr) return std::nullopt;
+  return Measurements{std::move(plain.facts), std::move(plain.lines)};
 }
 
 struct Merged {
@@ -264,14 +255,16 @@ struct Merged {
 };
 
 // Through the backend, chunk by chunk.
-inline Merged apply(Backend& backend, const Merge& merge, const math::Facts& facts,
+inline Merged apply(Backend& backend, const Merge& merge, const Measurements& known,
                     std::size_t skew = 0) {
   Merged merged;
   merged.output = Column(merge.work.output, merge.count());
   const std::size_t width = bytes_of(merge.work.output);
   std::vector<std::byte> out(merged.output.bytes.size() + skew * width);
-  Chunks(merge, skew).each([&](const Chunk& chunk) {
-    Backend::Item item{chunk, &facts, out.data() + (skew + chunk.first) * width, &merged.tally};
+  Chunks(merge, skew).each([&](Chunk chunk) {
+    chunk.facts = &known.facts;
+    chunk.lines = known.lines.empty() ? nullptr : known.lines.data();
+    Backend::Item item{chunk, out.data() + (skew + chunk.first) * width, &merged.tally};
     backend.apply({&item, 1});
   });
   std::copy(out.begin() + static_cast<std::ptrdiff_t>(skew * width), out.end(),
@@ -280,14 +273,17 @@ inline Merged apply(Backend& backend, const Merge& merge, const math::Facts& fac
 }
 
 // Element by element through evaluate().
-inline Merged evaluate_all(const Merge& merge, const math::Facts& facts) {
+inline Merged evaluate_all(const Merge& merge, const Measurements& known) {
   Merged merged;
   merged.output = Column(merge.work.output, merge.count());
   const math::Rule& rule = merge.work.rule;
   for (std::uint64_t i = 0; i < merge.count(); ++i) {
     float x[math::kSources];
     for (int s = 0; s < rule.sources; ++s) x[s] = merge.source(s, i);
-    const math::Outcome<float> outcome = math::evaluate<float>(rule, facts, x, merge.base(i), i);
+    double line[math::kLineFacts] = {};
+    known.line(rule, i, line);
+    const math::Outcome<float> outcome =
+        math::evaluate<float>(rule, known.facts, x, merge.base(i), i, line);
     store(merge.work.output, merged.output.bytes.data() + i * bytes_of(merge.work.output),
           outcome.value, merge.work.overflow);
     for (int s = 0; s < rule.sources; ++s) {

@@ -63,9 +63,10 @@ struct Tag {
   static constexpr Format format = f;
 };
 
-// Calls body(Tag<format>): one instantiation of its loop per stored format.
+// Calls body(Tag<format>): one instantiation of its loop per stored format. Calls cost as much as a
+// few elements: loops of a step must not meet many of them.
 template <class Body>
-void dispatch(Format format, Body body) {
+INGOT_HD void dispatch(Format format, Body body) {
   switch (format) {
     case Format::f32:
       body(Tag<Format::f32>{});
@@ -109,7 +110,7 @@ void decode_words(const Word<f>* __restrict in, std::uint32_t n, float* __restri
   for (std::uint32_t e = 0; e < n; ++e) out[e] = math::Codec<f>::decode(in[e]);
 }
 
-inline void decode(const Input& input, std::uint32_t from, std::uint32_t n, float* out) {
+__attribute__((noinline, unused)) void decode(const Input& input, std::uint32_t from, std::uint32_t n, float* out) {
   prefetch(input, from, n);
   dispatch(input.format, [&](auto tag) {
     constexpr Format f = decltype(tag)::format;
@@ -132,8 +133,9 @@ void encode_words(const float* __restrict in, std::uint32_t n, Overflow overflow
   for (std::uint32_t e = 0; e < n; ++e) out[e] = math::Codec<f>::encode(in[e], overflow);
 }
 
-inline void encode(const float* in, std::uint32_t n, Format format, Overflow overflow, std::byte* output,
-            std::uint32_t from) {
+__attribute__((noinline, unused)) void encode(const float* in, std::uint32_t n, Format format,
+                                              Overflow overflow, std::byte* output,
+                                              std::uint32_t from) {
   dispatch(format, [&](auto tag) {
     constexpr Format f = decltype(tag)::format;
     encode_words<f>(in, n, overflow, reinterpret_cast<Word<f>*>(output) + from);

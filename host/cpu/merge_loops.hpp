@@ -28,6 +28,14 @@ struct Step {
   }
 };
 
+// Calls body<form>() with the form that the facts ask for.
+template <class Combine, class Body>
+void each_form(const typename Combine::Facts& whole, Body body) {
+  [&]<int... form>(std::integer_sequence<int, form...>) {
+    ((form == Combine::form(whole) ? body.template operator()<form>() : void()), ...);
+  }(std::make_integer_sequence<int, Combine::kForms>{});
+}
+
 // ---- combines
 
 // K sources in registers. Returns conflicts.
@@ -39,10 +47,14 @@ std::uint32_t merge_unrolled(const typename Combine::Facts& facts_of_tensor,
   const typename Combine::Facts whole = facts_of_tensor;
   typename Combine::Source own[static_cast<std::size_t>(K)];
   for (int s = 0; s < K; ++s) own[s] = source[s];
+  typename Combine::template State<float> start;
+  // Of a single source the compiler knows so much that it makes branches, which are slower: it must
+  // not know how a state begins.
+  if constexpr (K == 1) asm("" : "+m"(start));
   std::uint32_t conflicts = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
     const math::At<float> at = step.at(e);
-    typename Combine::template State<float> state;
+    typename Combine::template State<float> state = start;
     [&]<int... stage>(std::integer_sequence<int, stage...>) __attribute__((always_inline)) {
       const auto walk = [&]<int now>() __attribute__((always_inline)) {
         INGOT_UNROLL
@@ -55,6 +67,21 @@ std::uint32_t merge_unrolled(const typename Combine::Facts& facts_of_tensor,
     }(std::make_integer_sequence<int, Combine::kStages>{});
     math::Note note;
     out[e] = Combine::template finish<form, float>(state, whole, at, note);
+    if (K > 1) conflicts += note.conflict ? 1u : 0u;  // one source is not in conflict
+  }
+  return conflicts;
+}
+
+// Results from the states of a step.
+template <class Combine, int form, int facts>
+std::uint32_t finish_states(const typename Combine::Facts& facts_of_tensor,
+                            const States<typename Combine::template State<float>>& states,
+                            const Step<facts>& step, std::uint32_t n, float* __restrict out) {
+  const typename Combine::Facts whole = facts_of_tensor;
+  std::uint32_t conflicts = 0;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    math::Note note;
+    out[e] = Combine::template finish<form, float>(states.load(e), whole, step.at(e), note);
     conflicts += note.conflict ? 1u : 0u;
   }
   return conflicts;
@@ -83,13 +110,7 @@ std::uint32_t merge_streamed(const typename Combine::Facts& facts_of_tensor,
   [&]<int... stage>(std::integer_sequence<int, stage...>) {
     (walk.template operator()<stage>(), ...);
   }(std::make_integer_sequence<int, Combine::kStages>{});
-  std::uint32_t conflicts = 0;
-  for (std::uint32_t e = 0; e < n; ++e) {
-    math::Note note;
-    out[e] = Combine::template finish<form, float>(states.load(e), whole, step.at(e), note);
-    conflicts += note.conflict ? 1u : 0u;
-  }
-  return conflicts;
+  return finish_states<Combine, form, facts>(whole, states, step, n, out);
 }
 
 template <class Combine, int form, int K, int facts>
@@ -117,6 +138,114 @@ Merge<Combine, facts> merge_of(int form, int sources) {
     return Table{{merge<Combine, n / kCounts, n % kCounts, facts>...}};
   }(std::make_integer_sequence<int, Combine::kForms * kCounts>{});
   return table.at[form * kCounts + (sources < kCounts ? sources : 0)];
+}
+
+// ---- decoding and combining in one, source by source, where the state is one number
+
+template <class Lens, class Combine>
+inline constexpr bool kWalkable = Lens::kMask == Mask::none && !Lens::kGain &&
+                                Combine::kStages == 1 && Combine::kUnrolled > 1 &&
+                                sizeof(typename Combine::template State<float>) == sizeof(float);
+
+template <class Lens, class Combine, Format f, int form, int facts>
+void walk_words(const typename Combine::Facts& facts_of_tensor,
+                const typename Combine::Source& source, const Word<f>* __restrict x,
+                const Step<facts>& step, std::uint32_t n,
+                States<typename Combine::template State<float>>& __restrict states) {
+  const typename Combine::Facts whole = facts_of_tensor;
+  const typename Combine::Source own = source;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    const float value = math::Codec<f>::decode(x[e]);
+    const float seen = Lens::kDelta ? math::delta(value, step.base[e]) : value;
+    auto state = states.load(e);
+    Combine::template meet<form, 0, float>(state, whole, own, seen, seen, step.at(e));
+    states.store(e, state);
+  }
+}
+
+template <class Lens, class Combine, int form, int facts>
+std::uint32_t walk_all(const Run& run, const math::Known<Lens, Combine>& known, std::uint32_t from,
+                       std::uint32_t n, Step<facts>& step) {
+  using State = typename Combine::template State<float>;
+  States<State> states;
+  for (std::uint32_t e = 0; e < n; ++e) states.store(e, State{});
+  for (int s = 0; s < run.sources; ++s) {
+    const Input& input = source_of(run, s);
+    prefetch(input, from, n);
+    dispatch(input.format, [&](auto tag) {
+      constexpr Format f = decltype(tag)::format;
+      walk_words<Lens, Combine, f, form, facts>(*known.whole, known.source[s],
+                                                words<f>(input, from), step, n, states);
+    });
+  }
+  return finish_states<Combine, form, facts>(*known.whole, states, step, n, step.out);
+}
+
+// ---- decoding and combining in one, for combines of one source and lenses that show all of it
+
+template <class Lens, class Combine, Format f, int form, int facts>
+void merge_words(const typename Combine::Facts& facts_of_tensor,
+                 const typename Combine::Source& source, const Word<f>* __restrict x,
+                 const Step<facts>& step, std::uint32_t n, float* __restrict out) {
+  const typename Combine::Facts whole = facts_of_tensor;
+  const typename Combine::Source own = source;
+  for (std::uint32_t e = 0; e < n; ++e) {
+    const float value = math::Codec<f>::decode(x[e]);
+    const float seen = Lens::kDelta ? math::delta(value, step.base[e]) : value;
+    const math::At<float> at = step.at(e);
+    typename Combine::template State<float> state;
+    [&]<int... stage>(std::integer_sequence<int, stage...>) __attribute__((always_inline)) {
+      (Combine::template meet<form, stage, float>(state, whole, own, seen, seen, at), ...);
+    }(std::make_integer_sequence<int, Combine::kStages>{});
+    math::Note note;  // one source is not in conflict
+    out[e] = Combine::template finish<form, float>(state, whole, at, note);
+  }
+}
+
+template <class Lens, class Combine, int facts>
+void merge_single(const Run& run, const math::Known<Lens, Combine>& known, std::uint32_t from,
+                  std::uint32_t n, Step<facts>& step) {
+  const Input& input = source_of(run, 0);
+  prefetch(input, from, n);
+  dispatch(input.format, [&](auto tag) {
+    constexpr Format f = decltype(tag)::format;
+    each_form<Combine>(*known.whole, [&]<int form>() {
+      merge_words<Lens, Combine, f, form, facts>(*known.whole, known.source[0],
+                                                 words<f>(input, from), step, n, step.out);
+    });
+  });
+}
+
+// ---- a step
+
+// What the lens shows of all sources, combined. Counts what it keeps.
+template <class Lens, class Combine, int facts>
+std::uint32_t merge_step(const Run& run, const math::Known<Lens, Combine>& known,
+                         std::uint32_t from, std::uint32_t n, Step<facts>& step,
+                         std::uint64_t* kept) {
+  constexpr bool kWhole = Lens::kMask == Mask::none && !Lens::kGain;
+  if constexpr (kWhole && Combine::kUnrolled == 1) {
+    if (run.sources == 1) {
+      kept[0] += n;
+      merge_single(run, known, from, n, step);
+      return 0;
+    }
+  }
+  if constexpr (kWalkable<Lens, Combine>) {
+    std::uint32_t conflicts = 0;
+    each_form<Combine>(*known.whole, [&]<int form>() {
+      conflicts = walk_all<Lens, Combine, form, facts>(run, known, from, n, step);
+    });
+    for (int s = 0; s < run.sources; ++s) kept[s] += n;
+    return conflicts;
+  } else {
+    for (int s = 0; s < run.sources; ++s) {
+      kept[s] += look<Lens>(source_of(run, s), known.lens[s], Lens::gain(known.lens[s]), step.first,
+                            from, n, step.base, step.seen[s]);
+    }
+    const auto loop = merge_of<Combine, facts>(Combine::form(*known.whole), run.sources);
+    return loop(*known.whole, known.source, run.sources, step, n, step.out);
+  }
 }
 
 // ---- decoding, combining and encoding in one, where one format goes in and out
@@ -237,7 +366,6 @@ void apply(const Run& run, Format format, Overflow overflow, std::byte* output, 
       return;
     }
   }
-  const auto loop = merge_of<Combine, facts>(Combine::form(*known.whole), run.sources);
   Step<facts> step;
   if (!run.base) decode_base(run, 0, kStep, step.base);
   for (std::uint32_t from = 0; from < run.count; from += kStep) {
@@ -245,11 +373,7 @@ void apply(const Run& run, Format format, Overflow overflow, std::byte* output, 
     step.first = run.first + from;
     if (run.base) decode_base(run, from, n, step.base);
     step.lines.fill(run, from, n);
-    for (int s = 0; s < run.sources; ++s) {
-      counts.kept[s] += look<Lens>(source_of(run, s), known.lens[s], Lens::gain(known.lens[s]),
-                                   step.first, from, n, step.base, step.seen[s]);
-    }
-    counts.conflicts += loop(*known.whole, known.source, run.sources, step, n, step.out);
+    counts.conflicts += merge_step(run, known, from, n, step, counts.kept);
     if (run.base) {
       const std::uint32_t change = largest_change(step.out, step.base, n);
       counts.change = change > counts.change ? change : counts.change;

@@ -24,85 +24,113 @@ struct Around {
     decode_base(run, from, n, base);
     lines.fill(run, from, n);
   }
-  INGOT_HD math::At<float> at(std::uint32_t e) const {
+  // Of element e, whose base is `own`.
+  INGOT_HD math::At<float> at(std::uint32_t e, float own) const {
     math::At<float> at;
-    at.base = base[e];
+    at.base = own;
     at.index = first + e;
     lines.put(e, at.line);
     return at;
   }
 };
 
-template <class Key, class Whole, Format f, int facts>
-void key_words(const Whole& facts_of_tensor, const Word<f>* __restrict x,
-               const Around<facts>& around, std::uint32_t n, std::int32_t* __restrict keys) {
-  const Whole whole = facts_of_tensor;
-  for (std::uint32_t e = 0; e < n; ++e) {
-    const float value = math::Codec<f>::decode(x[e]);
-    const float d = Key::Lens::kDelta ? math::delta(value, around.base[e]) : value;
-    keys[e] = Key::key(whole, d, around.at(e));
+// True for keys that take facts of any type: they read none.
+template <class Key>
+constexpr bool reads_none() {
+  if constexpr (Key::kSingle) {
+    return requires(const math::At<float>& at) { Key::key(math::None{}, 0.0F, at); };
+  } else {
+    return false;
   }
 }
 
+// The key of an element of a source whose stored elements are `x`.
+template <class Key, Format f, class Whole, int facts>
+INGOT_HD std::int32_t key_at(const Whole& whole, const Word<f>* x, const float* base,
+                             const Around<facts>& around, std::uint32_t e) {
+  const float value = math::Codec<f>::decode(x[e]);
+  const float d = Key::Lens::kDelta ? math::delta(value, base[e]) : value;
+  return Key::key(whole, d, around.at(e, base[e]));
+}
+
+template <class Key, Format f, class Whole, int facts>
+void key_words(const Whole& facts_of_tensor, const Word<f>* __restrict x,
+               const float* __restrict base, const Around<facts>& around, std::uint32_t n,
+               std::int32_t* __restrict keys) {
+  const Whole whole = facts_of_tensor;
+  for (std::uint32_t e = 0; e < n; ++e) keys[e] = key_at<Key, f>(whole, x, base, around, e);
+}
+
 // The keys of a step, `n` elements from `from` on, whose surroundings are known.
-template <class M, class P, int facts>
-void key_step(const Run& run, const typename M::Combine::Facts& whole, int source,
-              const Around<facts>& around, std::uint32_t from, std::uint32_t n,
-              std::int32_t* out) {
-  using Key = typename P::Key;
+template <class Key, class Whole, int facts>
+void key_step(const Run& run, const Whole& whole, int source, const Around<facts>& around,
+              std::uint32_t from, std::uint32_t n, std::int32_t* out) {
   using Lens = typename Key::Lens;
   static_assert(Lens::kMask == Mask::none && !Lens::kGain, "keys are of values or differences");
   if constexpr (Key::kSingle) {
     const Input& input = source_of(run, source);
     dispatch(input.format, [&](auto tag) {
       constexpr Format f = decltype(tag)::format;
-      key_words<Key, typename M::Combine::Facts, f>(whole, words<f>(input, from), around, n, out);
+      key_words<Key, f>(whole, words<f>(input, from), around.base, around, n, out);
     });
   } else {
     alignas(64) float seen[math::kSources][kStep];
     for (int s = 0; s < run.sources; ++s) {
-      (void)look<Lens>(source_of(run, s), {}, {}, around.first, from, n, around.base, seen[s]);
+      (void)look<Lens, false>(source_of(run, s), {}, {}, around.first, from, n, around.base,
+                              seen[s]);
     }
     walk<Key>(
         whole, run.sources, [&](int s) { return seen[s]; },
-        [&](std::uint32_t e) __attribute__((always_inline)) { return around.at(e); }, n, out);
+        [&](std::uint32_t e)
+            __attribute__((always_inline)) { return around.at(e, around.base[e]); },
+        n, out);
   }
 }
 
-template <class M>
-const typename M::Combine::Facts& whole_of(const Run& run) {
-  return *math::known<typename M::Lens, typename M::Combine>(run.facts, run.sources).whole;
+template <class Key, class Whole, int facts>
+void keys(const Run& run, const Whole& whole, int source, std::uint32_t from, std::uint32_t n,
+          std::int32_t* out) {
+  Around<facts> around;
+  around.fill(run, from, n);
+  key_step<Key>(run, whole, source, around, from, n, out);
 }
 
-// The keys of an order pass P of the method M.
-template <class M, class P>
-void keys(const Run& run, int source, std::uint32_t from, std::uint32_t n, std::int32_t* out) {
-  Around<math::line_facts<M>()> around;
-  around.fill(run, from, n);
-  key_step<M, P>(run, whole_of<M>(run), source, around, from, n, out);
+// Calls body with the facts of the whole tensor that the keys of pass P read: nothing for keys that
+// take facts of any type, so that methods share their loops.
+template <class M, class P, class Body>
+void with_facts(const Run& run, Body body) {
+  if constexpr (reads_none<typename P::Key>()) {
+    body(math::None{});
+  } else {
+    body(*math::known<typename M::Lens, typename M::Combine>(run.facts, run.sources).whole);
+  }
 }
 
 // ---- counting
 
-// A window of one key: what is above it and what is at it.
-inline void count_point(const std::int32_t* __restrict keys, std::uint32_t n, std::int32_t point,
-                        Census& census) {
+// A window of one key: what is above it and what is at it. `key` gives an element's key.
+template <class Key>
+INGOT_HD void count_point(Key key, std::uint32_t n, std::int32_t point, Census& census) {
   std::uint32_t above = 0, reached = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
-    above += keys[e] > point ? 1u : 0u;
-    reached += keys[e] >= point ? 1u : 0u;
+    const std::int32_t k = key(e);
+    above += k > point ? 1u : 0u;
+    reached += k >= point ? 1u : 0u;
   }
   census.above += above;
   census.at_high += reached - above;
 }
 
-inline void count_window(const std::int32_t* __restrict keys, std::uint32_t from, std::uint32_t n,
-                         const Window& window, Census& census) {
+template <class Key>
+INGOT_HD void count_window(Key key, std::uint32_t from, std::uint32_t n, const Window& window,
+                           Census& census) {
   const std::int32_t low = window.low, high = window.high;
+  alignas(64) std::int32_t keys[kStep];
   alignas(64) std::uint8_t mark[kStep];
   std::uint32_t above = 0, at_high = 0, at_low = 0;
   for (std::uint32_t e = 0; e < n; ++e) {
-    const std::int32_t k = keys[e];
+    const std::int32_t k = key(e);
+    keys[e] = k;
     above += k > high ? 1u : 0u;
     at_high += k == high ? 1u : 0u;
     at_low += k == low ? 1u : 0u;
@@ -135,28 +163,76 @@ inline void count_window(const std::int32_t* __restrict keys, std::uint32_t from
 }
 
 
-template <class M, class P>
-void count(const Run& run, const Window* windows, int number, Census* census) {
-  const auto& whole = whole_of<M>(run);
-  Around<math::line_facts<M>()> around;
+template <class Key>
+INGOT_HD void count_step(Key key, std::uint32_t from, std::uint32_t n, const Window& window,
+                         Census& census) {
+  if (window.low == window.high) {
+    count_point(key, n, window.high, census);
+  } else {
+    count_window(key, from, n, window, census);
+  }
+}
+
+// The keys of a source against one window: they need not be kept.
+template <class Key, Format f, class Whole, int facts>
+void count_words(const Whole& facts_of_tensor, const Word<f>* __restrict x,
+                 const float* __restrict base, const Around<facts>& around, std::uint32_t from,
+                 std::uint32_t n, const Window& window, Census& census) {
+  const Whole whole = facts_of_tensor;
+  count_step([&](std::uint32_t e) __attribute__((always_inline)) {
+    return key_at<Key, f>(whole, x, base, around, e);
+  }, from, n, window, census);
+}
+
+inline void count_keys(const std::int32_t* __restrict keys, std::uint32_t from, std::uint32_t n,
+                       const Window& window, Census& census) {
+  count_step([&](std::uint32_t e) __attribute__((always_inline)) { return keys[e]; }, from, n,
+             window, census);
+}
+
+template <class Key, class Whole, int facts>
+void count(const Run& run, const Whole& whole, const Window* windows, int number, Census* census) {
+  Around<facts> around;
   alignas(64) std::int32_t keys[kStep];
   for (std::uint32_t from = 0; from < run.count; from += kStep) {
     const std::uint32_t n = smaller(kStep, run.count - from);
     around.fill(run, from, n);
-    for (int w = 0; w < number; ++w) {
-      if (w == 0 || windows[w].stream != windows[w - 1].stream) {
-        key_step<M, P>(run, whole, windows[w].source, around, from, n, keys);
+    for (int w = 0; w < number;) {
+      int end = w + 1;
+      while (end < number && windows[end].stream == windows[w].stream) ++end;
+      if constexpr (Key::kSingle) {
+        if (end == w + 1) {
+          const Input& input = source_of(run, windows[w].source);
+          dispatch(input.format, [&](auto tag) {
+            constexpr Format f = decltype(tag)::format;
+            count_words<Key, f>(whole, words<f>(input, from), around.base, around, from, n,
+                                windows[w], census[w]);
+          });
+          w = end;
+          continue;
+        }
       }
-      if (windows[w].low == windows[w].high) {
-        count_point(keys, n, windows[w].high, census[w]);
-      } else {
-        count_window(keys, from, n, windows[w], census[w]);
-      }
+      key_step<Key>(run, whole, windows[w].source, around, from, n, keys);
+      for (; w < end; ++w) count_keys(keys, from, n, windows[w], census[w]);
     }
   }
 }
 
 // ---- all methods of a list
+
+template <class M, class P>
+void keys_of(const Run& run, int source, std::uint32_t from, std::uint32_t n, std::int32_t* out) {
+  with_facts<M, P>(run, [&]<class Whole>(const Whole& whole) {
+    keys<typename P::Key, Whole, math::line_facts<M>()>(run, whole, source, from, n, out);
+  });
+}
+template <class M, class P>
+void count_of(const Run& run, const Window* windows, int number, Census* census) {
+  with_facts<M, P>(run, [&]<class Whole>(const Whole& whole) {
+    count<typename P::Key, Whole, math::line_facts<M>()>(run, whole, windows, number,
+                                                                 census);
+  });
+}
 
 struct Orders {
   Keys keys = nullptr;
@@ -169,7 +245,7 @@ Orders orders_of_method(math::List<P...>, int pass) {
   [[maybe_unused]] int at = 0;
   [[maybe_unused]] const auto one = [&]<class Some>() {
     if constexpr (Some::kPass == math::Pass::order) {
-      if (at == pass) found = {keys<M, Some>, count<M, Some>};
+      if (at == pass) found = {keys_of<M, Some>, count_of<M, Some>};
     }
     ++at;
   };

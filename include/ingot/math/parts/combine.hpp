@@ -166,7 +166,7 @@ struct Sum {
   }
   template <int form, class T>
   INGOT_HD static T finish(const State<T>& s, const Facts& f, const At<T>& at, Note& note) {
-    note.conflict = s.low < 0.0F && s.high > 0.0F;
+    note.conflict = (s.low < 0.0F) & (s.high > 0.0F);  // no branch
     const T sum = f.divided != 0 ? s.sum / static_cast<T>(f.divisor) : s.sum;
     return land(sum, f.lambda, at.base);
   }
@@ -233,7 +233,7 @@ struct Elect {
   template <class T>
   struct State {
     T sum{0};
-    float votes = 0.0F;  // a first vote of -0 becomes +0: the majority is the same
+    float votes = -0.0F;  // to which the compiler need not add the first vote: it is that vote
     float shares = 0.0F;
     float least = 0.0F;  // the smallest opinion heard: negative if somebody opposes
     template <class Visit>
