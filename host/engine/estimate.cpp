@@ -11,7 +11,7 @@
 #include "engine/staging.hpp"
 #include "engine/supply.hpp"
 #include "ingot/linalg.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "ingot/merge.hpp"
 
 namespace ingot {
@@ -59,10 +59,14 @@ double elements_of(const Plan& plan, const Job& job) {
     sum += std::sqrt(n) * factors * 0.1;
   }
   if (job.action != Action::merge) return sum;
-  const math::Needs needs = math::needs(job.work.rule);
+  const math::Rule& rule = job.work.rule;
   const auto operands = static_cast<double>(job.operands.size());
-  if (needs.select) sum += n * operands * 3 * kPass;
-  sum += n * operands * needs.folds * kPass;
+  const math::Facts facts = math::begin(rule);
+  for (const math::PassInfo& pass : math::method(rule.method).passes) {
+    if (!pass.wanted(rule, facts)) continue;
+    const int sweeps = pass.kind == math::Pass::order ? 3 : pass.sums(rule);
+    sum += n * operands * sweeps * kPass;
+  }
   if (math::draws(job.work.rule)) sum += n * operands * kDraw;
   return sum;
 }

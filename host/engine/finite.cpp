@@ -10,7 +10,7 @@
 #include "engine/supply.hpp"
 #include "ingot/error.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "store/values.hpp"
 
 namespace ingot {
@@ -118,7 +118,7 @@ void Findings::add(const Findings& other) {
   saturated.add(other.saturated);
 }
 
-Findings examine(const Plan& plan, const Job& job, const math::Facts& facts, std::uint64_t first,
+Findings examine(const Plan& plan, const Job& job, const Measurements& known, std::uint64_t first,
                  std::span<const std::byte> output, const Fill& fill) {
   Findings findings;
   const Dtype dtype = job.output.dtype;
@@ -145,7 +145,10 @@ Findings examine(const Plan& plan, const Job& job, const math::Facts& facts, std
       const std::size_t skip = job.work.rule.base ? 1 : 0;
       for (std::size_t s = skip; s < values.size(); ++s) x[s - skip] = values[s][i - at];
       const float base = skip == 1 ? values[0][i - at] : 0.0F;
-      const auto exact = math::evaluate<float>(job.work.rule, facts, x, base, first + i);
+      double line[math::kLineFacts] = {};
+      known.line(job.work.rule, first + i, line);
+      const auto exact =
+          math::evaluate<float>(job.work.rule, known.facts, x, base, first + i, line);
       if (beyond(dtype, exact.value)) findings.saturated.add(first + i);
     }
     suspects.clear();
@@ -158,7 +161,7 @@ Findings examine(const Plan& plan, const Job& job, const math::Facts& facts, std
   return findings;
 }
 
-Findings examine(const Plan& plan, const Job& job, const math::Facts& facts, File& file,
+Findings examine(const Plan& plan, const Job& job, const Measurements& known, File& file,
                  std::uint64_t place) {
   std::vector<std::unique_ptr<Working>> working(job.operands.size());
   const Fill fill = [&](std::size_t operand, std::uint64_t first, std::span<const std::byte> own,
@@ -174,16 +177,15 @@ Findings examine(const Plan& plan, const Job& job, const math::Facts& facts, Fil
   for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
     const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
     read_exact(file, place + at, piece);
-    all.add(examine(plan, job, facts, at / width, piece, fill));
+    all.add(examine(plan, job, known, at / width, piece, fill));
   }
   if (job.action == Action::copy) all.made = {};
   return all;
 }
 
 bool propagates(const Job& job) {
-  const math::Method& method = math::method(job.work.rule.method);
-  return job.action == Action::merge && method.mask == math::Mask::none &&
-         method.formula != math::Formula::consensus && !saturates(job);
+  return job.action == Action::merge && math::method(job.work.rule.method).propagates &&
+         !saturates(job);
 }
 
 void refuse(const Plan& plan, const Job& job, const Findings& findings) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/scan.hpp"
+#include "engine/measure.hpp"
 #include "engine/receipt.hpp"
 #include "ingot/plan.hpp"
 
@@ -26,13 +27,13 @@ using Fill = std::function<void(std::size_t operand, std::uint64_t first,
 // the rows that it is made of. A derived operand without a tensor of its own counts as finite, as
 // do the other tensors that derived operands are made of. Costs a scan; where it finds something,
 // the inputs are read again from their files around it.
-[[nodiscard]] Findings examine(const Plan& plan, const Job& job, const math::Facts& facts,
+[[nodiscard]] Findings examine(const Plan& plan, const Job& job, const Measurements& known,
                                std::uint64_t first, std::span<const std::byte> output,
                                const Fill& fill);
 
 // The same for a whole tensor whose bytes begin at `place` of a file: the findings of a run, found
 // again.
-[[nodiscard]] Findings examine(const Plan& plan, const Job& job, const math::Facts& facts,
+[[nodiscard]] Findings examine(const Plan& plan, const Job& job, const Measurements& known,
                                File& file, std::uint64_t place);
 
 // True if an element of the output is not finite wherever an input is not: sums, whose terms are

@@ -7,8 +7,7 @@
 
 #include "engine/finite.hpp"
 #include "engine/supply.hpp"
-#include "ingot/math/fold.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "store/ring.hpp"
 
 namespace ingot {
@@ -91,15 +90,16 @@ Flight::Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& back
   nonfinite_.resize(width_.size());
   output_blocks_.resize((elements_ * out_width_ + kHashBlock - 1) / kHashBlock);
   unwritten = chunk_count_;
+  if (merge) {
+    measuring_ = std::make_unique<Measuring>(job_.work.rule, job_.output.name,
+                                             lodging == Lodging::passing);
+  }
   if (chunk_count_ == 0) return;
   if (merge) {
-    needs_ = math::needs(job_.work.rule);
-    telling_ = !derives_ && !needs_.any() && propagates(job_);
-    keeps_ = derives_ && (backend.staged() || needs_.any());
+    const bool measured = !measuring_->done();
+    telling_ = !derives_ && !measured && propagates(job_);
+    keeps_ = derives_ && (backend.staged() || measured);
     made_.resize(chunk_count_);
-    if (needs_.select) {
-      selector_ = std::make_unique<Selector>(job_.work, lodging == Lodging::passing);
-    }
     if (lodging == Lodging::resident) {
       residence_ = backend.reside(job_.work);
       if (residence_ == nullptr) lodging_ = Lodging::passing;
@@ -143,53 +143,25 @@ void Flight::begin(Step step, std::vector<std::uint32_t> chunks) {
   chunks_ = std::move(chunks);
   remaining_ = static_cast<std::uint32_t>(chunks_.size());
   // Inputs are hashed in the first pass that reads all of them; a sample touches only a few lines.
-  const bool sampling = step == Step::select && selector_->step() == Selector::Step::sample;
+  const bool sampling = step == Step::measure && measuring_->sampling();
   hashing_ = !hashed_ && !sampling && chunks_.size() == chunk_count_;
 }
 
-// The order of passes: everything lands (and is hashed) once, selection, sums under the mask,
-// apply.
+// The order of steps: everything lands (and is hashed) once, the method's passes, apply.
 void Flight::next() {
   std::vector<std::uint32_t> all(chunk_count_);
   for (std::uint32_t c = 0; c < chunk_count_; ++c) all[c] = c;
-  const bool selecting = selector_ && selector_->step() != Selector::Step::done;
+  const bool measuring = measuring_ && !measuring_->done();
   const bool landing = !landed_ && (lodging_ == Lodging::held || lodging_ == Lodging::resident);
-  if (selecting && landing) return begin(Step::land, std::move(all));
-  if (selecting) return begin(Step::select, selector_->chunks());
-  if (step_ != Step::fold && step_ != Step::apply && job_.action == Action::merge) {
-    const auto* selection = selector_ ? selector_->result().data() : nullptr;
-    facts_ = math::prepare(job_.work.rule, selection);
-    if (needs_.folds > 0) {
-      const std::uint64_t tiles = (elements_ + kFoldTile - 1) / kFoldTile;
-      tiles_.resize(static_cast<std::size_t>(needs_.folds) * tiles);
-      return begin(Step::fold, std::move(all));
-    }
-  }
+  // An order pass looks at a few lines of each chunk first; folds take chunks as they land.
+  if (measuring && landing && measuring_->ordering()) return begin(Step::land, std::move(all));
+  if (measuring) return begin(Step::measure, measuring_->chunks());
   if (step_ != Step::apply) return begin(Step::apply, std::move(all));
   begin(Step::done, {});
 }
 
 void Flight::advance() {
-  switch (step_) {
-    case Step::land:
-      break;
-    case Step::select:
-      selector_->advance();
-      break;
-    case Step::fold: {
-      const std::size_t tiles = tiles_.size() / static_cast<std::size_t>(needs_.folds);
-      std::vector<double> sums(static_cast<std::size_t>(needs_.folds));
-      for (std::size_t f = 0; f < sums.size(); ++f) {
-        sums[f] = math::combine(tiles_.data() + f * tiles, tiles);
-      }
-      math::conclude(job_.work.rule, sums.data(), facts_);
-      std::vector<double>().swap(tiles_);
-      break;
-    }
-    case Step::apply:
-    case Step::done:
-      break;
-  }
+  if (step_ == Step::measure) measuring_->advance();
   if (chunks_.size() == chunk_count_) {  // every chunk was visited
     hashed_ = hashed_ || hashing_;
     admitted_ = admitted_ || residence_ != nullptr;
@@ -205,6 +177,11 @@ Chunk Flight::view(std::uint64_t first, std::uint32_t count, const std::byte* co
   chunk.count = count;
   chunk.inputs = inputs;
   chunk.residence = residence_.get();
+  if (measuring_) {
+    const Measurements& known = measuring_->known();
+    chunk.facts = &known.facts;
+    chunk.lines = known.lines.empty() ? nullptr : known.lines.data();
+  }
   return chunk;
 }
 
@@ -251,7 +228,7 @@ void Flight::fill(std::size_t operand, std::uint64_t first, std::uint32_t count,
 void Flight::look(std::uint64_t first, std::span<const std::byte> output,
                   const std::byte* const* inputs) {
   const Findings found = examine(
-      plan_, job_, facts_, first, output,
+      plan_, job_, measuring_->known(), first, output,
       [this](std::size_t operand, std::uint64_t at, std::span<const std::byte> own,
              std::span<float> values) { making_[operand]->working->fill(at, own, values); });
   if (found.nonfinite.count == 0 && found.saturated.count == 0) return;
@@ -265,7 +242,7 @@ void Flight::look(std::uint64_t first, std::span<const std::byte> output,
 
 void Flight::apply(std::uint64_t first, std::uint32_t count, const std::byte* const* inputs,
                    std::byte* target, Tally& tally) {
-  const Backend::Item item{view(first, count, inputs), &facts_, target, &tally};
+  const Backend::Item item{view(first, count, inputs), target, &tally};
   backend_.apply({&item, 1});
 }
 
@@ -289,8 +266,7 @@ void Flight::visit(std::uint32_t chunk, const std::byte* const* landed, std::byt
     if (hashing_) hash_inputs(begin, count, landed);
     const Chunk whole = view(begin, count, inputs.data());
     if (residence_ && !admitted_) backend_.admit(whole);
-    if (step_ == Step::select) selector_->visit(backend_, whole);
-    if (step_ == Step::fold) fold(whole);
+    if (step_ == Step::measure) measuring_->visit(backend_, whole);
     return;
   }
   Tally tally;
@@ -347,19 +323,6 @@ void Flight::visit(std::uint32_t chunk, const std::byte* const* landed, std::byt
   tally_.add(tally);
 }
 
-void Flight::fold(const Chunk& chunk) {
-  const std::size_t all = tiles_.size() / static_cast<std::size_t>(needs_.folds);
-  const std::size_t here = (chunk.count + kFoldTile - 1) / kFoldTile;
-  std::vector<double> sums(static_cast<std::size_t>(needs_.folds) * here);
-  backend_.fold(chunk, facts_, sums);
-  const std::size_t tile = chunk.first / kFoldTile;
-  for (int f = 0; f < needs_.folds; ++f) {
-    std::copy_n(
-        sums.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(f) * here), here,
-        tiles_.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(f) * all + tile));
-  }
-}
-
 // A copy is made only where all inputs hold the same bytes: anything else would need a formula that
 // this type does not have.
 void Flight::compare(std::uint64_t at, std::uint32_t bytes, const std::byte* const* inputs) const {
@@ -404,7 +367,7 @@ Outcome Flight::outcome() {
   if (job_.action == Action::copy) result.findings.nonfinite = result.nonfinite[0];
   if (digests_ != nullptr) result.output = hash_digests(output_blocks_);
   result.tally = tally_;
-  result.facts = facts_;
+  if (measuring_) result.facts = measuring_->known().facts;
   return result;
 }
 

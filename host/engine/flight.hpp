@@ -12,10 +12,9 @@
 
 #include "base/once.hpp"
 #include "engine/arena.hpp"
+#include "engine/measure.hpp"
 #include "engine/receipt.hpp"
-#include "engine/select.hpp"
 #include "engine/supply.hpp"
-#include "ingot/math/methods.hpp"
 #include "ingot/merge.hpp"
 #include "store/window.hpp"
 
@@ -39,7 +38,8 @@ enum class Lodging : std::uint8_t {
 // 28 MiB where it was read.
 [[nodiscard]] bool mappable(const Plan& plan, const Job& job, MergeOptions::Storage storage);
 
-// A job's state across its passes. Jobs without facts have one pass; others are measured first.
+// A job's state across its passes over the tensor. Jobs that need no measuring have one; others are
+// measured first.
 //
 // visit() may run on many threads at once, for different chunks; the rest is called between passes.
 class Flight {
@@ -104,7 +104,7 @@ class Flight {
   std::atomic<std::uint32_t> unwritten = 0;
 
  private:
-  enum class Step : std::uint8_t { land, select, fold, apply, done };
+  enum class Step : std::uint8_t { land, measure, apply, done };
 
   // The work on a derived operand, begun by the first worker that needs it.
   struct Making {
@@ -128,7 +128,6 @@ class Flight {
   void scan_input(std::size_t operand, std::uint64_t at, std::span<const std::byte> data);
   static void hash_into(std::vector<Digest>& blocks, std::uint64_t at,
                         std::span<const std::byte> data);
-  void fold(const Chunk& chunk);
   void compare(std::uint64_t at, std::uint32_t bytes, const std::byte* const* inputs) const;
 
   const Plan& plan_;
@@ -148,7 +147,6 @@ class Flight {
   bool keeps_ = false;  // derived values are made by whole chunks, in memory of their own
   std::vector<std::uint8_t> made_;  // by chunk: they are there
   std::uint64_t out_width_ = 0;
-  math::Needs needs_;
   Step step_ = Step::land;
   std::vector<std::uint32_t> chunks_;
   std::atomic<std::uint32_t> remaining_ = 0;
@@ -156,10 +154,8 @@ class Flight {
   bool telling_ = false;  // NaN and infinities of inputs show in the output: only then are they
                           // looked for
   bool hashed_ = false, landed_ = false, admitted_ = false;
-  std::unique_ptr<Selector> selector_;
+  std::unique_ptr<Measuring> measuring_;  // of a merge
   std::unique_ptr<Residence> residence_;
-  std::vector<double> tiles_;  // fold sums, by term and tile of the whole tensor
-  math::Facts facts_;
   std::vector<std::vector<Digest>> input_blocks_;
   std::vector<Digest> output_blocks_;
   Tally tally_;

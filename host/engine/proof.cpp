@@ -15,7 +15,7 @@
 #include "engine/finite.hpp"
 #include "engine/supply.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "store/values.hpp"
 
 namespace ingot {
@@ -23,6 +23,7 @@ namespace {
 
 constexpr std::uint64_t kBlock = 1 << 16;  // elements decoded at a time
 constexpr std::uint64_t kTileSize = 16384;
+constexpr std::uint64_t kColumnRun = 1 << 20;
 
 // The operands of a job as rows of floats. Derived operands are computed here without a backend.
 class Inputs {
@@ -136,93 +137,262 @@ void walk(Inputs& inputs, std::uint64_t elements, Each&& each) {
   }
 }
 
-// Thresholds and cuts: all keys in order, largest first, the lower index first among equals. A
-// counting sort by the upper and then the lower half of a key, so that memory does not grow with
-// the tensor; only what lies at a threshold is ever put in order.
-std::vector<math::Selection> select_by_sorting(Inputs& inputs, const math::Rule& rule) {
-  struct Order {
-    std::size_t source = 0;
-    std::uint64_t rank = 0;  // from 1, among what is left to tell apart
-    std::uint32_t high = 0;
-    std::vector<std::uint64_t> upper, lower;
-  };
-  std::vector<Order> orders;
-  for (int s = 0; s < rule.sources; ++s) {
-    const std::uint64_t keep = math::kept(rule, s);
-    if (keep == 0 || keep >= rule.elements) continue;
-    orders.push_back({static_cast<std::size_t>(s), keep, 0, std::vector<std::uint64_t>(1 << 16),
-                      std::vector<std::uint64_t>(1 << 16)});
+// Measures one tensor by the passes of method M, one element after the other.
+template <class M>
+class Measurer {
+ public:
+  Measurer(Inputs& inputs, const math::Rule& rule, Measurements& known)
+      : inputs_(inputs),
+        rule_(rule),
+        known_(known),
+        shape_(math::line_shape(rule, math::method(rule.method).lines(rule))) {}
+
+  void run() { passes(typename M::Passes{}); }
+
+ private:
+  using View = math::ViewOf<M>;
+
+  [[nodiscard]] View view() {
+    return known_.facts.template view<typename M::Lens, typename M::Combine>();
   }
-  const auto each = [&](auto&& take) {
-    walk(inputs, rule.elements, [&](std::uint64_t i, std::uint64_t index) {
-      for (Order& order : orders) {
-        const float x = inputs.value(order.source + (rule.base ? 1 : 0), i);
-        take(order, math::key(math::delta(x, inputs.base(i))), index);
+
+  template <class... P>
+  void passes(math::List<P...>) {
+    (pass<P>(), ...);
+  }
+
+  template <class P>
+  void pass() {
+    if (!P::wanted(rule_, view())) return;
+    if constexpr (P::kPass == math::Pass::order) {
+      order<P>();
+    } else if constexpr (P::kPass == math::Pass::fold) {
+      std::vector<Sum> sums(static_cast<std::size_t>(P::sums(rule_)), Sum(P::kStart, join<P>));
+      walk(inputs_, rule_.elements, [&](std::uint64_t i, std::uint64_t index) {
+        add<P>(i, index, [&](std::size_t n) -> double& { return sums[n].lane(); });
+        for (Sum& sum : sums) sum.next();
+      });
+      std::vector<double> totals;
+      for (Sum& sum : sums) totals.push_back(sum.total());
+      if (const char* why = P::take(rule_, totals.data(), view())) fail(Code::usage, why);
+    } else {
+      known_.lines.resize(static_cast<std::size_t>(M::kLineFacts) * shape_.count);
+      if (shape_.lines == math::Lines::rows) {
+        rows<P>();
+      } else {
+        columns<P>();
+      }
+    }
+  }
+
+  template <class P>
+  static double join(double a, double b) {
+    return P::join(a, b);
+  }
+
+  void line(std::uint64_t index, double* facts) const {
+    known_.line(rule_, index, facts);
+  }
+
+  // What one source shows of an element: its value, its task vector, or what the mask leaves of it.
+  [[nodiscard]] float column(const math::Column& column, std::uint64_t i, std::uint64_t index) {
+    if (column.stream == math::Stream::none) return 0.0F;
+    if (column.stream == math::Stream::value) return inputs_.value(column.index, i);
+    const float d = math::delta(source(column.index, i), inputs_.base(i));
+    if (column.stream == math::Stream::delta) return d;
+    return M::Lens::keeps(view().lens[column.index], d, index) ? d : 0.0F;
+  }
+  [[nodiscard]] float source(int s, std::uint64_t i) const {
+    return inputs_.value(static_cast<std::size_t>(s) + (rule_.base ? 1 : 0), i);
+  }
+
+  // Adds an element to every sum of a pass, `lane` being the place of a sum.
+  template <class P, class Lane>
+  void add(std::uint64_t i, std::uint64_t index, Lane lane) {
+    math::Here here;
+    line(index, here.line);
+    const auto& whole = *view().whole;
+    if constexpr (P::Common::kUsed) {
+      using Common = typename P::Common;
+      typename Common::State state;
+      [&]<int... stage>(std::integer_sequence<int, stage...>) {
+        const auto meet = [&]<int now>() {
+          for (int s = 0; s < rule_.sources; ++s) {
+            float x = source(s, i);
+            if (Common::kStream == math::Stream::delta) x = math::delta(x, inputs_.base(i));
+            Common::template meet<now>(state, whole, x, here);
+          }
+        };
+        (meet.template operator()<stage>(), ...);
+      }(std::make_integer_sequence<int, Common::kStages>{});
+      here.common = Common::finish(state, whole, here);
+    }
+    for (int g = 0; g < P::groups(rule_); ++g) {
+      const math::Group group = P::group(rule_, g);
+      const float a = column(group.a, i, index), b = column(group.b, i, index);
+      terms(typename P::Terms{}, group, a, b, whole, here, lane);
+    }
+  }
+  template <class... Term, class F, class Lane>
+  static void terms(math::List<Term...>, const math::Group& group, float a, float b,
+                    const F& whole, const math::Here& here, Lane lane) {
+    int at = 0;
+    ((at++ == group.term ? term<Term>(group.first, a, b, whole, here, lane) : void()), ...);
+  }
+  template <class Term, class F, class Lane>
+  static void term(std::size_t first, float a, float b, const F& whole, const math::Here& here,
+                   Lane lane) {
+    double lanes[Term::kSums];
+    for (std::size_t n = 0; n < Term::kSums; ++n) lanes[n] = lane(first + n);
+    Term::add(lanes, a, b, whole, here);
+    for (std::size_t n = 0; n < Term::kSums; ++n) lane(first + n) = lanes[n];
+  }
+
+  template <class P>
+  void take_line(std::uint64_t at, const std::vector<double>& totals) {
+    double facts[math::kLineFacts] = {};
+    P::take(rule_, totals.data(), facts);
+    for (int f = 0; f < P::kFacts; ++f) {
+      known_.lines[static_cast<std::size_t>(P::kFirstFact + f) * shape_.count + at] = facts[f];
+    }
+  }
+
+  template <class P>
+  void rows() {
+    std::vector<Sum> sums(static_cast<std::size_t>(P::sums(rule_)), Sum(P::kStart, join<P>));
+    walk(inputs_, rule_.elements, [&](std::uint64_t i, std::uint64_t index) {
+      add<P>(i, index, [&](std::size_t n) -> double& { return sums[n].lane(); });
+      for (Sum& sum : sums) sum.next();
+      if ((index + 1) % shape_.width == 0) {
+        std::vector<double> totals;
+        for (Sum& sum : sums) totals.push_back(sum.total());
+        take_line<P>(index / shape_.width, totals);
+      } else if ((index + 1) % kTileSize == 0) {
+        for (Sum& sum : sums) sum.cut();
       }
     });
-  };
-  // Places the rank among the counts, from the highest; what is left of it is its rank there.
-  const auto place = [](const std::vector<std::uint64_t>& counts, std::uint64_t& rank) {
-    std::uint32_t at = 0xffff;
-    for (; counts[at] < rank; --at) rank -= counts[at];
-    return at;
-  };
-  each([](Order& order, std::uint32_t key, std::uint64_t) { ++order.upper[key >> 16]; });
-  for (Order& order : orders) order.high = place(order.upper, order.rank);
-  each([](Order& order, std::uint32_t key, std::uint64_t) {
-    if (key >> 16 == order.high) ++order.lower[key & 0xffff];
-  });
-  std::vector<math::Selection> selections(math::kSources);
-  for (Order& order : orders) {
-    const std::uint32_t low = place(order.lower, order.rank);
-    // Where every tie is kept, the cut is the end.
-    if (order.rank == order.lower[low]) order.rank = 0;
-    selections[order.source] = {order.high << 16 | low, rule.elements - 1, false};
   }
-  each([&](Order& order, std::uint32_t key, std::uint64_t index) {
-    math::Selection& selection = selections[order.source];
-    if (order.rank > 0 && key == selection.threshold && order.rank-- == 1) selection.cut = index;
-  });
-  return selections;
-}
 
-double column(const math::Column& column, const math::Facts& facts, const math::Rule& rule,
-              const Inputs& in, std::uint64_t i, std::uint64_t index) {
-  if (column.stream == math::Stream::value) return static_cast<double>(in.value(column.index, i));
-  const std::size_t operand = static_cast<std::size_t>(column.index) + (rule.base ? 1 : 0);
-  const float d = math::delta(in.value(operand, i), in.base(i));
-  if (column.stream == math::Stream::delta) return static_cast<double>(d);
-  const math::Source& source = facts.source[column.index];
-  bool keeps = source.all != 0;
-  if (!keeps && facts.mask == math::Mask::select) {
-    keeps = math::selected(math::key(d), source.threshold, index, source.cut);
-  } else if (!keeps) {
-    keeps = math::keep(facts.seed, source.stream, index, source.keep);
-  }
-  return keeps ? static_cast<double>(d) : 0.0;
-}
-
-math::Facts measure(Inputs& inputs, const math::Rule& rule) {
-  const math::Needs needs = math::needs(rule);
-  std::vector<math::Selection> selections(math::kSources);
-  if (needs.select) selections = select_by_sorting(inputs, rule);
-  math::Facts facts = math::prepare(rule, selections.data());
-  if (needs.folds == 0) return facts;
-  std::vector<Sum> sums(static_cast<std::size_t>(needs.folds));
-  std::vector<math::Term> terms;
-  for (int f = 0; f < needs.folds; ++f) terms.push_back(math::term(rule, f));
-  walk(inputs, rule.elements, [&](std::uint64_t i, std::uint64_t index) {
-    for (std::size_t f = 0; f < sums.size(); ++f) {
-      const double a = column(terms[f].a, facts, rule, inputs, i, index);
-      sums[f].add(terms[f].kind == math::Term::Kind::absolute
-                      ? std::fabs(a)
-                      : a * column(terms[f].b, facts, rule, inputs, i, index));
+  template <class P>
+  void columns() {
+    const auto count = static_cast<std::size_t>(P::sums(rule_));
+    std::vector<double> totals(count * shape_.count, P::kStart), run = totals;
+    walk(inputs_, rule_.elements, [&](std::uint64_t i, std::uint64_t index) {
+      const std::uint64_t at = index % shape_.width;
+      add<P>(i, index, [&](std::size_t n) -> double& { return run[n * shape_.count + at]; });
+      if ((index + 1) % kColumnRun != 0 && index + 1 != rule_.elements) return;
+      for (std::size_t n = 0; n < totals.size(); ++n) totals[n] = P::join(totals[n], run[n]);
+      std::fill(run.begin(), run.end(), P::kStart);
+    });
+    for (std::uint64_t at = 0; at < shape_.count; ++at) {
+      std::vector<double> one;
+      for (std::size_t n = 0; n < count; ++n) one.push_back(totals[n * shape_.count + at]);
+      take_line<P>(at, one);
     }
-  });
-  std::vector<double> totals;
-  for (Sum& sum : sums) totals.push_back(sum.total());
-  math::conclude(rule, totals.data(), facts);
-  return facts;
+  }
+
+  // The key of an element in a stream, as a number that orders as keys do.
+  template <class P>
+  [[nodiscard]] std::uint32_t key(int stream, std::uint64_t i, std::uint64_t index) {
+    using Key = typename P::Key;
+    math::At<float> at;
+    at.base = inputs_.base(i);
+    at.index = index;
+    line(index, at.line);
+    const auto seen = [&](int s) {
+      const float x = source(s, i);
+      return Key::Lens::kDelta ? math::delta(x, at.base) : x;
+    };
+    const auto& whole = *view().whole;
+    std::int32_t found = 0;
+    if constexpr (Key::kSingle) {
+      found = Key::key(whole, seen(P::source(stream)), at);
+    } else {
+      typename Key::State state;
+      [&]<int... stage>(std::integer_sequence<int, stage...>) {
+        const auto meet = [&]<int now>() {
+          for (int s = 0; s < rule_.sources; ++s) {
+            Key::template meet<now>(state, whole, seen(s), at);
+          }
+        };
+        (meet.template operator()<stage>(), ...);
+      }(std::make_integer_sequence<int, Key::kStages>{});
+      found = Key::finish(state, whole, at);
+    }
+    return static_cast<std::uint32_t>(found) ^ 0x80000000u;
+  }
+
+  // Thresholds and cuts: all keys in order, largest first, the lower index first among equals. A
+  // counting sort by the upper and then the lower half of a key, so that memory does not grow with
+  // the tensor; only what lies at a threshold is ever put in order.
+  template <class P>
+  void order() {
+    struct Order {
+      int stream = 0;
+      std::uint64_t rank = 0;  // from 1, among what is left to tell apart
+      std::uint32_t high = 0, key = 0;
+      std::uint64_t cut = 0;
+      std::vector<std::uint64_t> upper = std::vector<std::uint64_t>(1 << 16);
+      std::vector<std::uint64_t> lower = std::vector<std::uint64_t>(1 << 16);
+    };
+    std::vector<Order> orders;
+    for (int stream = 0; stream < P::streams(rule_); ++stream) {
+      std::uint64_t ranks[math::kRanks];
+      const int count = P::ranks(rule_, view(), stream, ranks);
+      for (int r = 0; r < count; ++r) {
+        orders.emplace_back();
+        orders.back().stream = stream;
+        orders.back().rank = ranks[r];
+      }
+    }
+    const auto each = [&](auto&& take) {
+      walk(inputs_, rule_.elements, [&](std::uint64_t i, std::uint64_t index) {
+        for (Order& order : orders) take(order, key<P>(order.stream, i, index), index);
+      });
+    };
+    // Places the rank among the counts, from the highest; what is left of it is its rank there.
+    const auto place = [](const std::vector<std::uint64_t>& counts, std::uint64_t& rank) {
+      std::uint32_t at = 0xffff;
+      for (; counts[at] < rank; --at) rank -= counts[at];
+      return at;
+    };
+    each([](Order& order, std::uint32_t key, std::uint64_t) { ++order.upper[key >> 16]; });
+    for (Order& order : orders) order.high = place(order.upper, order.rank);
+    each([](Order& order, std::uint32_t key, std::uint64_t) {
+      if (key >> 16 == order.high) ++order.lower[key & 0xffff];
+    });
+    for (Order& order : orders) {
+      const std::uint32_t low = place(order.lower, order.rank);
+      // Where every tie is kept, the cut is the end.
+      if (order.rank == order.lower[low]) order.rank = 0;
+      order.key = order.high << 16 | low;
+      order.cut = rule_.elements - 1;
+    }
+    each([](Order& order, std::uint32_t key, std::uint64_t index) {
+      if (order.rank > 0 && key == order.key && order.rank-- == 1) order.cut = index;
+    });
+    for (std::size_t i = 0; i < orders.size();) {
+      math::Selection found[math::kRanks];
+      const int stream = orders[i].stream;
+      for (int n = 0; i < orders.size() && orders[i].stream == stream; ++i) {
+        found[n++] = {static_cast<std::int32_t>(orders[i].key ^ 0x80000000u), orders[i].cut};
+      }
+      P::take(rule_, stream, found, view());
+    }
+  }
+
+  Inputs& inputs_;
+  const math::Rule& rule_;
+  Measurements& known_;
+  const math::LineShape shape_;
+};
+
+Measurements measure(Inputs& inputs, const math::Rule& rule) {
+  Measurements known{math::begin(rule), {}};
+  if (rule.elements == 0) return known;
+  math::with_method(rule.method,
+                    [&]<class M>() { Measurer<M>(inputs, rule, known).run(); });
+  return known;
 }
 
 template <math::Format format>
@@ -258,17 +428,15 @@ std::int64_t ordered(std::uint64_t code, std::uint32_t width) {
 class Checker {
  public:
   Checker(const Plan& plan, const Job& job, File& file, std::uint64_t place,
-          const std::vector<math::Facts>& told)
+          const std::optional<math::Facts>& told)
       : plan_(plan),
         job_(job),
         rule_(job.work.rule),
         file_(file),
         place_(place),
         width_(bits(job.output.dtype)),
-        inputs_(plan, job),
-        facts_(told) {
-    if (facts_.empty()) facts_.push_back(measure(inputs_, rule_));
-    proof_.facts = facts_.front();
+        inputs_(plan, job) {
+    proof_.known = told ? Measurements{*told, {}} : measure(inputs_, rule_);
   }
 
   void check(std::uint64_t first, std::uint64_t count) {
@@ -278,7 +446,7 @@ class Checker {
     read_exact(file_, place_ + first * width_ / 8, stored_);
     for (std::uint64_t i = 0; i < count; ++i) element(first + i, i);
     proof_.findings.add(
-        examine(plan_, job_, proof_.facts, first, stored_,
+        examine(plan_, job_, proof_.known, first, stored_,
                 [this](std::size_t operand, std::uint64_t at, std::span<const std::byte> own,
                        std::span<float> values) { inputs_.fill(operand, at, own, values); }));
     proof_.elements += count;
@@ -294,12 +462,12 @@ class Checker {
   void element(std::uint64_t index, std::uint64_t i) {
     inputs_.gather(i, x_.data());
     const float base = inputs_.base(i);
-    const auto single = math::evaluate<float>(rule_, proof_.facts, x_.data(), base, index);
+    const auto single = evaluated<float>(base, index);
     note(single);
     std::uint64_t found = 0;
     std::memcpy(&found, stored_.data() + i * width_ / 8, width_ / 8);
     const std::uint64_t expected = code(single.value);
-    const auto truth = math::evaluate<double>(rule_, proof_.facts, x_.data(), base, index);
+    const auto truth = evaluated<double>(base, index);
     const bool near = std::abs(ordered(found, width_) -
                                ordered(code(static_cast<float>(truth.value)), width_)) <= 1;
     if (found == expected) {
@@ -307,7 +475,7 @@ class Checker {
       if (near || !std::isfinite(single.value)) return;
       // Where large terms cancel, f32 arithmetic is the contract, within what its roundings
       // explain.
-      const auto bound = math::evaluate<Single>(rule_, proof_.facts, x_.data(), base, index);
+      const auto bound = evaluated<Single>(base, index);
       const double off = std::fabs(static_cast<double>(single.value) - bound.value.value);
       if (!(off > bound.value.slack)) return;
     } else if (within(found, index, i)) {
@@ -325,17 +493,24 @@ class Checker {
                           single.value);
   }
 
+  // The rule for the element whose sources are gathered.
+  template <class T>
+  [[nodiscard]] math::Outcome<T> evaluated(float base, std::uint64_t index) const {
+    double line[math::kLineFacts] = {};
+    proof_.known.line(rule_, index, line);
+    return math::evaluate<T>(rule_, proof_.known.facts, x_.data(), base, index, line);
+  }
+
   [[nodiscard]] std::uint64_t code(float value) const {
     return encode(job_.output.dtype, value, job_.work.overflow);
   }
 
-  // True if values of the bounded class, or facts that are known but for their rounding, explain
-  // the element: it lies between what the formula makes of the ends of their ranges. Each result is
-  // monotone in each value, and so is rounding.
+  // True if values of the bounded class explain the element: it lies between what the formula makes
+  // of the ends of their ranges. Each result is monotone in each value, and so is rounding.
   [[nodiscard]] bool within(std::uint64_t found, std::uint64_t index, std::uint64_t i) {
     const std::vector<Inputs::Range> ranges = inputs_.ranges(i);
     constexpr std::size_t kMost = 10;  // beyond, no chance brought them together
-    if ((ranges.empty() && facts_.size() == 1) || ranges.size() > kMost) return false;
+    if (ranges.empty() || ranges.size() > kMost) return false;
     const std::size_t skip = rule_.base ? 1 : 0;
     std::int64_t least = std::numeric_limits<std::int64_t>::max(), most = -least;
     for (std::size_t ends = 0; ends < std::size_t{1} << ranges.size(); ++ends) {
@@ -345,13 +520,11 @@ class Checker {
         const float value = (ends >> r & 1) != 0 ? ranges[r].high : ranges[r].low;
         (ranges[r].operand < skip ? base : x_[ranges[r].operand - skip]) = value;
       }
-      for (const math::Facts& facts : facts_) {
-        const auto end = math::evaluate<float>(rule_, facts, x_.data(), base, index);
-        if (std::isnan(end.value)) return false;
-        const std::int64_t place = ordered(code(end.value), width_);
-        least = std::min(least, place);
-        most = std::max(most, place);
-      }
+      const auto end = evaluated<float>(base, index);
+      if (std::isnan(end.value)) return false;
+      const std::int64_t place = ordered(code(end.value), width_);
+      least = std::min(least, place);
+      most = std::max(most, place);
     }
     const std::int64_t place = ordered(found, width_);
     return place >= least && place <= most;
@@ -374,7 +547,6 @@ class Checker {
   std::uint64_t place_;
   std::uint32_t width_;
   Inputs inputs_;
-  std::vector<math::Facts> facts_;
   std::vector<std::byte> stored_;
   std::vector<float> x_ = std::vector<float>(math::kSources);
   Proof proof_;
@@ -383,21 +555,29 @@ class Checker {
 }  // namespace
 
 void Sum::add(double x) {
-  lanes_[count_ % lanes_.size()] += x;
+  lane() = joined(lane(), x);
+  next();
+}
+
+void Sum::next() {
   if (++count_ == kTileSize) close();
+}
+
+void Sum::cut() {
+  if (count_ > 0) close();
 }
 
 // Lanes fold by halves; a tile waits for its neighbour, and both for theirs.
 void Sum::close() {
   for (std::size_t half = lanes_.size() / 2; half > 0; half /= 2) {
-    for (std::size_t l = 0; l < half; ++l) lanes_[l] += lanes_[l + half];
+    for (std::size_t l = 0; l < half; ++l) lanes_[l] = joined(lanes_[l], lanes_[l + half]);
   }
   double carry = lanes_[0];
-  std::fill(lanes_.begin(), lanes_.end(), 0.0);
+  std::fill(lanes_.begin(), lanes_.end(), start_);
   count_ = 0;
   std::size_t level = 0;
   for (; level < levels_.size() && levels_[level]; ++level) {
-    carry = *levels_[level] + carry;
+    carry = joined(*levels_[level], carry);
     levels_[level].reset();
   }
   if (level == levels_.size()) levels_.emplace_back();
@@ -409,10 +589,10 @@ double Sum::total() {
   if (count_ > 0) close();
   std::optional<double> sum;
   for (const auto& level : levels_) {
-    if (level) sum = sum ? *level + *sum : *level;
+    if (level) sum = sum ? joined(*level, *sum) : *level;
   }
   levels_.clear();
-  return sum.value_or(0.0);
+  return sum.value_or(start_);
 }
 
 bool exact(const Plan& plan, const Job& job) {
@@ -422,99 +602,102 @@ bool exact(const Plan& plan, const Job& job) {
   });
 }
 
-std::vector<math::Facts> facts_told(const math::Rule& rule, const Json& entry) {
-  const auto number = [](const Json& from, const auto& key) -> std::optional<float> {
-    if (!from.is_object() || !from.contains(key) || !from.at(key).is_string()) return std::nullopt;
-    const float x =
-        std::strtof(from.at(key).template get_ref<const std::string&>().c_str(), nullptr);
-    return std::isfinite(x) ? std::optional(x) : std::nullopt;
-  };
-  // What rounds to x lies between these, and a little further out.
-  const auto ends = [](float x) {
-    const auto far = [x](float to) {
-      const double y = static_cast<double>(x);
-      return y + 0.51 * (static_cast<double>(std::nextafter(x, to)) - y);
-    };
-    constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    return std::pair(far(-kInfinity), far(kInfinity));
-  };
+namespace {
+
+// Takes facts back from an entry of the receipt.
+class Reading final : public math::Teller {
+ public:
+  Reading(const Json& entry, std::size_t skip) : entry_(entry), skip_(skip) {}
+
+  bool number(const char* name, int source, int place, double& value) override {
+    const Json* at = find(name, source);
+    if (at != nullptr && place >= 0) {
+      const auto index = static_cast<std::size_t>(place);
+      at = at->is_array() && index < at->size() ? &at->at(index) : nullptr;
+    }
+    return read(at, value);
+  }
+  bool key(const char* name, int source, std::int32_t& key) override {
+    double value = 0;
+    if (!read(find(name, source), value)) return false;
+    key = static_cast<std::int32_t>(math::key(static_cast<float>(value)));
+    return true;
+  }
+  bool count(const char* name, int source, std::uint64_t& value) override {
+    const Json* at = find(name, source);
+    if (at == nullptr || !at->is_number_unsigned()) return false;
+    value = at->get<std::uint64_t>();
+    return true;
+  }
+
+ private:
+  [[nodiscard]] const Json* find(const char* name, int source) const {
+    const Json* of = &entry_;
+    if (source >= 0) {
+      const std::size_t at = static_cast<std::size_t>(source) + skip_;
+      if (!entry_.contains("sources") || !entry_.at("sources").is_array() ||
+          at >= entry_.at("sources").size()) {
+        return nullptr;
+      }
+      of = &entry_.at("sources").at(at);
+    }
+    return of->is_object() && of->contains(name) ? &of->at(name) : nullptr;
+  }
+  static bool read(const Json* at, double& value) {
+    if (at == nullptr || !at->is_string()) return false;
+    const double x = std::strtod(at->get_ref<const std::string&>().c_str(), nullptr);
+    if (!std::isfinite(x)) return false;
+    value = x;
+    return true;
+  }
+
+  const Json& entry_;
+  std::size_t skip_;
+};
+
+// Notes the names of facts.
+class Naming final : public math::Teller {
+ public:
+  FactNames names;
+
+  bool number(const char* name, int source, int, double&) override { return note(name, source); }
+  bool key(const char* name, int source, std::int32_t&) override { return note(name, source); }
+  bool count(const char* name, int source, std::uint64_t&) override { return note(name, source); }
+
+ private:
+  bool note(const char* name, int source) {
+    (source < 0 ? names.of_tensor : names.of_sources).insert(name);
+    return true;
+  }
+};
+
+}  // namespace
+
+std::optional<math::Facts> facts_told(const math::Rule& rule, const Json& entry) {
   const math::Method& method = math::method(rule.method);
-  const std::size_t skip = rule.base ? 1 : 0;
-  if (!entry.contains("sources") || !entry.at("sources").is_array() ||
-      entry.at("sources").size() != static_cast<std::size_t>(rule.sources) + skip) {
-    return {};
+  math::Facts facts = math::begin(rule);
+  for (const math::PassInfo& pass : method.passes) {
+    if (pass.kind == math::Pass::lines && pass.wanted(rule, facts)) return std::nullopt;
   }
-  std::vector<math::Selection> selections(math::kSources);
-  std::vector<float> factors(math::kSources, 1.0F);
-  std::vector<std::size_t> open;  // sources whose factor is rounded
-  const bool rescaled = method.rescale == math::Rescale::norm && math::detail::rescales(rule);
-  for (std::size_t s = 0; s < static_cast<std::size_t>(rule.sources); ++s) {
-    const Json& source = entry.at("sources").at(s + skip);
-    const std::uint64_t keep = math::kept(rule, static_cast<int>(s));
-    if (math::needs(rule).select && keep > 0 && keep < rule.elements) {
-      const auto threshold = number(source, "threshold");
-      if (!threshold || !source.contains("cut") || !source.at("cut").is_number_unsigned())
-        return {};
-      selections[s] = {math::key(*threshold), source.at("cut").get<std::uint64_t>(), false};
-    }
-    const double density = math::detail::density(rule, static_cast<int>(s));
-    if (!rescaled || !(density > 0.0 && density < 1.0)) continue;
-    const auto factor = number(source, "factor");
-    if (!factor) return {};
-    factors[s] = *factor;
-    open.push_back(s);
-  }
-  math::Facts facts = math::prepare(rule, selections.data());
-  if (rescaled) facts.rescaled = true;
-  for (const std::size_t s : open) {
-    math::detail::rescale(method, static_cast<double>(factors[s]), facts.source[s]);
-  }
-  std::vector<math::Facts> all{facts};
-  constexpr std::size_t kMost = 6;
-  if (open.size() > kMost) return {};
-  for (std::size_t corner = 0; !open.empty() && corner < std::size_t{1} << open.size(); ++corner) {
-    for (std::size_t i = 0; i < open.size(); ++i) {
-      const auto [low, high] = ends(factors[open[i]]);
-      math::detail::rescale(method, (corner >> i & 1) != 0 ? high : low, facts.source[open[i]]);
-    }
-    all.push_back(facts);
-  }
-  if (method.formula != math::Formula::slerp) return all;
-  if (!entry.contains("coefficients") || !entry.at("coefficients").is_array() ||
-      entry.at("coefficients").size() != 2) {
-    return {};
-  }
-  float told[2];
-  for (const std::size_t i : {std::size_t{0}, std::size_t{1}}) {
-    const auto x = number(Json{{"x", entry.at("coefficients").at(i)}}, "x");
-    if (!x) return {};
-    told[i] = *x;
-  }
-  math::bend(all[0], static_cast<double>(told[0]), static_cast<double>(told[1]));
-  // What the rounding left off is at most half a place; the coefficients themselves stay, so that
-  // results are monotone in it.
-  const auto half = [](float x) {
-    const float size = std::fabs(x);
-    const float next = std::nextafter(size, std::numeric_limits<float>::infinity());
-    return static_cast<float>((static_cast<double>(next) - static_cast<double>(size)) / 2);
-  };
-  for (const float near : {-half(told[0]), half(told[0])}) {
-    for (const float far : {-half(told[1]), half(told[1])}) {
-      math::Facts end = all[0];
-      end.scalar[math::kNearRest] = near;
-      end.scalar[math::kFarRest] = far;
-      all.push_back(end);
-    }
-  }
-  return all;
+  Reading reading(entry, rule.base ? 1 : 0);
+  if (!method.tell(rule, facts, reading)) return std::nullopt;
+  return facts;
+}
+
+FactNames fact_names(const math::Rule& rule) {
+  math::Facts facts = math::begin(rule);
+  Naming naming;
+  (void)math::method(rule.method).tell(rule, facts, naming);
+  return std::move(naming.names);
 }
 
 Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, bool all,
-            std::uint64_t salt, const std::vector<math::Facts>& told) {
+            std::uint64_t salt, const std::optional<math::Facts>& told) {
   const std::uint64_t n = job.work.rule.elements;
   if (n == 0) {  // a run measures nothing either
     Proof none;
     none.whole = true;
+    none.known.facts = math::begin(job.work.rule);
     none.found.resize(job.operands.size());
     return none;
   }

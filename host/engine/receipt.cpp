@@ -7,7 +7,7 @@
 
 #include <fmt/format.h>
 
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "ingot/text.hpp"
 #include "ingot/version.hpp"
 #include "plan/problems.hpp"
@@ -28,8 +28,43 @@ Digest digest_of(const std::string& text) {
 // Text that is handed on at once.
 constexpr std::size_t kPiece = std::size_t{1} << 20;
 
-// Exact and the same on every machine: C's hexadecimal notation of an f32.
-std::string hex(float x) { return fmt::format("{:a}", x); }
+// Exact and the same on every machine: C's hexadecimal notation.
+template <class T>
+std::string hex(T x) {
+  return fmt::format("{:a}", x);
+}
+
+// The facts of a tensor as its entry shows them.
+class Showing final : public math::Teller {
+ public:
+  Showing(Json& entry, std::size_t skip) : entry_(entry), skip_(skip) {}
+
+  bool number(const char* name, int source, int place, double& value) override {
+    Json& at = of(source)[name];
+    if (place < 0) {
+      at = hex(value);
+    } else {
+      at.push_back(hex(value));
+    }
+    return true;
+  }
+  bool key(const char* name, int source, std::int32_t& key) override {
+    of(source)[name] = hex(math::from_bits(static_cast<std::uint32_t>(key)));
+    return true;
+  }
+  bool count(const char* name, int source, std::uint64_t& value) override {
+    of(source)[name] = value;
+    return true;
+  }
+
+ private:
+  [[nodiscard]] Json& of(int source) {
+    return source < 0 ? entry_ : entry_["sources"][static_cast<std::size_t>(source) + skip_];
+  }
+
+  Json& entry_;
+  std::size_t skip_;
+};
 
 // Doubles as the shortest decimal that reads back the same; NaN (a parameter that is not set) as
 // null.
@@ -63,7 +98,7 @@ Json describe(const Count& count) { return {{"count", count.count}, {"first", co
 
 bool has_task_vectors(const Job& job) {
   return job.action == Action::merge &&
-         math::method(job.work.rule.method).base == math::Base::origin;
+         math::method(job.work.rule.method).card.base == math::Base::origin;
 }
 
 }  // namespace
@@ -77,15 +112,14 @@ Json describe_plan(const Plan& plan, const Job& job) {
   for (int i = 0; i < job.output.shape.rank(); ++i) shape.push_back(job.output.shape[i]);
   entry["shape"] = std::move(shape);
   const bool merge = job.action == Action::merge;
-  entry["rule"] = merge ? math::method(job.work.rule.method).name : "copy";
+  entry["rule"] = merge ? math::method(job.work.rule.method).card.name : "copy";
   if (!job.reason.empty()) entry["reason"] = job.reason;
   const math::Rule& rule = job.work.rule;
   if (merge) {
     const math::Method& method = math::method(rule.method);
     Json globals = Json::object();
     int at = 0;
-    for (int i = 0; i < method.parameter_count; ++i) {
-      const math::Parameter& p = method.parameters[i];
+    for (const math::Parameter& p : method.parameters) {
       if (p.scope == math::Scope::global) globals[p.name] = number(rule.globals[at++]);
     }
     if (!globals.empty()) entry["parameters"] = std::move(globals);
@@ -120,9 +154,8 @@ Json describe_plan(const Plan& plan, const Job& job) {
       const math::Method& method = math::method(rule.method);
       const std::size_t s = i - (rule.base ? 1 : 0);
       int at = 0;
-      for (int p = 0; p < method.parameter_count; ++p) {
-        if (method.parameters[p].scope == math::Scope::global) continue;
-        source[method.parameters[p].name] = number(rule.locals[s][at++]);
+      for (const math::Parameter& p : method.parameters) {
+        if (p.scope != math::Scope::global) source[p.name] = number(rule.locals[s][at++]);
       }
     }
     sources.push_back(std::move(source));
@@ -151,18 +184,13 @@ Json describe(const Plan& plan, const Job& job, const Outcome& outcome) {
     if (derived && !outcome.found[i].empty()) source["found"] = Json::parse(outcome.found[i]);
     if (!vectors || (rule.base && i == 0)) continue;
     const std::size_t s = i - (rule.base ? 1 : 0);
-    const math::Source& fact = outcome.facts.source[s];
     source["kept"] = outcome.tally.kept[s];
     source["dropped"] = rule.elements - outcome.tally.kept[s];
-    if (math::method(rule.method).mask == math::Mask::select && fact.all == 0) {
-      source["threshold"] = hex(math::from_bits(fact.threshold & 0x7fffffffu));
-      source["cut"] = fact.cut;
-    }
-    if (outcome.facts.rescaled) source["factor"] = hex(fact.factor);
   }
-  if (merge && math::method(rule.method).formula == math::Formula::slerp) {
-    entry["coefficients"] =
-        Json::array({hex(outcome.facts.scalar[0]), hex(outcome.facts.scalar[1])});
+  if (merge) {
+    math::Facts facts = outcome.facts;
+    Showing showing(entry, rule.base ? 1 : 0);
+    (void)math::method(rule.method).tell(rule, facts, showing);
   }
   if (vectors) {
     entry["conflicts"] = outcome.tally.conflicts;

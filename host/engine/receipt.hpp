@@ -18,7 +18,7 @@ namespace ingot {
 
 using Json = nlohmann::ordered_json;
 
-inline constexpr const char* kReceiptFormat = "ingot-receipt-2";
+inline constexpr const char* kReceiptFormat = "ingot-receipt-3";
 inline constexpr const char* kReceiptName = "ingot.json";
 
 // Output elements that deserve a warning, or an error.

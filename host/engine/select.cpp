@@ -4,6 +4,8 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <limits>
+#include <utility>
 
 #include "ingot/math/key.hpp"
 
@@ -16,33 +18,37 @@ constexpr std::uint64_t kSmall = 1 << 15;
 // enough that sampling stays under a tenth of the verifying sweep (bench/README.md).
 constexpr double kSample = 1 << 18;
 constexpr double kDeviations = 5;
-constexpr std::uint32_t kLargest = 0x7fffffffu;
+constexpr std::int32_t kLowest = std::numeric_limits<std::int32_t>::min();
+constexpr std::int32_t kHighest = std::numeric_limits<std::int32_t>::max();
+// Counts of a histogram: of the upper, or of the lower half of a key.
+constexpr std::size_t kBins = 65536;
+constexpr std::int32_t kPrefixes = 32768;  // of either sign
+
+std::uint32_t above(std::int32_t key, std::int32_t low) {
+  return static_cast<std::uint32_t>(key) - static_cast<std::uint32_t>(low);
+}
 
 }  // namespace
 
-Selector::Selector(const Work& work, bool sparse)
-    : work_(work),
-      chunk_count_(static_cast<std::uint32_t>((work.rule.elements + kChunk - 1) / kChunk)) {
-  const auto sources = static_cast<std::size_t>(work.rule.sources);
-  const std::uint64_t n = work.rule.elements;
-  sources_.resize(sources);
-  active_.assign(sources, 0);
-  result_.resize(sources);
-  bool any = false;
-  for (std::size_t s = 0; s < sources; ++s) {
-    State& state = sources_[s];
-    state.keep = math::kept(work.rule, static_cast<int>(s));
-    if (state.keep >= n) continue;  // Selection{} keeps all
-    if (state.keep == 0) {
-      result_[s] = {kLargest + 1U, 0, false};  // no key exceeds it
-      continue;
+Selector::Selector(const math::Rule& rule, int pass, const math::Facts& facts, bool sparse)
+    : rule_(rule),
+      pass_(pass),
+      chunk_count_(static_cast<std::uint32_t>((rule.elements + kChunk - 1) / kChunk)) {
+  const math::PassInfo& info =
+      math::method(rule.method).passes[static_cast<std::size_t>(pass)];
+  for (int stream = 0; stream < info.streams(rule); ++stream) {
+    std::uint64_t ranks[math::kRanks];
+    const int count = info.ranks(rule, facts, stream, ranks);
+    for (int i = 0; i < count; ++i) {
+      Search& search = searches_.emplace_back();
+      search.stream = stream;
+      search.rank = ranks[i];
+      search.bracket = {stream, kLowest, kHighest};
     }
-    state.open = true;
-    active_[s] = 1;
-    any = true;
-    state.bracket = {0, kLargest};
+    if (count > 0) streams_.push_back(stream);
   }
-  if (!any) return;
+  if (searches_.empty()) return;
+  const std::uint64_t n = rule.elements;
   if (n <= kSmall) {
     go(Step::verify);
     return;
@@ -68,60 +74,60 @@ void Selector::go(Step step) {
   step_ = step;
   chunks_ = step == Step::done ? std::vector<std::uint32_t>{} : every_chunk();
   if (step == Step::verify) {
-    for (auto& state : sources_) {
-      if (state.open) state.chunk.assign(chunk_count_, {});
+    for (Search& search : searches_) {
+      if (search.open) search.chunk.assign(chunk_count_, {});
     }
   }
 }
 
 void Selector::visit(Backend& backend, const Chunk& chunk) {
-  const std::size_t sources = sources_.size();
   const auto index = static_cast<std::uint32_t>(chunk.first / kChunk);
   switch (step_) {
     case Step::sample: {
-      std::vector<std::vector<std::uint32_t>> keys(sources);
-      backend.sample(chunk, stride_, keys);
+      std::vector<std::vector<std::int32_t>> keys(streams_.size());
+      backend.sample(chunk, pass_, streams_, stride_, keys);
       const std::lock_guard lock(mutex_);
-      for (std::size_t s = 0; s < sources; ++s) {
-        if (active_[s] == 0) continue;
-        sources_[s].sample.insert(sources_[s].sample.end(), keys[s].begin(), keys[s].end());
+      for (std::size_t s = 0; s < streams_.size(); ++s) {
+        auto& sample = sample_[streams_[s]];
+        sample.insert(sample.end(), keys[s].begin(), keys[s].end());
       }
       break;
     }
     case Step::verify: {
-      std::vector<Bracket> brackets(sources);
-      for (std::size_t s = 0; s < sources; ++s) brackets[s] = sources_[s].bracket;
-      std::vector<Verdict> verdicts(sources);
+      std::vector<Bracket> brackets;
+      std::vector<Search*> open;
+      for (Search& search : searches_) {
+        if (!search.open) continue;
+        brackets.push_back(search.bracket);
+        open.push_back(&search);
+      }
+      std::vector<Verdict> verdicts(brackets.size());
       const std::uint32_t limit =
-          work_.rule.elements <= kSmall ? chunk.count : std::max(chunk.count / 8, 4096U);
-      backend.verify(chunk, brackets, active_, limit, verdicts);
-      for (std::size_t s = 0; s < sources; ++s) {
-        if (active_[s] == 0) continue;
-        Verdict& v = verdicts[s];
-        sources_[s].chunk[index] = {v.above, v.at_high, v.at_low, std::move(v.between),
-                                    v.overflowed};
+          rule_.elements <= kSmall ? chunk.count : std::max(chunk.count / 8, 4096U);
+      backend.verify(chunk, pass_, brackets, limit, verdicts);
+      for (std::size_t i = 0; i < open.size(); ++i) {
+        Verdict& v = verdicts[i];
+        open[i]->chunk[index] = {v.above, v.at_high, v.at_low, std::move(v.between), v.overflowed};
       }
       break;
     }
     case Step::coarse:
     case Step::fine:
-      for (std::size_t s = 0; s < sources; ++s) {
-        State& state = sources_[s];
-        if (!state.open || !state.by_histogram) continue;
-        std::vector<std::uint64_t> counts(step_ == Step::coarse ? 32768 : 65536);
-        backend.histogram(chunk, static_cast<int>(s),
-                          step_ == Step::coarse ? nullptr : &state.prefix, counts);
+      for (Search& search : searches_) {
+        if (!search.open || !search.by_histogram) continue;
+        std::vector<std::uint64_t> counts(kBins);
+        backend.histogram(chunk, pass_, search.stream,
+                          step_ == Step::coarse ? nullptr : &search.prefix, counts);
         const std::lock_guard lock(mutex_);
-        for (std::size_t i = 0; i < counts.size(); ++i) state.counts[i] += counts[i];
+        for (std::size_t i = 0; i < counts.size(); ++i) search.counts[i] += counts[i];
       }
       break;
     case Step::locate:
-      for (std::size_t s = 0; s < sources; ++s) {
-        const State& state = sources_[s];
-        if (!state.locating || state.tie_chunk != index) continue;
-        const std::uint32_t at =
-            backend.locate(chunk, static_cast<int>(s), result_[s].threshold, state.tie_rank);
-        result_[s].cut = chunk.first + at;
+      for (Search& search : searches_) {
+        if (!search.locating || search.tie_chunk != index) continue;
+        const std::uint32_t at = backend.locate(chunk, pass_, search.stream,
+                                                search.found.threshold, search.tie_rank);
+        search.found.cut = chunk.first + at;
       }
       break;
     case Step::done:
@@ -134,8 +140,8 @@ namespace {
 // By how much the runs of a sample differ more than independent keys would, as a factor of the
 // standard deviation, at least 1: rows of unlike magnitude make a sample of runs worth less than
 // its size.
-double unevenness(const std::vector<std::uint32_t>& keys, double share) {
-  std::vector<std::uint32_t> few;
+double unevenness(const std::vector<std::int32_t>& keys, double share) {
+  std::vector<std::int32_t> few;
   for (std::size_t i = 0; i < keys.size(); i += 17) few.push_back(keys[i]);
   const auto middle =
       few.begin() + static_cast<std::ptrdiff_t>(share * static_cast<double>(few.size()));
@@ -146,7 +152,7 @@ double unevenness(const std::vector<std::uint32_t>& keys, double share) {
   for (std::size_t r = 0; r < runs; ++r) {
     const auto begin = keys.begin() + static_cast<std::ptrdiff_t>(r * math::kSampled);
     const auto above = static_cast<double>(
-        std::count_if(begin, begin + math::kSampled, [&](std::uint32_t k) { return k > *middle; }));
+        std::count_if(begin, begin + math::kSampled, [&](std::int32_t k) { return k > *middle; }));
     sum += above;
     squares += above * above;
   }
@@ -160,13 +166,12 @@ double unevenness(const std::vector<std::uint32_t>& keys, double share) {
 }  // namespace
 
 // Order statistics of the sample at k/n, kDeviations standard deviations to either side.
-void Selector::bracket_from_sample(State& state) {
-  auto& keys = state.sample;
+void Selector::bracket_from_sample(Search& search, std::vector<std::int32_t>& keys,
+                                   double unevenness) const {
   const auto size = static_cast<double>(keys.size());
   if (keys.empty()) return;
-  const double share = static_cast<double>(state.keep) / static_cast<double>(work_.rule.elements);
-  const double spread =
-      kDeviations * unevenness(keys, share) * std::sqrt(size * share * (1 - share)) + 2;
+  const double share = static_cast<double>(search.rank) / static_cast<double>(rule_.elements);
+  const double spread = kDeviations * unevenness * std::sqrt(size * share * (1 - share)) + 2;
   const double first = std::floor(size * share - spread);
   const double last = std::ceil(size * share + spread);
   // Ranks are asked for in ascending order: what stands before one is not looked at again.
@@ -177,29 +182,28 @@ void Selector::bracket_from_sample(State& state) {
     behind = at;
     return *at;
   };
-  state.bracket.high = first < 0 ? kLargest : ranked(first);
-  state.bracket.low = last >= size ? 0 : ranked(last);
-  std::vector<std::uint32_t>().swap(keys);
+  search.bracket.high = first < 0 ? kHighest : ranked(first);
+  search.bracket.low = last >= size ? kLowest : ranked(last);
 }
 
-Selector::Ranked Selector::ranked(const State& state, std::uint64_t rank) {
+Selector::Ranked Selector::ranked(const Search& search, std::uint64_t rank) {
   // Counted into a few thousand bins first, so that only one bin's candidates are put in order:
   // ordering all of them took a fifth of a selection.
-  constexpr std::uint32_t kBins = 1 << 12;
-  const std::uint32_t low = state.bracket.low;
-  const auto width = static_cast<std::uint32_t>(std::bit_width(state.bracket.high - low));
+  constexpr std::uint32_t kPlaces = 1 << 12;
+  const std::int32_t low = search.bracket.low;
+  const auto width = static_cast<std::uint32_t>(std::bit_width(above(search.bracket.high, low)));
   const std::uint32_t shift = width > 12 ? width - 12 : 0;
-  std::vector<std::uint64_t> counts(kBins);
-  for (const Count& chunk : state.chunk) {
-    for (const Candidate& x : chunk.between) ++counts[(x.key - low) >> shift];
+  std::vector<std::uint64_t> counts(kPlaces);
+  for (const Count& chunk : search.chunk) {
+    for (const Candidate& x : chunk.between) ++counts[above(x.key, low) >> shift];
   }
-  std::uint32_t bin = kBins - 1;
+  std::uint32_t bin = kPlaces - 1;
   for (; counts[bin] < rank; --bin) rank -= counts[bin];
-  std::vector<std::pair<std::uint32_t, std::uint64_t>> all;
+  std::vector<std::pair<std::int32_t, std::uint64_t>> all;
   all.reserve(counts[bin]);
-  for (std::size_t c = 0; c < state.chunk.size(); ++c) {
-    for (const Candidate& x : state.chunk[c].between) {
-      if ((x.key - low) >> shift == bin) all.emplace_back(x.key, c * kChunk + x.index);
+  for (std::size_t c = 0; c < search.chunk.size(); ++c) {
+    for (const Candidate& x : search.chunk[c].between) {
+      if (above(x.key, low) >> shift == bin) all.emplace_back(x.key, c * kChunk + x.index);
     }
   }
   const auto nth = all.begin() + static_cast<std::ptrdiff_t>(rank - 1);
@@ -211,98 +215,105 @@ Selector::Ranked Selector::ranked(const State& state, std::uint64_t rank) {
   return {nth->first, nth->second, last};
 }
 
-void Selector::conclude_verify(std::size_t s) {
-  State& state = sources_[s];
+void Selector::conclude_verify(Search& search) {
   std::uint64_t above = 0, high = 0, low = 0, between = 0;
   bool overflowed = false;
-  for (const Count& c : state.chunk) {
+  for (const Count& c : search.chunk) {
     above += c.above;
     high += c.at_high;
     low += c.at_low;
     between += c.between.size();
     overflowed = overflowed || c.overflowed;
   }
-  const std::uint64_t k = state.keep;
+  const std::uint64_t k = search.rank;
   const bool inside =
       k > above && (k <= above + high || (!overflowed && k <= above + high + between + low));
   if (!inside) {
     // The bracket missed: the sample was not like the tensor. Count the keys instead (2 sweeps).
-    state.by_histogram = true;
-    state.counts.assign(32768, 0);
+    search.by_histogram = true;
+    search.counts.assign(kBins, 0);
     return;
   }
-  math::Selection& result = result_[s];
-  result.all = false;
-  state.open = false;
-  active_[s] = 0;
+  search.open = false;
   const bool at_high = k <= above + high;
   if (!at_high && k <= above + high + between) {
-    const auto [key, index, last] = ranked(state, k - above - high);
-    result.threshold = key;
+    const auto [key, index, last] = ranked(search, k - above - high);
     // Where every tie is kept the cut is the end, on whichever way the threshold was found.
-    result.cut = last ? work_.rule.elements - 1 : index;
+    search.found = {key, last ? rule_.elements - 1 : index};
   } else {
     // The threshold is a bound of the bracket: find the chunk in which the last kept tie lies.
-    result.threshold = at_high ? state.bracket.high : state.bracket.low;
+    search.found.threshold = at_high ? search.bracket.high : search.bracket.low;
     std::uint64_t ties = k - above - (at_high ? 0 : high + between);  // of them, kept
     if (ties == (at_high ? high : low)) {
-      result.cut = work_.rule.elements - 1;  // all of them
+      search.found.cut = rule_.elements - 1;  // all of them
     } else {
-      for (std::size_t c = 0; c < state.chunk.size(); ++c) {
-        const std::uint32_t here = at_high ? state.chunk[c].at_high : state.chunk[c].at_low;
+      for (std::size_t c = 0; c < search.chunk.size(); ++c) {
+        const std::uint32_t here = at_high ? search.chunk[c].at_high : search.chunk[c].at_low;
         if (ties <= here) {
-          state.tie_chunk = static_cast<std::uint32_t>(c);
-          state.tie_rank = static_cast<std::uint32_t>(ties - 1);
-          state.locating = true;
+          search.tie_chunk = static_cast<std::uint32_t>(c);
+          search.tie_rank = static_cast<std::uint32_t>(ties - 1);
+          search.locating = true;
           break;
         }
         ties -= here;
       }
     }
   }
-  std::vector<Count>().swap(state.chunk);
+  std::vector<Count>().swap(search.chunk);
 }
 
 void Selector::advance() {
+  // The bin in which a rank lies, counted from the largest keys; `beyond` gets what is above it.
+  const auto bin_of = [](const Search& search, std::uint64_t& beyond) {
+    std::size_t bin = kBins - 1;
+    while (beyond + search.counts[bin] < search.rank) beyond += search.counts[bin--];
+    return static_cast<std::int32_t>(bin);
+  };
   switch (step_) {
-    case Step::sample:
-      for (auto& state : sources_) {
-        if (state.open) bracket_from_sample(state);
+    case Step::sample: {
+      // Unevenness is that of runs, which ordering takes apart.
+      std::vector<double> uneven;
+      for (const Search& search : searches_) {
+        const double share = static_cast<double>(search.rank) / static_cast<double>(rule_.elements);
+        uneven.push_back(unevenness(sample_[search.stream], share));
       }
+      for (std::size_t i = 0; i < searches_.size(); ++i) {
+        bracket_from_sample(searches_[i], sample_[searches_[i].stream], uneven[i]);
+      }
+      sample_.clear();
       go(Step::verify);
       return;
+    }
     case Step::verify:
-      for (std::size_t s = 0; s < sources_.size(); ++s) {
-        if (sources_[s].open) conclude_verify(s);
+      for (Search& search : searches_) {
+        if (search.open) conclude_verify(search);
       }
-      if (std::any_of(sources_.begin(), sources_.end(),
-                      [](const State& s) { return s.open && s.by_histogram; })) {
+      if (std::any_of(searches_.begin(), searches_.end(),
+                      [](const Search& s) { return s.open && s.by_histogram; })) {
         go(Step::coarse);
         return;
       }
       break;
     case Step::coarse:
-      for (auto& state : sources_) {
-        if (!state.open) continue;
-        std::uint64_t beyond = 0;
-        std::uint32_t bin = 32767;
-        while (beyond + state.counts[bin] < state.keep) beyond += state.counts[bin--];
-        state.prefix = bin;
-        state.beyond = beyond;
-        state.counts.assign(65536, 0);
+      for (Search& search : searches_) {
+        if (!search.open) continue;
+        search.beyond = 0;
+        search.prefix = bin_of(search, search.beyond) - kPrefixes;
+        search.counts.assign(kBins, 0);
       }
       go(Step::fine);
       return;
     case Step::fine:
-      for (auto& state : sources_) {
-        if (!state.open) continue;
-        std::uint64_t beyond = state.beyond;
-        std::uint32_t low = 65535;
-        while (beyond + state.counts[low] < state.keep) beyond += state.counts[low--];
-        const std::uint32_t key = (state.prefix << 16) | low;
-        state.bracket = {key, key};  // exact: the verifying sweep now only counts ties
-        state.counts = {};
-        state.by_histogram = false;
+      for (Search& search : searches_) {
+        if (!search.open) continue;
+        std::uint64_t beyond = search.beyond;
+        const auto key = static_cast<std::int32_t>(
+            static_cast<std::uint32_t>(search.prefix) << 16 |
+            static_cast<std::uint32_t>(bin_of(search, beyond)));
+        // Exact: the verifying sweep now only counts ties.
+        search.bracket = {search.stream, key, key};
+        search.counts = {};
+        search.by_histogram = false;
       }
       go(Step::verify);
       return;
@@ -312,12 +323,25 @@ void Selector::advance() {
       return;
   }
   chunks_.clear();
-  for (const State& state : sources_) {
-    if (state.locating) chunks_.push_back(state.tie_chunk);
+  for (const Search& search : searches_) {
+    if (search.locating) chunks_.push_back(search.tie_chunk);
   }
   std::sort(chunks_.begin(), chunks_.end());
   chunks_.erase(std::unique(chunks_.begin(), chunks_.end()), chunks_.end());
   step_ = chunks_.empty() ? Step::done : Step::locate;
+}
+
+void Selector::conclude(math::Facts& facts) const {
+  const math::PassInfo& info =
+      math::method(rule_.method).passes[static_cast<std::size_t>(pass_)];
+  for (std::size_t i = 0; i < searches_.size();) {
+    math::Selection found[math::kRanks];
+    const int stream = searches_[i].stream;
+    for (int n = 0; i < searches_.size() && searches_[i].stream == stream; ++i) {
+      found[n++] = searches_[i].found;
+    }
+    info.take_order(rule_, stream, found, facts);
+  }
 }
 
 }  // namespace ingot

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "store/values.hpp"
 
 namespace ingot {
@@ -69,7 +69,7 @@ File& file_of(const Plan& plan, const Operand& operand) {
 }
 
 bool measured_first(const Job& job) {
-  return job.action == Action::merge && math::needs(job.work.rule).any();
+  return job.action == Action::merge && math::measured(job.work.rule);
 }
 
 std::uint64_t input_bytes(const Plan& plan, const Job& job) {

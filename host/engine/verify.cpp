@@ -25,7 +25,7 @@
 #include "engine/proof.hpp"
 #include "engine/receipt.hpp"
 #include "engine/supply.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "ingot/merge.hpp"
 #include "plan/layout.hpp"
 #include "store/header.hpp"
@@ -826,23 +826,24 @@ class Verifier {
     const math::Rule& rule = job.work.rule;
     const bool large = rule.elements > kWhole && !options_.all;
     const bool pass = passed_.contains(&job);
-    std::vector<math::Facts> facts;
+    std::optional<math::Facts> facts;
     if (pass) facts = facts_told(rule, *told_[i].entry);
     {
       const std::lock_guard lock(mutex_);
       verdicts_.elements += rule.elements;
-      if (large) ++(pass && facts.empty() ? verdicts_.passed : verdicts_.sampled);
-      if (!facts.empty()) ++verdicts_.taken;
+      if (large) ++(pass && !facts ? verdicts_.passed : verdicts_.sampled);
+      if (facts) ++verdicts_.taken;
     }
     // What a sample does not count can be counted where it may be there at all.
+    Measurements known{outcome.facts, {}};
     const auto recount = [&] {
-      outcome.findings = examine(*plan_, job, outcome.facts, file, place);
+      outcome.findings = examine(*plan_, job, known, file, place);
     };
     const bool cuts = job.work.overflow == math::Overflow::saturate &&
                       (job.output.dtype == Dtype::f8_e4m3 || job.output.dtype == Dtype::f8_e5m2);
     if (pass) {
       if (outcome.findings.nonfinite.count > 0 && !cuts) recount();
-      if (facts.empty()) return {};
+      if (!facts) return {};
     }
     Proof proof = prove(*plan_, job, file, place, options_.all, salt_, facts);
     if (!proof.finding.empty()) {
@@ -855,7 +856,8 @@ class Verifier {
       verdicts_.sample = proof.elements;
       return {};
     }
-    outcome.facts = proof.facts;
+    known = std::move(proof.known);
+    outcome.facts = known.facts;
     outcome.tally = proof.tally;
     if (proof.whole) {
       outcome.found = std::move(proof.found);
@@ -884,19 +886,16 @@ class Verifier {
                      std::size_t i) {
     const math::Rule& rule = job.work.rule;
     const bool merge = job.action == Action::merge;
-    if (merge && !seen.facts) outcome.facts = placeholder(rule);
+    if (merge && !seen.facts) outcome.facts = math::begin(rule);
     bool partial = false;  // some count is not known
     std::vector<bool> counted(static_cast<std::size_t>(std::max(rule.sources, 0)), true);
     for (int s = 0; merge && !seen.whole && s < rule.sources; ++s) {
-      const bool drawn = outcome.facts.mask == math::Mask::random &&
-                         outcome.facts.source[s].all == 0 && outcome.facts.source[s].keep != 0;
-      counted[static_cast<std::size_t>(s)] = !drawn;
-      outcome.tally.kept[s] =
-          outcome.facts.mask == math::Mask::random && outcome.facts.source[s].all == 0 && !drawn
-              ? 0
-              : math::kept(rule, s);
+      const std::uint64_t kept = math::kept(rule, s);
+      counted[static_cast<std::size_t>(s)] = kept != math::kUncounted;
+      outcome.tally.kept[s] = kept == math::kUncounted ? 0 : kept;
     }
     Json expected = describe(*plan_, job, outcome);
+    const FactNames shown = merge ? fact_names(rule) : FactNames{};
     const auto adopt = [&](Json& ours, const Json& theirs, const char* key) {
       if (!ours.contains(key) || !theirs.contains(key) || !alike(ours[key], theirs[key])) return;
       ours[key] = theirs[key];
@@ -907,7 +906,7 @@ class Verifier {
       const Json& theirs = entry.at("sources").at(k);
       const std::size_t skip = rule.base ? 1 : 0;
       if (!seen.facts) {
-        for (const char* key : {"threshold", "cut", "factor"}) adopt(ours, theirs, key);
+        for (const std::string& key : shown.of_sources) adopt(ours, theirs, key.c_str());
       }
       if (!seen.whole && k >= skip && !counted[k - skip] && sums_up(theirs, rule.elements)) {
         adopt(ours, theirs, "kept");
@@ -921,7 +920,9 @@ class Verifier {
         partial = true;
       }
     }
-    if (!seen.facts) adopt(expected, entry, "coefficients");
+    if (!seen.facts) {
+      for (const std::string& key : shown.of_tensor) adopt(expected, entry, key.c_str());
+    }
     if (merge && !seen.whole) {
       adopt(expected, entry, "conflicts");
       adopt(expected, entry, "largest_change");
@@ -950,17 +951,8 @@ class Verifier {
     ++verdicts_.uncounted;
   }
 
-  // Facts of which only the form is right: which numbers there are.
-  static math::Facts placeholder(const math::Rule& rule) {
-    std::vector<math::Selection> selections(math::kSources);
-    for (math::Selection& selection : selections) selection.all = false;
-    math::Facts facts = math::prepare(rule, selections.data());
-    const std::vector<double> folds(static_cast<std::size_t>(math::needs(rule).folds));
-    if (!folds.empty()) math::conclude(rule, folds.data(), facts);
-    return facts;
-  }
-
-  // True if two values that need not be equal are of one form: whole numbers, f32 in hexadecimal.
+  // True if two values that need not be equal are of one form: whole numbers, or numbers in
+  // hexadecimal.
   static bool alike(const Json& ours, const Json& theirs) {
     if (ours.is_array()) {
       bool all = theirs.is_array() && theirs.size() == ours.size();
@@ -971,8 +963,10 @@ class Verifier {
     if (!theirs.is_string()) return false;
     const auto& text = theirs.get_ref<const std::string&>();
     char* end = nullptr;
-    const float value = std::strtof(text.c_str(), &end);
-    return end == text.c_str() + text.size() && fmt::format("{:a}", value) == text;
+    const double value = std::strtod(text.c_str(), &end);
+    return end == text.c_str() + text.size() &&
+           (fmt::format("{:a}", value) == text ||
+            fmt::format("{:a}", static_cast<float>(value)) == text);
   }
 
   static bool sums_up(const Json& source, std::uint64_t elements) {

@@ -253,7 +253,7 @@ TEST_P(Tampering, TheReceiptHasOneSpelling) {
   EXPECT_NE(found(" " + original_), "");
   EXPECT_NE(found(receipt_.dump()), "");
   std::string twice = original_;
-  twice.replace(twice.find("{\n"), 2, "{\n \"format\": \"ingot-receipt-2\",\n");
+  twice.replace(twice.find("{\n"), 2, "{\n \"format\": \"ingot-receipt-3\",\n");
   EXPECT_NE(found(twice), "");
   Random random(1);
   for (int i = 0; i < 100; ++i) {

@@ -234,9 +234,9 @@ TEST_F(Verify, OfAFolderWithoutHashesSaysOnlyThat) {
 }
 
 TEST_F(Verify, KnowsReceiptsOfOtherFormatsAndVersions) {
-  forge("ingot-receipt-2", "ingot-receipt-1");
+  forge("ingot-receipt-3", "ingot-receipt-1");
   EXPECT_NE(findings().find("receipt format \"ingot-receipt-1\" found"), std::string::npos);
-  forge("ingot-receipt-1", "ingot-receipt-2");
+  forge("ingot-receipt-1", "ingot-receipt-3");
   EXPECT_EQ(findings(), "");
   forge("\"ingot\": \"", "\"ingot\": \"9");
   EXPECT_NE(findings().find("verify with the ingot that wrote it"), std::string::npos);
@@ -244,7 +244,7 @@ TEST_F(Verify, KnowsReceiptsOfOtherFormatsAndVersions) {
 
 TEST_F(Verify, DeeplyNestedReceiptsAreRefusedAtOnce) {
   for (const std::size_t levels : std::vector<std::size_t>{200, 30'000, 1'000'000}) {
-    write_file(file("ingot.json"), "{\"format\":\"ingot-receipt-2\",\"deep\":" +
+    write_file(file("ingot.json"), "{\"format\":\"ingot-receipt-3\",\"deep\":" +
                                        std::string(levels, '[') + std::string(levels, ']') + "}");
     EXPECT_NE(findings().find("levels deep"), std::string::npos);
   }

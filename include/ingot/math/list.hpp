@@ -3,6 +3,8 @@
 // A new method is one header in methods/, its name in `Methods`, and its cases in the oracle.
 #pragma once
 
+#include <utility>
+
 #include "ingot/math/methods/adapter.hpp"
 #include "ingot/math/methods/dare.hpp"
 #include "ingot/math/methods/linear.hpp"
@@ -322,6 +324,53 @@ T combine_element(const typename Combine::Facts& whole, const typename Combine::
 
 }  // namespace detail
 
+namespace detail {
+
+template <class M, class T>
+Outcome<T> evaluate(const Rule& rule, const Facts& facts, const float* x, float base,
+                    std::uint64_t index, const double* line) {
+  using Lens = typename M::Lens;
+  using Combine = typename M::Combine;
+  Outcome<T> outcome;
+  const KnownOf<M> known = detail::known<M>(facts);
+  At<T> at;
+  at.base = static_cast<T>(base);
+  at.index = index;
+  for (int i = 0; line != nullptr && i < line_facts<M>(); ++i) at.line[i] = line[i];
+  const auto see = [&](int s, T& exact, float& voice) {
+    const float d = Lens::kDelta ? delta(x[s], base) : x[s];
+    const T wide = Lens::kDelta ? delta(static_cast<T>(x[s]), at.base) : static_cast<T>(x[s]);
+    const bool keeps = Lens::keeps(known.lens[s], d, index);
+    outcome.kept |= std::uint64_t{keeps ? 1u : 0u} << s;
+    const Gain gain = Lens::gain(known.lens[s]);
+    voice = gain.split() ? seen<Lens, true>(d, keeps, gain) : seen<Lens, false>(d, keeps, gain);
+    exact =
+        gain.split() ? seen<Lens, true>(wide, keeps, gain) : seen<Lens, false>(wide, keeps, gain);
+  };
+  Note note;
+  [&]<int... form>(std::integer_sequence<int, form...>) {
+    ((form == Combine::form(*known.whole)
+          ? void(outcome.value = combine_element<Combine, form, T>(*known.whole, known.source,
+                                                                   known.sources, at, see, note))
+          : void()),
+     ...);
+  }(std::make_integer_sequence<int, Combine::kForms>{});
+  outcome.conflict = note.conflict;
+  if (rule.base) outcome.change = magnitude(static_cast<float>(outcome.value) - base);
+  return outcome;
+}
+
+template <class T, class L>
+struct EvaluateTable;
+template <class T, class... M>
+struct EvaluateTable<T, List<M...>> {
+  using Function = Outcome<T> (*)(const Rule&, const Facts&, const float*, float, std::uint64_t,
+                                  const double*);
+  static constexpr Function table[] = {evaluate<M, T>...};
+};
+
+}  // namespace detail
+
 // The formula of a rule for one element: `x` the sources, `base` the base or 0, `index` the
 // element's place in the whole tensor, `line` the facts of its line. Float is what backends compute;
 // double and tracked numbers are what they are checked against. Masks, votes and conflicts are
@@ -329,37 +378,7 @@ T combine_element(const typename Combine::Facts& whole, const typename Combine::
 template <class T>
 [[nodiscard]] Outcome<T> evaluate(const Rule& rule, const Facts& facts, const float* x, float base,
                                   std::uint64_t index, const double* line = nullptr) {
-  Outcome<T> outcome;
-  with_method(rule.method, [&]<class M>() {
-    using Lens = typename M::Lens;
-    using Combine = typename M::Combine;
-    const KnownOf<M> known = detail::known<M>(facts);
-    At<T> at;
-    at.base = static_cast<T>(base);
-    at.index = index;
-    for (int i = 0; line != nullptr && i < detail::line_facts<M>(); ++i) at.line[i] = line[i];
-    const auto see = [&](int s, T& exact, float& voice) {
-      const float d = Lens::kDelta ? delta(x[s], base) : x[s];
-      const T wide = Lens::kDelta ? delta(static_cast<T>(x[s]), at.base) : static_cast<T>(x[s]);
-      const bool keeps = Lens::keeps(known.lens[s], d, index);
-      outcome.kept |= std::uint64_t{keeps ? 1u : 0u} << s;
-      const Gain gain = Lens::gain(known.lens[s]);
-      voice = gain.split() ? seen<Lens, true>(d, keeps, gain) : seen<Lens, false>(d, keeps, gain);
-      exact = gain.split() ? seen<Lens, true>(wide, keeps, gain)
-                           : seen<Lens, false>(wide, keeps, gain);
-    };
-    Note note;
-    [&]<int... form>(std::integer_sequence<int, form...>) {
-      ((form == Combine::form(*known.whole)
-            ? void(outcome.value = detail::combine_element<Combine, form, T>(
-                       *known.whole, known.source, known.sources, at, see, note))
-            : void()),
-       ...);
-    }(std::make_integer_sequence<int, Combine::kForms>{});
-    outcome.conflict = note.conflict;
-  });
-  if (rule.base) outcome.change = magnitude(static_cast<float>(outcome.value) - base);
-  return outcome;
+  return detail::EvaluateTable<T, Methods>::table[rule.method](rule, facts, x, base, index, line);
 }
 
 }  // namespace ingot::math

@@ -66,19 +66,22 @@ struct Survivors {
 
 // The k largest task vectors; ties to the lowest index.
 struct Trim {
+  static constexpr std::uint64_t kEvery = ~std::uint64_t{0};
   static constexpr bool kDelta = true;
   static constexpr bool kGain = true;
   static constexpr Mask kMask = Mask::bound;
   struct Facts {
-    std::uint32_t threshold = 0;  // key of the last one that is kept; 0 keeps all
-    std::uint64_t cut = ~std::uint64_t{0};  // of those at the threshold, the last index kept
+    // Key of the last one that is kept, and, of those at the threshold, the last index that is. 0 and
+    // kEvery keep all; 0 and 0 is what will be measured.
+    std::uint32_t threshold = 0;
+    std::uint64_t cut = kEvery;
     Survivors survivors;
   };
   struct Piece {
     std::int32_t least;
   };
 
-  INGOT_HD static bool all(const Facts& f) { return f.threshold == 0 && f.cut == ~std::uint64_t{0}; }
+  INGOT_HD static bool all(const Facts& f) { return f.threshold == 0 && f.cut == kEvery; }
   INGOT_HD static bool keeps(const Facts& f, float d, std::uint64_t index) {
     return selected(key(d), f.threshold, index, f.cut);
   }
@@ -97,14 +100,12 @@ struct Trim {
   INGOT_HD static Gain gain(const Facts& f) { return f.survivors.gain; }
 
   static void keep_none(Facts& f) { f.threshold = kNoKey; }
-  static bool tell(const Rule& rule, int source, Facts& f, Teller& teller) {
+  static bool tell(const Rule&, int source, Facts& f, Teller& teller) {
     bool told = true;
-    if (!all(f)) {
+    if (!all(f) && f.threshold != kNoKey) {
       auto shown = static_cast<std::int32_t>(f.threshold);
-      std::uint64_t cut = f.cut == ~std::uint64_t{0} ? rule.elements - 1 : f.cut;
-      told = teller.key("threshold", source, shown) && teller.count("cut", source, cut);
+      told = teller.key("threshold", source, shown) && teller.count("cut", source, f.cut);
       f.threshold = static_cast<std::uint32_t>(shown);
-      f.cut = cut;
     }
     if (f.survivors.rescaled != 0) {
       told = told && teller.number("factor", source, -1, f.survivors.factor);

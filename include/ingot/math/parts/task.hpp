@@ -193,7 +193,6 @@ struct Norms : Adding {
   static const char* take(const Rule& rule, const double* sums, V facts) {
     for (int s = 0; s < rule.sources; ++s) {
       Survivors& survivors = facts.lens[s].survivors;
-      survivors.rescaled = 1;
       if (thinned<M>(rule, s)) survivors.factor = restore(sums[2 * s], sums[2 * s + 1]);
       survivors.settle();
     }
@@ -228,19 +227,26 @@ void begin_election(const Rule& rule, View<Lens, Elect<Vote::weighted>> facts) {
 // What survivors are multiplied by before any rescaling: the weight.
 template <class M, class V>
 void begin_survivors(const Rule& rule, V facts) {
+  const bool rescaled = Norms<M>::wanted(rule, facts);
   for (int s = 0; s < rule.sources; ++s) {
     Survivors& survivors = facts.lens[s].survivors;
     survivors.weight =
         static_cast<double>(static_cast<float>(Given<M>(rule).template at<"weight">(s)));
+    survivors.rescaled = rescaled ? 1 : 0;
     survivors.settle();
   }
 }
 
-// Trims: a source of density 0 keeps nothing.
+// Trims: a source of density 0 keeps nothing; what is cut is measured.
 template <class M, class V>
 void begin_trim(const Rule& rule, V facts) {
   for (int s = 0; s < rule.sources; ++s) {
-    if (M::kept(rule, s) == 0) Trim::keep_none(facts.lens[s]);
+    const std::uint64_t k = M::kept(rule, s);
+    if (k == 0) {
+      Trim::keep_none(facts.lens[s]);
+    } else if (k < rule.elements) {
+      facts.lens[s].cut = 0;
+    }
   }
 }
 
