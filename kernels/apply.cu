@@ -9,26 +9,10 @@
 #include "line.cuh"
 #include "map.cuh"
 #include "mask.cuh"
+#include "walk.cuh"
 
 namespace ingot::gpu {
 namespace {
-
-// Calls body.template operator()<form>() with the form of a combine. The same for a whole block, so
-// that its branches cost little: one kernel has all forms.
-template <class Combine, class Body>
-__device__ __forceinline__ void with_form(int form, Body&& body) {
-  [&]<int... known>(std::integer_sequence<int, known...>) {
-    (void)((known == form ? (body.template operator()<known>(), true) : false) || ...);
-  }(std::make_integer_sequence<int, Combine::kForms>{});
-}
-
-// Calls body.template operator()<stage>() for each in turn.
-template <class Combine, class Body>
-__device__ __forceinline__ void each_stage(Body&& body) {
-  [&]<int... stage>(std::integer_sequence<int, stage...>) {
-    (body.template operator()<stage>(), ...);
-  }(std::make_integer_sequence<int, Combine::kStages>{});
-}
 
 // A formula over K sources, or over any number (K = 0). `facts` is how many facts of lines there are.
 template <class Lens, class Combine, int K, int facts>

@@ -3,11 +3,10 @@
 
 #include <cuda_runtime.h>
 
-#include <utility>
-
 #include "ingot/math/parts/gain.hpp"
 #include "line.cuh"
 #include "pack.cuh"
+#include "walk.cuh"
 
 namespace ingot::gpu {
 
@@ -29,7 +28,7 @@ struct Keys {
         keys[j] = Key::key(whole(tensor), shown(x[j], base[j]), places.at(j, base[j]));
     } else {
       typename Key::State states[kPack];
-      each_stage([&]<int stage>() {
+      each_stage<Key>([&]<int stage>() {
         for (int s = 0; s < tensor.sources; ++s) {
           float x[kPack];
           gpu::load(source_of(tensor, static_cast<unsigned>(s)), pack, x);
@@ -54,7 +53,7 @@ struct Keys {
       return Key::key(whole(tensor), shown(element(source_of(tensor, source), index), base), at);
     } else {
       typename Key::State state;
-      each_stage([&]<int stage>() {
+      each_stage<Key>([&]<int stage>() {
         for (int s = 0; s < tensor.sources; ++s)
           Key::template meet<stage>(
               state, whole(tensor),
@@ -71,12 +70,6 @@ struct Keys {
   // A combine's facts stand at the front of a tensor's.
   __device__ __forceinline__ static const Whole& whole(const Tensor& tensor) {
     return *reinterpret_cast<const Whole*>(tensor.facts);
-  }
-  template <class Body>
-  __device__ __forceinline__ static void each_stage(Body&& body) {
-    [&]<int... stage>(std::integer_sequence<int, stage...>) {
-      (body.template operator()<stage>(), ...);
-    }(std::make_integer_sequence<int, Key::kStages>{});
   }
 };
 

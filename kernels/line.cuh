@@ -43,6 +43,7 @@ class Places {
   [[nodiscard]] __device__ __forceinline__ math::Here here(unsigned j, float common) const {
     math::Here here;
     here.common = common;
+    here.index = first_ + j;
     lines(j, here.line);
     return here;
   }

@@ -29,7 +29,7 @@ __device__ __forceinline__ unsigned kept(const typename Lens::Facts& facts, std:
 #pragma unroll
         for (unsigned j = 0; j < kPack; ++j)
           if (Lens::keeps(facts, d[j], first + j)) bits |= 1U << j;
-      } else {
+      } else if (!Lens::empty(piece)) {
 #pragma unroll
         for (unsigned j = 0; j < kPack; ++j)
           if (Lens::passes(piece, d[j])) bits |= 1U << j;

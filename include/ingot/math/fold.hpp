@@ -34,6 +34,7 @@ struct Column {
 
 // What surrounds an element where a term adds it.
 struct Here {
+  std::uint64_t index = 0;       // in the whole tensor
   float common = 0.0F;           // what Pass::Common makes of all sources
   double line[kLineFacts] = {};  // facts of the element's line so far
 };
@@ -46,14 +47,15 @@ struct Group {
   std::uint16_t first = 0;
 };
 
-// How lanes are joined. Adding is what sums do.
+// How lanes are joined; joined with the start a lane stays as it is. Adding is what sums do.
 struct Adding {
   static constexpr double kStart = 0.0;
   INGOT_HD static double join(double a, double b) { return a + b; }
 };
 struct Largest {
   static constexpr double kStart = -0x1.fffffffffffffp1023;
-  INGOT_HD static double join(double a, double b) { return a > b ? a : b; }
+  // A NaN stays.
+  INGOT_HD static double join(double a, double b) { return a > b || a != a ? a : b; }
 };
 
 // A pass that needs nothing of all sources at once.
