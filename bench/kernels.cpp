@@ -17,10 +17,10 @@
 #include <vector>
 
 #include "cpu/isa.hpp"
-#include "engine/select.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/math/codec.hpp"
 #include "ingot/math/methods.hpp"
+#include "measure/select.hpp"
 
 namespace ingot {
 namespace {

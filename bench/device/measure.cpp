@@ -25,10 +25,10 @@
 #include <unistd.h>
 
 #include "check.hpp"
-#include "engine/select.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/math/codec.hpp"
 #include "ingot/math/methods.hpp"
+#include "measure/select.hpp"
 #include "memory.hpp"
 #include "probe.hpp"
 #include "stream.hpp"

@@ -11,8 +11,9 @@
 #include "adapter/solve.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/error.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "ingot/plan.hpp"
+#include "measure/measure.hpp"
 #include "store/values.hpp"
 
 namespace ingot::adapter {
@@ -127,14 +128,7 @@ class Updates {
     }
     work_.rule = rule;
     work_.inputs.assign(site.terms.size(), Dtype::f32);
-    std::vector<math::Selection> selections(site.terms.size());
-    if (math::needs(rule).select) {
-      for (std::size_t t = 0; t < site.terms.size(); ++t) {
-        const std::uint64_t k = math::kept(rule, static_cast<int>(t));
-        if (k != 0 && k != rule.elements) selections[t] = select(t, k);
-      }
-    }
-    facts_ = math::prepare(rule, selections.data());
+    measure();
   }
 
   [[nodiscard]] linalg::Rows rows() {
@@ -176,60 +170,50 @@ class Updates {
     }
   }
 
-  // The threshold of the k largest, by the two halves of their keys.
-  [[nodiscard]] math::Selection select(std::size_t term, std::uint64_t k) const {
-    Work work{work_.rule, {Dtype::f32}, Dtype::f32, math::Overflow::saturate};
-    work.rule.sources = 1;
-    std::vector<float> values;
-    const auto look = [&](std::uint64_t chunk, const auto& use) {
-      update(term, chunk, values);
-      const auto* bytes = reinterpret_cast<const std::byte*>(values.data());
-      use(Chunk{&work, chunk * kChunk, static_cast<std::uint32_t>(values.size()), &bytes, nullptr});
-    };
-    std::vector<std::uint64_t> upper(std::size_t{1} << 15), lower(std::size_t{1} << 16);
-    for (std::uint64_t c = 0; c < chunks(); ++c) {
-      look(c, [&](const Chunk& chunk) { backend_->histogram(chunk, 0, nullptr, upper); });
+  // All terms of a chunk.
+  [[nodiscard]] std::vector<std::vector<float>> updates(std::uint64_t chunk) const {
+    std::vector<std::vector<float>> values(factors_.size());
+    for (std::size_t t = 0; t < factors_.size(); ++t) update(t, chunk, values[t]);
+    return values;
+  }
+  [[nodiscard]] static std::vector<const std::byte*> places(
+      const std::vector<std::vector<float>>& values) {
+    std::vector<const std::byte*> inputs;
+    for (const auto& one : values) inputs.push_back(reinterpret_cast<const std::byte*>(one.data()));
+    return inputs;
+  }
+  [[nodiscard]] Chunk view(std::uint64_t chunk, const std::vector<const std::byte*>& inputs) const {
+    Chunk view;
+    view.work = &work_;
+    view.first = chunk * kChunk;
+    view.count = static_cast<std::uint32_t>(count(chunk));
+    view.inputs = inputs.data();
+    return view;
+  }
+
+  // Updates are made anew for every look at a chunk, so a sample looks at few of them.
+  void measure() {
+    const std::string name = "the update";
+    Measuring measuring(work_.rule, name, true);
+    while (!measuring.done()) {
+      for (const std::uint32_t chunk : measuring.chunks()) {
+        const auto values = updates(chunk);
+        const auto inputs = places(values);
+        measuring.visit(*backend_, view(chunk, inputs));
+      }
+      measuring.advance();
     }
-    std::uint64_t left = k;
-    std::uint32_t prefix = static_cast<std::uint32_t>(upper.size() - 1);
-    while (upper[prefix] < left) left -= upper[prefix--];
-    for (std::uint64_t c = 0; c < chunks(); ++c) {
-      look(c, [&](const Chunk& chunk) { backend_->histogram(chunk, 0, &prefix, lower); });
-    }
-    std::uint32_t low = static_cast<std::uint32_t>(lower.size() - 1);
-    while (lower[low] < left) left -= lower[low--];
-    math::Selection selection{prefix << 16 | low, ~std::uint64_t{0}, false};
-    if (lower[low] == left) return selection;  // all ties stay
-    for (std::uint64_t c = 0; c < chunks(); ++c) {
-      std::vector<std::uint64_t> ties(lower.size());
-      look(c, [&](const Chunk& chunk) {
-        backend_->histogram(chunk, 0, &prefix, ties);
-        if (ties[low] >= left) {
-          selection.cut = chunk.first + backend_->locate(chunk, 0, selection.threshold,
-                                                         static_cast<std::uint32_t>(left - 1));
-        }
-      });
-      if (ties[low] >= left) return selection;
-      left -= ties[low];
-    }
-    return selection;
+    known_ = measuring.known();
   }
 
   void merge(std::uint64_t chunk) {
     if (chunk == at_) return;
-    std::vector<std::vector<float>> values(factors_.size());
-    std::vector<const std::byte*> inputs;
-    for (std::size_t t = 0; t < factors_.size(); ++t) {
-      update(t, chunk, values[t]);
-      inputs.push_back(reinterpret_cast<const std::byte*>(values[t].data()));
-    }
+    const auto values = updates(chunk);
+    const auto inputs = places(values);
     merged_.resize(count(chunk));
     Tally tally;
-    const Backend::Item item{{&work_, chunk * kChunk, static_cast<std::uint32_t>(merged_.size()),
-                              inputs.data(), nullptr},
-                             &facts_,
-                             reinterpret_cast<std::byte*>(merged_.data()),
-                             &tally};
+    Backend::Item item{view(chunk, inputs), reinterpret_cast<std::byte*>(merged_.data()), &tally};
+    item.chunk.facts = &known_.facts;
     backend_->apply({&item, 1});
     at_ = chunk;
   }
@@ -240,7 +224,7 @@ class Updates {
   Backend* backend_ = nullptr;
   std::vector<Pair> factors_;
   Work work_;
-  math::Facts facts_;
+  Measurements known_;
   std::vector<float> merged_;
   std::uint64_t at_ = ~std::uint64_t{0};  // the chunk in merged_
 };
@@ -258,12 +242,15 @@ class Combined final : public Target {
   [[nodiscard]] std::string describe() const override {
     nlohmann::ordered_json json{{"kind", "combined updates"},
                                 {"solver", "block Lanczos"},
-                                {"method", math::method(rule_.method).name},
+                                {"method", math::method(rule_.method).card.name},
                                 {"parts", described(site_)}};
     for (int s = 0; s < rule_.sources; ++s) {
       auto& part = json["parts"][static_cast<std::size_t>(s)];
-      part["weight"] = fmt::format("{:a}", rule_.locals[s][math::kWeightLocal]);
-      part["density"] = fmt::format("{:a}", rule_.locals[s][math::kDensityLocal]);
+      int at = 0;
+      for (const math::Parameter& parameter : math::method(rule_.method).parameters) {
+        if (parameter.scope == math::Scope::global) continue;
+        part[parameter.name] = fmt::format("{:a}", rule_.locals[s][at++]);
+      }
     }
     return json.dump();
   }

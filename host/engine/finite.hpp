@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "base/scan.hpp"
-#include "engine/measure.hpp"
 #include "engine/receipt.hpp"
 #include "ingot/plan.hpp"
+#include "measure/measure.hpp"
 
 namespace ingot {
 

@@ -91,8 +91,8 @@ Flight::Flight(const Plan& plan, std::size_t job, Lodging lodging, Backend& back
   output_blocks_.resize((elements_ * out_width_ + kHashBlock - 1) / kHashBlock);
   unwritten = chunk_count_;
   if (merge) {
-    measuring_ = std::make_unique<Measuring>(job_.work.rule, job_.output.name,
-                                             lodging == Lodging::passing);
+    measuring_ =
+        std::make_unique<Measuring>(job_.work.rule, job_.output.name, lodging == Lodging::passing);
   }
   if (chunk_count_ == 0) return;
   if (merge) {

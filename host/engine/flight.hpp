@@ -12,10 +12,10 @@
 
 #include "base/once.hpp"
 #include "engine/arena.hpp"
-#include "engine/measure.hpp"
 #include "engine/receipt.hpp"
 #include "engine/supply.hpp"
 #include "ingot/merge.hpp"
+#include "measure/measure.hpp"
 #include "store/window.hpp"
 
 namespace ingot {

@@ -190,9 +190,7 @@ class Measurer {
     return P::join(a, b);
   }
 
-  void line(std::uint64_t index, double* facts) const {
-    known_.line(rule_, index, facts);
-  }
+  void line(std::uint64_t index, double* facts) const { known_.line(rule_, index, facts); }
 
   // What one source shows of an element: its value, its task vector, or what the mask leaves of it.
   [[nodiscard]] float column(const math::Column& column, std::uint64_t i, std::uint64_t index) {
@@ -224,7 +222,8 @@ class Measurer {
           }
         };
         (meet.template operator()<stage>(), ...);
-      }(std::make_integer_sequence<int, Common::kStages>{});
+      }
+      (std::make_integer_sequence<int, Common::kStages>{});
       here.common = Common::finish(state, whole, here);
     }
     for (int g = 0; g < P::groups(rule_); ++g) {
@@ -234,8 +233,8 @@ class Measurer {
     }
   }
   template <class... Term, class F, class Lane>
-  static void terms(math::List<Term...>, const math::Group& group, float a, float b,
-                    const F& whole, const math::Here& here, Lane lane) {
+  static void terms(math::List<Term...>, const math::Group& group, float a, float b, const F& whole,
+                    const math::Here& here, Lane lane) {
     int at = 0;
     ((at++ == group.term ? term<Term>(group.first, a, b, whole, here, lane) : void()), ...);
   }
@@ -316,7 +315,8 @@ class Measurer {
           }
         };
         (meet.template operator()<stage>(), ...);
-      }(std::make_integer_sequence<int, Key::kStages>{});
+      }
+      (std::make_integer_sequence<int, Key::kStages>{});
       found = Key::finish(state, whole, at);
     }
     return static_cast<std::uint32_t>(found) ^ 0x80000000u;
@@ -390,8 +390,7 @@ class Measurer {
 Measurements measure(Inputs& inputs, const math::Rule& rule) {
   Measurements known{math::begin(rule), {}};
   if (rule.elements == 0) return known;
-  math::with_method(rule.method,
-                    [&]<class M>() { Measurer<M>(inputs, rule, known).run(); });
+  math::with_method(rule.method, [&]<class M>() { Measurer<M>(inputs, rule, known).run(); });
   return known;
 }
 

@@ -7,7 +7,7 @@
 
 #include "base/threads.hpp"
 #include "engine/supply.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 
 namespace ingot {
 namespace {

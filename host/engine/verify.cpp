@@ -836,9 +836,7 @@ class Verifier {
     }
     // What a sample does not count can be counted where it may be there at all.
     Measurements known{outcome.facts, {}};
-    const auto recount = [&] {
-      outcome.findings = examine(*plan_, job, known, file, place);
-    };
+    const auto recount = [&] { outcome.findings = examine(*plan_, job, known, file, place); };
     const bool cuts = job.work.overflow == math::Overflow::saturate &&
                       (job.output.dtype == Dtype::f8_e4m3 || job.output.dtype == Dtype::f8_e5m2);
     if (pass) {

@@ -234,10 +234,9 @@ Resolved resolved(const Plan& plan) {
     ++result.merged;
     const math::Rule& rule = job.work.rule;
     const math::Method& method = math::method(rule.method);
-    if (method.name != plan.recipe.method) continue;
+    if (method.card.name != plan.recipe.method) continue;
     int global = 0, local = 0;
-    for (int i = 0; i < method.parameter_count; ++i) {
-      const math::Parameter& parameter = method.parameters[i];
+    for (const math::Parameter& parameter : method.parameters) {
       if (parameter.scope == math::Scope::global) {
         take(result.whole, parameter, rule.globals[global++]);
         continue;
@@ -292,15 +291,14 @@ std::string merge_text(const Plan& plan, const math::Method& method) {
       plan.models.begin(), plan.models.end(), [](const Model& m) { return !m.adapter; }));
   std::string text =
       fmt::format("\nThis model is made of {} by the merge method `{}`",
-                  models == 1 ? "one model" : fmt::format("{} models", models), method.name);
-  if (method.paper[0] != '\0') text += fmt::format(" (*{}*)", method.paper);
+                  models == 1 ? "one model" : fmt::format("{} models", models), method.card.name);
+  if (method.card.paper[0] != '\0') text += fmt::format(" (*{}*)", method.card.paper);
   text += fmt::format(". Of its {} tensors, {} are merged and {} are copied as they are.\n",
                       plan.jobs.size(), values.merged, values.copied);
 
   std::vector<std::string> names;  // of the parameters that models have
-  for (int i = 0; i < method.parameter_count; ++i) {
-    if (method.parameters[i].scope != math::Scope::global)
-      names.emplace_back(method.parameters[i].name);
+  for (const math::Parameter& parameter : method.parameters) {
+    if (parameter.scope != math::Scope::global) names.emplace_back(parameter.name);
   }
   std::string head = "| model | part |", line = "|---|---|";
   for (const std::string& name : names) {

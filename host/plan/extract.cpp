@@ -15,7 +15,6 @@
 #include "adapter/keys.hpp"
 #include "adapter/solve.hpp"
 #include "adapter/stack.hpp"
-#include "ingot/math/methods.hpp"
 #include "plan/adapt.hpp"
 #include "plan/card.hpp"
 #include "plan/draft.hpp"

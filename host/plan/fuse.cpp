@@ -16,7 +16,7 @@
 #include "base/clip.hpp"
 #include "base/hash.hpp"
 #include "ingot/adapter.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "plan/card.hpp"
 #include "plan/folder.hpp"
 #include "plan/peft.hpp"
@@ -43,7 +43,7 @@ enum class Way : std::uint8_t {
 struct Type {
   const char* name;
   Way way;
-  const char* method;  // of math/methods.hpp, without the vote
+  const char* method;  // of math/methods/adapter.hpp, without the vote
   bool votes;
   bool thins;
 };
@@ -533,16 +533,32 @@ class Fusion {
     rule.sources = static_cast<std::int32_t>(meeting.parts.size());
     rule.elements = elements;
     rule.seed = plan_.options.seed;
-    if (math::method(rule.method).base == math::Base::zero) {
-      rule.globals[math::kLambdaGlobal] = 1;
-      rule.globals[math::kRescaleGlobal] = 1;
-    }
+    math::set_defaults(rule);
+    (void)math::set_global(rule, "normalize", 0);
     for (std::size_t s = 0; s < meeting.parts.size(); ++s) {
       const Meeting::Part& part = meeting.parts[s];
-      rule.locals[s][math::kWeightLocal] = times(part);
-      rule.locals[s][math::kDensityLocal] =
-          type_->thins ? setting(part.adapter, "density", part.module->path).value_or(1.0) : 1.0;
+      const auto source = static_cast<int>(s);
+      (void)math::set_local(rule, source, "weight", times(part));
+      if (type_->thins) {
+        (void)math::set_local(rule, source, "density",
+                              setting(part.adapter, "density", part.module->path).value_or(1.0));
+      }
       rule.stream[s] = stream_key(output, "drop", part.adapter);
+    }
+    return rule;
+  }
+
+  // The sum of tensors times their weights, divided by the sum of the weights if `normalized`.
+  [[nodiscard]] static math::Rule weighted(std::uint64_t elements,
+                                           const std::vector<double>& weights, bool normalized) {
+    math::Rule rule;
+    rule.method = math::kIndex<math::Linear>;
+    rule.sources = static_cast<std::int32_t>(weights.size());
+    rule.elements = elements;
+    math::set_defaults(rule);
+    (void)math::set_global(rule, "normalize", normalized ? 1 : 0);
+    for (std::size_t s = 0; s < weights.size(); ++s) {
+      (void)math::set_local(rule, static_cast<int>(s), "weight", weights[s]);
     }
     return rule;
   }
@@ -768,16 +784,15 @@ class Fusion {
     const Adapted& first = meeting.first();
     const Meeting::Part& part = meeting.parts.front();
     Shape shape{info(part.adapter, entry_of(first, Piece::b)).shape[0]};
-    math::Rule rule = plain(shape.count());
     std::vector<Operand> operands;
-    rule.method = math::find("linear");
-    rule.sources = 0;
+    std::vector<double> weights;
     for (const Meeting::Part& p : meeting.parts) {
       const auto entry = p.module->find(Piece::bias);
       if (!entry) continue;
-      rule.locals[rule.sources++][math::kWeightLocal] = times(p);
+      weights.push_back(times(p));
       operands.push_back(checked(p.adapter, *entry));
     }
+    math::Rule rule = weighted(shape.count(), weights, false);
     if (operands.empty()) {
       rule = plain(shape.count());
       operands.push_back({part.adapter, entry_of(first, Piece::b), nullptr, adapter::constant(0)});
@@ -798,10 +813,15 @@ class Fusion {
     if (compat(kPlainSum)) {
       elementwise(meeting, Piece::l, std::move(output), times);
     } else {
-      math::Rule rule = rule_of(meeting, output, shape.count(), times);
-      rule.method = math::find("task_arithmetic");
+      math::Rule rule;
+      rule.method = math::kIndex<math::TaskArithmetic>;
+      rule.sources = static_cast<std::int32_t>(meeting.parts.size());
       rule.base = true;
-      rule.globals[math::kLambdaGlobal] = 1;
+      rule.elements = shape.count();
+      math::set_defaults(rule);
+      for (std::size_t s = 0; s < meeting.parts.size(); ++s) {
+        (void)math::set_local(rule, static_cast<int>(s), "weight", times(meeting.parts[s]));
+      }
       std::vector<Operand> operands{{first.adapter, entry, nullptr, adapter::constant(1)}};
       for (const Meeting::Part& part : meeting.parts) {
         operands.push_back(checked(part.adapter, entry_of(*part.module, Piece::l)));
@@ -911,12 +931,9 @@ class Fusion {
                         name, shown(owners.front().adapter)));
       }
     } else if (recipe_.adaptation.whole_tensors == "average") {
-      rule.method = math::find("linear");
-      rule.sources = static_cast<std::int32_t>(owners.size());
-      rule.globals[math::kNormalizeGlobal] = 1;
-      for (std::size_t s = 0; s < owners.size(); ++s) {
-        rule.locals[s][math::kWeightLocal] = weight(owners[s].adapter, name);
-      }
+      std::vector<double> weights;
+      for (const Owner& owner : owners) weights.push_back(weight(owner.adapter, name));
+      rule = weighted(shape.count(), weights, true);
     } else {
       problems_.error_like(
           "shared", Code::usage,

@@ -11,7 +11,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "plan/card.hpp"
 #include "plan/folder.hpp"
 #include "plan/layout.hpp"
@@ -184,10 +184,10 @@ std::string print(const PeftFolder& folder) {
 
 math::Rule plain(std::uint64_t elements) {
   math::Rule rule;
-  rule.method = math::find("passthrough");
+  rule.method = math::kIndex<math::Passthrough>;
   rule.sources = 1;
   rule.elements = elements;
-  rule.locals[0][math::kWeightLocal] = 1;
+  math::set_defaults(rule);
   return rule;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <iterator>
 
 #include <fmt/format.h>
@@ -46,10 +47,21 @@ bool listed(const List& list, std::string_view word) {
 }
 
 const math::Parameter* parameter_of(const math::Method& method, std::string_view name) {
-  const auto* end = method.parameters + method.parameter_count;
-  const auto* it = std::find_if(method.parameters, end,
-                                [&](const math::Parameter& p) { return p.name == name; });
-  return it == end ? nullptr : it;
+  const auto it = std::find_if(method.parameters.begin(), method.parameters.end(),
+                               [&](const math::Parameter& p) { return p.name == name; });
+  return it == method.parameters.end() ? nullptr : &*it;
+}
+
+// What a parameter may be, in words.
+std::string wanted(const math::Parameter& parameter) {
+  const bool whole = parameter.kind == math::Kind::integer;
+  const bool low = parameter.low > -math::kLargest, high = parameter.high < math::kLargest;
+  const std::string kind = whole ? "a whole number" : "a finite number";
+  if (low && high) {
+    return fmt::format("{}between {} and {}", whole ? kind + " " : "", parameter.low,
+                       parameter.high);
+  }
+  return low ? fmt::format("{} from {} on", kind, parameter.low) : kind;
 }
 
 Kind kind_of(const math::Parameter& parameter) {
@@ -61,12 +73,12 @@ Kind kind_of(const math::Parameter& parameter) {
 Rules::Rules(const Recipe& recipe, const PlanOptions& options, Problems& problems)
     : recipe_(recipe), options_(options), problems_(problems) {
   index_ = math::find(recipe.method.c_str());
-  if (index_ >= 0 && method().base == math::Base::zero) index_ = -1;  // an adapter's
-  if (recipe.method.empty()) return;                                  // remarked by the parser
+  if (index_ >= 0 && !math::of_models(method())) index_ = -1;  // an adapter's
+  if (recipe.method.empty()) return;                           // remarked by the parser
   if (index_ < 0) {
     std::vector<std::string> known;
     for (int i = 0; i < math::kMethodCount; ++i) {
-      if (math::method(i).base != math::Base::zero) known.emplace_back(math::method(i).name);
+      if (math::of_models(math::method(i))) known.emplace_back(math::method(i).card.name);
     }
     const std::string place = position(recipe.file, recipe.method_mark);
     if (const math::AbsentMethod* absent = math::absent_method(recipe.method)) {
@@ -121,15 +133,14 @@ void Rules::require() {
 
 void Rules::require(const std::vector<Source>& sources, const std::optional<ModelRef>& base,
                     std::span<const Parameters* const> shared) {
-  if (sources.size() == 1 && method().least > 1) return;  // passed through
+  if (sources.size() == 1 && method().card.least > 1) return;  // passed through
   const auto given = [&](const char* name, const Parameters* own) {
     const auto has = [&](const Parameters* level) {
       return level != nullptr && level->contains(name);
     };
     return has(own) || std::any_of(shared.begin(), shared.end(), has);
   };
-  for (int p = 0; p < method().parameter_count; ++p) {
-    const math::Parameter& parameter = method().parameters[p];
+  for (const math::Parameter& parameter : method().parameters) {
     if (!parameter.required) continue;
     if (parameter.scope == math::Scope::global) {
       if (!given(parameter.name, nullptr)) miss(parameter, "", "");
@@ -137,7 +148,7 @@ void Rules::require(const std::vector<Source>& sources, const std::optional<Mode
     }
     for (const Source& source : sources) {
       const bool apart =
-          method().base == math::Base::origin && base && base->text == source.model.text;
+          math::has_task_vectors(method()) && base && base->text == source.model.text;
       if (apart || given(parameter.name, &source.parameters)) continue;
       miss(parameter, " of " + source.model.text, "");
     }
@@ -161,7 +172,7 @@ void Rules::check(const Parameters& parameters, const std::string& where, Owner 
     const std::string place = position(recipe_.file, setting.mark);
     if (const math::Parameter* known = parameter_of(method(), name)) {
       const bool global = known->scope == math::Scope::global;
-      if (!global && owner == Owner::base && method().base == math::Base::origin) continue;
+      if (!global && owner == Owner::base && math::has_task_vectors(method())) continue;
       if (!global || owner == Owner::all) {
         check_value(*known, setting, owner == Owner::all ? "" : " of " + where);
       } else {
@@ -177,8 +188,7 @@ void Rules::check(const Parameters& parameters, const std::string& where, Owner 
       elsewhere = parameter_of(math::method(i), name) != nullptr;
     }
     std::vector<std::string> own;
-    for (int i = 0; i < method().parameter_count; ++i)
-      own.emplace_back(method().parameters[i].name);
+    for (const math::Parameter& parameter : method().parameters) own.emplace_back(parameter.name);
     if (elsewhere) {
       problems_.warn(Code::usage,
                      fmt::format("{}: parameter '{}' of {} is not read by {}, which reads {}",
@@ -225,21 +235,20 @@ void Rules::check_value(const math::Parameter& parameter, const Setting& setting
       continue;
     }
     const auto wrong = std::find_if(points.begin(), points.end(), [&](double point) {
-      return !(point >= parameter.low && point <= parameter.high);
+      return !(point >= parameter.low && point <= parameter.high) ||
+             (parameter.kind == math::Kind::integer && point != std::floor(point));
     });
     if (wrong == points.end()) continue;
-    refuse(fmt::format(
-        "{}: parameter '{}'{} is {}; it must be {}", position(recipe_.file, condition.value.mark),
-        parameter.name, whose, *wrong,
-        parameter.low == 0 ? fmt::format("between 0 and {}", parameter.high) : "a finite number"));
+    refuse(fmt::format("{}: parameter '{}'{} is {}; it must be {}",
+                       position(recipe_.file, condition.value.mark), parameter.name, whose, *wrong,
+                       wanted(parameter)));
   }
 }
 
 Binding Rules::bind(std::span<const Parameters* const> own,
                     std::span<const Parameters* const> shared) const {
   Binding binding;
-  for (int p = 0; p < method().parameter_count; ++p) {
-    const math::Parameter& parameter = method().parameters[p];
+  for (const math::Parameter& parameter : method().parameters) {
     const auto find = [&](const Parameters* of_input) {
       std::vector<const Setting*> found;
       const auto look = [&](const Parameters* level) {
@@ -278,6 +287,13 @@ std::optional<double> Rules::value(const math::Parameter& parameter,
       return std::nullopt;
     }
     if (!found) continue;
+    if (parameter.kind == math::Kind::integer && *found != std::floor(*found)) {
+      problems_.error_like(key(), Code::usage,
+                           fmt::format("{}: parameter '{}'{} is {} for tensor {}: it must be {}",
+                                       position(recipe_.file, setting->mark), parameter.name, whose,
+                                       *found, output, wanted(parameter)));
+      return std::nullopt;
+    }
     if (kind == Kind::real && !math::single(*found)) {
       problems_.error_like(
           key(), Code::usage,
@@ -296,19 +312,23 @@ std::optional<double> Rules::value(const math::Parameter& parameter,
 
 std::optional<math::Rule> Rules::resolve(const Binding& binding, const std::string& output,
                                          const std::string& drawn, std::span<const Seat> sources,
-                                         bool base, double t, std::uint64_t elements) {
+                                         bool base, double t, const Shape& shape) {
   math::Rule rule;
   rule.method = index_;
   rule.sources = static_cast<std::int32_t>(sources.size());
   rule.base = base;
-  rule.elements = elements;
+  rule.elements = shape.count();
+  if (shape.rank() > 1) {
+    rule.width = shape[shape.rank() - 1];
+    rule.height = shape[0];
+  }
   rule.seed = options_.seed;
   bool sound = true;
   std::size_t global = 0;
   std::size_t local = 0;
-  for (int p = 0; p < method().parameter_count; ++p) {
-    const math::Parameter& parameter = method().parameters[p];
-    const auto& rows = binding.settings[static_cast<std::size_t>(p)];
+  std::size_t p = 0;
+  for (const math::Parameter& parameter : method().parameters) {
+    const auto& rows = binding.settings[p++];
     if (parameter.scope == math::Scope::global) {
       const auto found = value(parameter, rows.front(), output, t, "", output);
       sound = sound && found.has_value();
@@ -324,7 +344,7 @@ std::optional<math::Rule> Rules::resolve(const Binding& binding, const std::stri
     ++local;
   }
   if (!sound) return std::nullopt;
-  if (method().mask == math::Mask::random) {
+  if (method().random) {
     for (std::size_t s = 0; s < sources.size(); ++s) rule.stream[s] = stream_key(drawn, "drop", s);
   }
   if (const char* why = math::invalid(rule)) {
@@ -347,10 +367,10 @@ bool draws(const Plan& plan) {
 
 math::Rule Rules::pass(std::uint64_t elements) {
   math::Rule rule;
-  rule.method = math::find("passthrough");
+  rule.method = math::kIndex<math::Passthrough>;
   rule.sources = 1;
   rule.elements = elements;
-  rule.locals[0][0] = 1;  // its scale
+  math::set_defaults(rule);
   return rule;
 }
 

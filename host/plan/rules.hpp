@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "ingot/plan.hpp"
 #include "plan/problems.hpp"
 
@@ -53,7 +53,7 @@ class Rules {
   [[nodiscard]] std::optional<math::Rule> resolve(const Binding& binding, const std::string& output,
                                                   const std::string& drawn,
                                                   std::span<const Seat> sources, bool base,
-                                                  double t, std::uint64_t elements);
+                                                  double t, const Shape& shape);
 
   // The rule that passes one tensor through.
   [[nodiscard]] static math::Rule pass(std::uint64_t elements);

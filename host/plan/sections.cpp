@@ -279,11 +279,16 @@ class Maker {
     return true;
   }
 
+  // True for methods that merge task vectors where there is a base.
+  [[nodiscard]] static bool apart_from(math::Base base) {
+    return base == math::Base::origin || base == math::Base::optional;
+  }
+
   // A base that task vectors need and the slice does not list gives the layers that all sources
   // give.
   bool add_base(Section& section, std::uint32_t base) {
     find_base(section, base);
-    if (section.base || rules_.method().base != math::Base::origin) return true;
+    if (section.base || !apart_from(rules_.method().card.base)) return true;
     const std::uint64_t first = section.inputs.front().first;
     const bool same = std::all_of(section.inputs.begin(), section.inputs.end(),
                                   [&](const Input& input) { return input.first == first; });
@@ -319,19 +324,20 @@ class Maker {
                                   section.whole ? "" : " with the same layers"));
       return false;
     }
-    const bool apart = method.base == math::Base::origin;
-    if (part && !apart && section.inputs.size() == 1 && method.least > 1) {
+    const math::Card& card = method.card;
+    const bool apart = apart_from(card.base) && section.base.has_value();
+    if (part && !apart && section.inputs.size() == 1 && card.least > 1) {
       problems_.warn(Code::usage, fmt::format("{}: {} is the only model, and {} takes {}: its "
                                               "tensors are passed through unchanged",
                                               where, draft_.shown(section.inputs.front().model),
-                                              method.name, method.least));
+                                              card.name, card.least));
       section.alone = true;
       section.base.reset();
       return true;
     }
-    if (method.base != math::Base::ignored && !section.base) {
+    if (card.base != math::Base::ignored && card.base != math::Base::optional && !section.base) {
       problems_.error(Code::usage,
-                      fmt::format("{}: {} needs {}", where, method.name,
+                      fmt::format("{}: {} needs {}", where, card.name,
                                   recipe_.base_model ? fmt::format("base_model {} among the models",
                                                                    recipe_.base_model->text)
                                                      : "a base_model"));
@@ -343,12 +349,12 @@ class Maker {
           Code::usage,
           fmt::format("{}: the base is the only model: its tensors are copied unchanged", where));
     }
-    const auto least = static_cast<std::size_t>(method.least);
-    const auto most = static_cast<std::size_t>(method.most);
+    const auto least = static_cast<std::size_t>(card.least);
+    const auto most = static_cast<std::size_t>(card.most);
     if (count < least || count > most) {
       const bool appended = !apart && section.base && section.inputs[*section.base].own == nullptr;
       problems_.error(Code::usage,
-                      fmt::format("{}: {} takes {} model{}{}, not {}{}", where, method.name,
+                      fmt::format("{}: {} takes {} model{}{}, not {}{}", where, card.name,
                                   least == most ? fmt::format("exactly {}", most)
                                                 : fmt::format("{} to {}", least, most),
                                   most == 1 ? "" : "s", apart ? " beside the base" : "", count,
@@ -357,7 +363,7 @@ class Maker {
                                            : ""));
       return false;
     }
-    if (method.base == math::Base::ignored) section.base.reset();  // an input like any other
+    if (card.base == math::Base::ignored) section.base.reset();  // an input like any other
     return true;
   }
 

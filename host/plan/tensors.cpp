@@ -748,7 +748,7 @@ class Writer {
         std::find_if(found.begin(), found.end(), [](const Spot* s) { return s != nullptr; });
     const std::uint32_t owner = section.inputs[static_cast<std::size_t>(has - found.begin())].model;
     const std::string key = fmt::format("absent {} {}", p, model);
-    if (what.role == Role::bias && !base && rules_.method().base != math::Base::pivot) {
+    if (what.role == Role::bias && !base && rules_.method().card.base != math::Base::pivot) {
       problems_.warn_like(
           key, Code::missing,
           fmt::format("{} has no tensor {}, which {} has: the tensor is merged without this model",
@@ -916,7 +916,7 @@ class Writer {
   // True if the formula returns its one input as it is.
   [[nodiscard]] bool passes(const Job& job) const {
     const math::Rule& rule = job.work.rule;
-    return math::method(rule.method).formula == math::Formula::scale && rule.locals[0][0] == 1.0;
+    return math::method(rule.method).identity(rule);
   }
 
   bool find_rule(const Section& section, const std::vector<Share>& shares, double t, Job& job) {
@@ -934,7 +934,7 @@ class Writer {
     const std::string& name = job.output.name;
     const std::string& drawn = tied_ && names_.ties.copies(name) ? names_.ties.embedding : name;
     const auto rule = rules_.resolve(section.binding, name, drawn, seats, section.base.has_value(),
-                                     t, job.output.count());
+                                     t, job.output.shape);
     if (!rule) return false;
     job.work.rule = *rule;
     if (shares.size() == 1 && !shares[0].item->effects) copy_if_unchanged(job);
@@ -947,8 +947,8 @@ class Writer {
     const Operand& only = job.operands[0];
     if (stored(only.model, only.entry).dtype != job.output.dtype) return;
     if (passes(job)) {
-      job.reason = rules_.method().formula == math::Formula::scale
-                       ? fmt::format("{} without scale", rules_.method().name)
+      job.reason = &rules_.method() == &math::method(job.work.rule.method)
+                       ? fmt::format("{} without scale", rules_.method().card.name)
                        : "its slice or module has one model";
     } else if (job.work.rule.base) {
       job.reason = "only the base has it";

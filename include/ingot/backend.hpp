@@ -163,9 +163,10 @@ class Backend {
                                              std::int32_t key, std::uint32_t n) = 0;
 
   // The sums of a fold or lines pass, in the shapes of math/fold.hpp. Sum n of
-  //   a tensor, over tile t of the chunk:     sums[n * tiles + t], tiles = ceil(count / math::kTile)
-  //   rows, over segment s of the chunk:      sums[n * segments + s], math::segments() of them
-  //   columns, over column c of the chunk:    sums[n * columns + c], all columns of the tensor;
+  //   a tensor, over tile t of the chunk:     sums[n * tiles + t], tiles = ceil(count /
+  //   math::kTile) rows, over segment s of the chunk:      sums[n * segments + s], math::segments()
+  //   of them columns, over column c of the chunk:    sums[n * columns + c], all columns of the
+  //   tensor;
   //                                           the pass's start where the chunk has none of it
   virtual void fold(const Chunk& chunk, int pass, std::span<double> sums) = 0;
 
@@ -179,7 +180,7 @@ class Backend {
   // One output tensor's chunk: formula, one rounding, encode. Items are independent; a backend may
   // batch small ones.
   struct Item {
-    Chunk chunk;  // with its facts
+    Chunk chunk;                  // with its facts
     std::byte* output = nullptr;  // element-aligned
     Tally* tally = nullptr;       // added to
   };

@@ -37,7 +37,7 @@ class Package(Case):
         if pages.exists():
             pages.rename(self.folder / "pages")
         self.call("cmake", "--install", BUILD, "--prefix", prefix)
-        for name in ("bin/ingot", "include/ingot/merge.hpp", "include/ingot/math/methods.hpp",
+        for name in ("bin/ingot", "include/ingot/merge.hpp", "include/ingot/math/list.hpp",
                      "share/man/man1/ingot.1", "share/bash-completion/completions/ingot",
                      "share/zsh/site-functions/_ingot", "share/fish/vendor_completions.d/ingot.fish"):
             self.assertTrue((prefix / name).is_file(), name)

@@ -1,5 +1,5 @@
 // The selection machine against a stable sort, over data that makes it take every path.
-#include "engine/select.hpp"
+#include "measure/select.hpp"
 
 #include <algorithm>
 #include <numeric>

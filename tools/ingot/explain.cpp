@@ -20,14 +20,14 @@ namespace {
 
 std::string list() {
   std::string text = "Merge methods of recipes (merge_method):\n";
-  const auto row = [&](const math::Card& card) {
+  const auto row = [&](const auto& card) {
     text += wrapped(fmt::format("  {:<20} ", card.name), card.summary, 23);
   };
   for (const math::Method& method : math::kMethods) {
-    if (math::of_models(method)) row(*math::card(method.name));
+    if (math::of_models(method)) row(method.card);
   }
   text += "\nTypes of 'ingot adapter merge' (--type):\n";
-  for (const math::Card& card : math::kAdapterCards) row(card);
+  for (const math::AdapterCard& card : math::kAdapterCards) row(card);
   return text + "\n'ingot explain METHOD' tells more: formula, parameters, when to use, paper.\n";
 }
 
@@ -43,6 +43,9 @@ std::string number(double value) {
 
 std::string range(const math::Parameter& parameter) {
   if (parameter.kind == math::Kind::boolean) return "true or false";
+  if (parameter.kind == math::Kind::integer) {
+    return fmt::format("whole, from {} to {}", number(parameter.low), number(parameter.high));
+  }
   if (parameter.high == math::kLargest) return "any number";
   return fmt::format("from {} to {}", number(parameter.low), number(parameter.high));
 }
@@ -57,10 +60,9 @@ std::string standard(const math::Parameter& parameter) {
 
 std::string parameters(const math::Method& method) {
   std::string text;
-  for (int i = 0; i < method.parameter_count; ++i) {
-    const math::Parameter& parameter = method.parameters[i];
+  for (const math::Parameter& parameter : method.parameters) {
     text += wrapped(fmt::format("  {:<12}", parameter.name),
-                    fmt::format("{} ({}{}; {})", math::parameter_card(parameter.name)->meaning,
+                    fmt::format("{} ({}{}; {})", parameter.meaning,
                                 parameter.scope == math::Scope::global ? "" : "for each model; ",
                                 range(parameter), standard(parameter)),
                     14);
@@ -69,38 +71,48 @@ std::string parameters(const math::Method& method) {
 }
 
 std::string models(const math::Method& method) {
-  switch (method.base) {
+  const auto others = [&] {
+    if (method.card.least == method.card.most) return fmt::format("exactly {}", method.card.most);
+    return method.card.least == 0 ? std::string("any number")
+                                  : fmt::format("{} or more", method.card.least);
+  };
+  switch (method.card.base) {
     case math::Base::origin:
-      return "base_model is required; any number of others";
+      return fmt::format("base_model is required; {} of others", others());
+    case math::Base::optional:
+      return fmt::format("{}, and a base_model if changes against it are meant", others());
     case math::Base::pivot:
       return "exactly two, and base_model is one of them";
     default:
-      return method.most == 1 ? "one for each tensor" : fmt::format("{} or more", method.least);
+      return method.card.most == 1 ? "one for each tensor" : others();
   }
 }
 
-std::string start(const math::Card& card, std::string_view what) {
+template <class Card>
+std::string start(const Card& card, std::string_view what) {
   return wrapped("", fmt::format("{} ({})", card.name, what), 0) + "\n" +
          wrapped("", card.summary, 0) + "\nFormula:\n" + indented(card.formula);
 }
 
-std::string end(const math::Card& card, std::string_view paper) {
-  std::string text = "\nWhen to use:\n" + wrapped("  ", card.when, 2);
-  if (!paper.empty() || !card.link.empty()) {
+std::string end(std::string_view when, std::string_view paper, std::string_view link,
+                std::string_view recipe) {
+  std::string text = "\nWhen to use:\n" + wrapped("  ", when, 2);
+  if (!paper.empty() || !link.empty()) {
     text += "\nPaper:\n";
     if (!paper.empty()) text += wrapped("  ", paper, 2);
-    if (!card.link.empty()) text += fmt::format("  {}\n", card.link);
+    if (!link.empty()) text += fmt::format("  {}\n", link);
   }
-  return text + "\nExample:\n" + indented(card.recipe);
+  return text + "\nExample:\n" + indented(recipe);
 }
 
 std::string explain(const math::Method& method) {
-  const math::Card& card = *math::card(method.name);
+  const math::Card& card = method.card;
   return start(card, "merge_method of a recipe") + "\nModels:\n  " + models(method) +
-         "\n\nParameters:\n" + parameters(method) + end(card, method.paper);
+         "\n\nParameters:\n" + parameters(method) +
+         end(card.when, card.paper, card.link, card.recipe);
 }
 
-std::string explain(const math::Card& card) {
+std::string explain(const math::AdapterCard& card) {
   std::string text = start(card, "--type of 'ingot adapter merge', adapter_method of a recipe");
   text += "\nOptions:\n";
   text += wrapped(
@@ -117,15 +129,15 @@ std::string explain(const math::Card& card) {
         "  --rank        whole number, or auto with --energy (default: the largest\n"
         "                rank of the adapters)\n";
   }
-  return text + end(card, "");
+  return text + end(card.when, "", card.link, card.recipe);
 }
 
 std::vector<std::string> names() {
   std::vector<std::string> known;
   for (const math::Method& method : math::kMethods) {
-    if (math::of_models(method)) known.emplace_back(method.name);
+    if (math::of_models(method)) known.emplace_back(method.card.name);
   }
-  for (const math::Card& card : math::kAdapterCards) known.emplace_back(card.name);
+  for (const math::AdapterCard& card : math::kAdapterCards) known.emplace_back(card.name);
   return known;
 }
 
@@ -166,9 +178,9 @@ class ExplainCommand final : public Command {
   int run() override {
     std::string text;
     for (const math::Method& method : math::kMethods) {
-      if (math::of_models(method) && name_ == method.name) text += explain(method);
+      if (math::of_models(method) && name_ == method.card.name) text += explain(method);
     }
-    for (const math::Card& card : math::kAdapterCards) {
+    for (const math::AdapterCard& card : math::kAdapterCards) {
       if (name_ == card.name) text += (text.empty() ? "" : "\n") + explain(card);
     }
     if (text.empty()) {

@@ -12,7 +12,7 @@
 #include "console.hpp"
 #include "failure.hpp"
 #include "help.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "json.hpp"
 #include "probe.hpp"
 #include "progress.hpp"
@@ -33,7 +33,7 @@ std::string method(const Plan& plan) {
 std::string made(const Job& job) {
   const bool passed = job.operands.size() == 1 && job.operands[0].derived &&
                       !job.operands[0].derived->own() &&
-                      job.work.rule.method == math::find("passthrough");
+                      job.work.rule.method == math::kIndex<math::Passthrough>;
   if (!passed) return {};
   const Json json = Json::parse(job.operands[0].derived->describe());
   const std::string kind = json.value("kind", "");
@@ -44,7 +44,7 @@ std::string made(const Job& job) {
 std::string rule(const Plan& plan, const Job& job) {
   if (job.action == Action::copy) return job.reason.empty() ? "copied" : "copied: " + job.reason;
   const std::string kind = made(job);
-  if (kind.empty()) return math::method(job.work.rule.method).name;
+  if (kind.empty()) return math::method(job.work.rule.method).card.name;
   return fmt::format("{}: {}", method(plan), kind);
 }
 

@@ -9,7 +9,7 @@
 #include <fmt/format.h>
 
 #include "help.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 #include "model.hpp"
 #include "size.hpp"
 
@@ -32,9 +32,8 @@ double plain_number(double value) {
 // True for parameters that are true or false in every method that has them.
 bool yes_or_no(std::string_view name) {
   for (const math::Method& method : math::kMethods) {
-    for (int i = 0; i < method.parameter_count; ++i) {
-      if (method.parameters[i].name == name)
-        return method.parameters[i].kind == math::Kind::boolean;
+    for (const math::Parameter& parameter : method.parameters) {
+      if (parameter.name == name) return parameter.kind == math::Kind::boolean;
     }
   }
   return false;
@@ -189,8 +188,7 @@ Json parameters(const Job& job) {
   const math::Method& method = math::method(rule.method);
   int global = 0;
   int local = 0;
-  for (int i = 0; i < method.parameter_count; ++i) {
-    const math::Parameter& parameter = method.parameters[i];
+  for (const math::Parameter& parameter : method.parameters) {
     if (parameter.scope == math::Scope::global) {
       result[parameter.name] = plain_number(rule.globals[global++]);
       continue;

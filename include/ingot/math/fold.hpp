@@ -1,13 +1,13 @@
-// Sums over a tensor, or over each of its lines, whose bits do not depend on who adds: fixed shapes.
+// Sums over a tensor, or over each of its lines, whose bits do not depend on who adds: fixed
+// shapes.
 //
 // Tensor: within a tile of 16,384 elements lane l of 256 adds elements l, l + 256, ... in index
-// order, in double; the lanes fold by halves (128, 64, ..., 1); tile sums combine pairwise by index,
-// level by level, an odd last one moving up unchanged. Absent elements of the last tile count as the
-// start (+0.0 for sums), which changes no lane.
-// Row: the tensor's tiles cut each row in segments; a segment is summed as a tile is, its first
-// element in lane 0, and the segments of a row combine as the tiles of a tensor do.
-// Column: within each 2^20 elements of the tensor the elements of a column are added in index order;
-// these sums are added in index order.
+// order, in double; the lanes fold by halves (128, 64, ..., 1); tile sums combine pairwise by
+// index, level by level, an odd last one moving up unchanged. Absent elements of the last tile
+// count as the start (+0.0 for sums), which changes no lane. Row: the tensor's tiles cut each row
+// in segments; a segment is summed as a tile is, its first element in lane 0, and the segments of a
+// row combine as the tiles of a tensor do. Column: within each 2^20 elements of the tensor the
+// elements of a column are added in index order; these sums are added in index order.
 #pragma once
 
 #include "ingot/math/method.hpp"
@@ -39,8 +39,8 @@ struct Here {
   double line[kLineFacts] = {};  // facts of the element's line so far
 };
 
-// Some sums of a pass that one loop makes together: `term` is an index into Pass::Terms, whose add()
-// reads columns a and b and adds to the sums [first, first + kSums).
+// Some sums of a pass that one loop makes together: `term` is an index into Pass::Terms, whose
+// add() reads columns a and b and adds to the sums [first, first + kSums).
 struct Group {
   std::uint8_t term = 0;
   Column a, b;
@@ -98,7 +98,6 @@ inline double combine(double* tiles, std::uint64_t count, double (*join)(double,
   }
   return tiles[0];
 }
-
 
 // The segments of rows of `width` elements in elements [first, first + count), `first` a multiple
 // of kTile: the parts of rows within one tile. Calls body(row, begin, length) for each in order.
@@ -172,7 +171,8 @@ struct Magnitudes {
   }
 };
 
-// All products of the sources' columns: the squares 0, 1, ..., N - 1, then the pairs 01, 02, 12, 03,
+// All products of the sources' columns: the squares 0, 1, ..., N - 1, then the pairs 01, 02, 12,
+// 03,
 // ... Every method whose result lies in the span of its inputs follows from them. `stream` is value
 // (whose index counts the base) or delta.
 template <Stream stream>

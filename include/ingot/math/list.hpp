@@ -126,6 +126,13 @@ constexpr Method describe() {
       return rule.elements;
     }
   };
+  m.identity = [](const Rule& rule) {
+    if constexpr (requires { M::identity(rule); }) {
+      return M::identity(rule);
+    } else {
+      return false;
+    }
+  };
   m.tell = [](const Rule& rule, Facts& facts, Teller& teller) {
     const ViewOf<M> v = view<M>(facts);
     bool told = M::Combine::tell(rule, *v.whole, v.source, teller);
@@ -177,6 +184,11 @@ inline constexpr int kIndex = index_in<M>(Methods{});
 // Whether recipes of models have the method.
 [[nodiscard]] constexpr bool of_models(const Method& method) {
   return method.card.base != Base::zero;
+}
+
+// Whether the inputs become task vectors where there is a base.
+[[nodiscard]] constexpr bool has_task_vectors(const Method& method) {
+  return method.card.base == Base::origin || method.card.base == Base::optional;
 }
 
 // Calls body.template operator()<M>() with the method of this index.
@@ -280,7 +292,8 @@ inline void set_defaults(Rule& rule) {
     const int values = is_global ? 1 : rule.sources;
     for (int v = 0; v < values; ++v) {
       const double value = is_global ? rule.globals[global] : rule.locals[v][local];
-      if (!(value >= parameter.low && value <= parameter.high)) return "a parameter is out of range";
+      if (!(value >= parameter.low && value <= parameter.high))
+        return "a parameter is out of range";
       if (parameter.kind == Kind::real && !single(value)) {
         return "a weight, or a weight times a scaling, is too small for single precision (1.2e-38 "
                "and more, or 0)";
@@ -318,7 +331,8 @@ T combine_element(const typename Combine::Facts& whole, const typename Combine::
       }
     };
     (walk.template operator()<stage>(), ...);
-  }(std::make_integer_sequence<int, Combine::kStages>{});
+  }
+  (std::make_integer_sequence<int, Combine::kStages>{});
   return Combine::template finish<form, T>(state, whole, at, note);
 }
 
@@ -354,7 +368,8 @@ Outcome<T> evaluate(const Rule& rule, const Facts& facts, const float* x, float 
                                                                    known.sources, at, see, note))
           : void()),
      ...);
-  }(std::make_integer_sequence<int, Combine::kForms>{});
+  }
+  (std::make_integer_sequence<int, Combine::kForms>{});
   outcome.conflict = note.conflict;
   if (rule.base) outcome.change = magnitude(static_cast<float>(outcome.value) - base);
   return outcome;
@@ -372,9 +387,9 @@ struct EvaluateTable<T, List<M...>> {
 }  // namespace detail
 
 // The formula of a rule for one element: `x` the sources, `base` the base or 0, `index` the
-// element's place in the whole tensor, `line` the facts of its line. Float is what backends compute;
-// double and tracked numbers are what they are checked against. Masks, votes and conflicts are
-// decided in f32 for all.
+// element's place in the whole tensor, `line` the facts of its line. Float is what backends
+// compute; double and tracked numbers are what they are checked against. Masks, votes and conflicts
+// are decided in f32 for all.
 template <class T>
 [[nodiscard]] Outcome<T> evaluate(const Rule& rule, const Facts& facts, const float* x, float base,
                                   std::uint64_t index, const double* line = nullptr) {

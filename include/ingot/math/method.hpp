@@ -9,10 +9,10 @@
 //     static void begin(const Rule&, View<Lens, Combine>);  // facts that need no measuring
 //   };
 //
-// Everything else is made from the list in list.hpp: the CPU's loops, the kernels, the double path of
-// `verify`, the parameter tables of the documents, and the tests that run over all methods. The same
-// text is compiled for float (backends), double and tracked numbers (verify). A decision, such as a
-// mask, a vote or a threshold, is always taken in f32.
+// Everything else is made from the list in list.hpp: the CPU's loops, the kernels, the double path
+// of `verify`, the parameter tables of the documents, and the tests that run over all methods. The
+// same text is compiled for float (backends), double and tracked numbers (verify). A decision, such
+// as a mask, a vote or a threshold, is always taken in f32.
 #pragma once
 
 #include <cstddef>
@@ -203,8 +203,8 @@ template <class Lens, class Combine>
           sources};
 }
 
-// Facts without their type, for the engine, which moves them and does not look inside: as many bytes
-// as the method and its number of sources need.
+// Facts without their type, for the engine, which moves them and does not look inside: as many
+// bytes as the method and its number of sources need.
 class Facts {
  public:
   // Room for the facts of a method, each as its type's defaults say.
@@ -255,8 +255,8 @@ inline constexpr int kLineFacts = 4;
 // An element's surroundings, beside the sources.
 template <class T>
 struct At {
-  T base{};                   // the base, or 0
-  std::uint64_t index = 0;    // in the whole tensor
+  T base{};                      // the base, or 0
+  std::uint64_t index = 0;       // in the whole tensor
   double line[kLineFacts] = {};  // facts of the element's line
 };
 
@@ -366,16 +366,18 @@ struct Method {
   Card card;
   std::span<const Parameter> parameters;
   std::span<const PassInfo> passes;
-  int line_facts = 0;                    // facts of each line that its formula or passes read
+  int line_facts = 0;                     // facts of each line that its formula or passes read
   Lines (*lines)(const Rule&) = nullptr;  // what a line is
-  bool masks = false;       // its lens drops elements
-  bool random = false;      // at random: the result depends on Rule::seed
-  bool propagates = false;  // an input that is not finite makes an output that is not
+  bool masks = false;                     // its lens drops elements
+  bool random = false;                    // at random: the result depends on Rule::seed
+  bool propagates = false;                // an input that is not finite makes an output that is not
   Facts (*begin)(const Rule&) = nullptr;
   // Why a rule cannot be run, beyond what every method asks; null for a sound rule.
   const char* (*invalid)(const Rule&) = nullptr;
   // How many elements of a source the mask keeps; kUncounted where chance decides.
   std::uint64_t (*kept)(const Rule&, int source) = nullptr;
+  // True where the result is the one input as it is: the tensor can be copied.
+  bool (*identity)(const Rule&) = nullptr;
   bool (*tell)(const Rule&, Facts&, Teller&) = nullptr;
 };
 inline constexpr std::uint64_t kUncounted = ~std::uint64_t{0};

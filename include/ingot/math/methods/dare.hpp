@@ -1,6 +1,6 @@
 // dare_linear, dare_ties: elements of the task vectors dropped at random, the rest enlarged (Yu et
-// al., 2023); then the sum or the election of task vectors. Survivors are multiplied by the ratio of
-// the L1 norms before and after, as mergekit has it; the paper divides by the density.
+// al., 2023); then the sum or the election of task vectors. Survivors are multiplied by the ratio
+// of the L1 norms before and after, as mergekit has it; the paper divides by the density.
 #pragma once
 
 #include "ingot/math/parts/task.hpp"

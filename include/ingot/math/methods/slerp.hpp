@@ -1,7 +1,7 @@
 // slerp: spherical interpolation of two tensors, on the vectors as they are.
 //
-// The angle and the coefficients come from three exact-product folds, x0 x0, x1 x1, x0 x1, in double
-// on the host.
+// The angle and the coefficients come from three exact-product folds, x0 x0, x1 x1, x0 x1, in
+// double on the host.
 #pragma once
 
 #include <cmath>
@@ -36,7 +36,8 @@ struct Slerp {
       "x0 is the base, p the angle between the two tensors, taken as vectors.\n"
       "Tensors that are nearly parallel are mixed as (1-t) x0 + t x1.",
       "norms, dot product",
-      "Exactly two models. It keeps the length of the weights where a plain mean would shrink them. "
+      "Exactly two models. It keeps the length of the weights where a plain mean would shrink "
+      "them. "
       "t may differ by layer and by module.",
       "Animating Rotation with Quaternion Curves (1985)",
       "",

@@ -18,7 +18,8 @@ struct Ties {
       "3. out = b + lambda (sum of w d) / (sum of w), over the models whose d has\n"
       "   that sign. With normalize: false the sum is not divided.",
       "exact thresholds",
-      "Three or more fine-tunes of one base whose changes contradict each other. Start with density "
+      "Three or more fine-tunes of one base whose changes contradict each other. Start with "
+      "density "
       "0.5 and equal weights.",
       kTiesPaper,
       kTiesLink,

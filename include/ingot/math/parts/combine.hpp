@@ -85,9 +85,9 @@ struct Scale {
 //
 //   fuse(s1, v1, fuse(s0, v0, fuse(s1', v1, s0' * v0)))
 //
-// s and s' are the upper and the lower half of a coefficient. Without the lower halves a whole tensor
-// carries the rounding of two numbers (RMS error up to 1.05 of a program whose coefficients happened
-// to fall closer); with them each element is off by its own roundings alone.
+// s and s' are the upper and the lower half of a coefficient. Without the lower halves a whole
+// tensor carries the rounding of two numbers (RMS error up to 1.05 of a program whose coefficients
+// happened to fall closer); with them each element is off by its own roundings alone.
 struct Arc {
   static constexpr int kForms = 1, kStages = 1, kUnrolled = 1, kHeld = 1;
   static constexpr bool kPropagates = true, kFused = false;
@@ -118,8 +118,7 @@ struct Arc {
   }
   template <int form, class T>
   INGOT_HD static T finish(const State<T>& s, const Facts& f, const At<T>& at, Note&) {
-    const T rest =
-        fuse(static_cast<T>(f.far.rest), s.other, static_cast<T>(f.near.rest) * at.base);
+    const T rest = fuse(static_cast<T>(f.far.rest), s.other, static_cast<T>(f.near.rest) * at.base);
     return fuse(static_cast<T>(f.far.whole), s.other,
                 fuse(static_cast<T>(f.near.whole), at.base, rest));
   }
@@ -180,7 +179,8 @@ struct Sum {
 //   terms     y_i what the lens shows; where voices are unweighted y_i * w_i, rounded
 //   vote      S = 0; in file order S += y_i (weighted, total), sign of y_i (frequency);
 //             the majority is + if S >= 0, else -
-//   agreement the voting term is not zero and not of the other sign; a NaN agrees with everybody, so
+//   agreement the voting term is not zero and not of the other sign; a NaN agrees with everybody,
+//   so
 //             that it reaches the result
 //   mean      M = 0; M += the terms of those that agree, in file order
 //             V = sum of their weights in f32, 1 where exactly zero (Divisor::weight),
@@ -245,7 +245,7 @@ struct Elect {
     }
   };
   template <int form>
-  static constexpr Divisor kDivisor = form == 0               ? Divisor::none
+  static constexpr Divisor kDivisor = form == 0                ? Divisor::none
                                       : vote == Vote::weighted ? Divisor::weight
                                                                : Divisor::count;
 

@@ -1,8 +1,8 @@
 // Lenses: what a formula sees of one source.
 //
 // keeps() is the definition: whether the mask lets an element through, from its task vector d, in
-// f32, and its index. Loops use faster forms that decide the same: piece() and passes() for a run of
-// elements, chance() for masks that draw.
+// f32, and its index. Loops use faster forms that decide the same: piece() and passes() for a run
+// of elements, chance() for masks that draw.
 #pragma once
 
 #include "ingot/math/key.hpp"
@@ -71,8 +71,8 @@ struct Trim {
   static constexpr bool kGain = true;
   static constexpr Mask kMask = Mask::bound;
   struct Facts {
-    // Key of the last one that is kept, and, of those at the threshold, the last index that is. 0 and
-    // kEvery keep all; 0 and 0 is what will be measured.
+    // Key of the last one that is kept, and, of those at the threshold, the last index that is. 0
+    // and kEvery keep all; 0 and 0 is what will be measured.
     std::uint32_t threshold = 0;
     std::uint64_t cut = kEvery;
     Survivors survivors;

@@ -20,8 +20,8 @@ class Selector {
  public:
   enum class Step : std::uint8_t { sample, verify, coarse, fine, locate, done };
 
-  // Pass `pass` of the rule's method. `sparse`: chunks cost a read each (the tensor is re-streamed),
-  // so sample few of them.
+  // Pass `pass` of the rule's method. `sparse`: chunks cost a read each (the tensor is
+  // re-streamed), so sample few of them.
   Selector(const math::Rule& rule, int pass, const math::Facts& facts, bool sparse);
 
   [[nodiscard]] Step step() const noexcept { return step_; }
@@ -51,15 +51,16 @@ class Selector {
     Bracket bracket;
     bool by_histogram = false;  // the sample misled: find the key by counting
     std::vector<std::uint64_t> counts;
-    std::int32_t prefix = 0;   // upper 16 bits of the threshold
-    std::uint64_t beyond = 0;  // elements with a larger prefix
-    std::vector<Count> chunk;  // by chunk index
+    std::int32_t prefix = 0;                    // upper 16 bits of the threshold
+    std::uint64_t beyond = 0;                   // elements with a larger prefix
+    std::vector<Count> chunk;                   // by chunk index
     std::uint32_t tie_chunk = 0, tie_rank = 0;  // where the cut is to be located
     bool locating = false;
     math::Selection found;
   };
 
-  void bracket_from_sample(Search& search, std::vector<std::int32_t>& keys, double unevenness) const;
+  void bracket_from_sample(Search& search, std::vector<std::int32_t>& keys,
+                           double unevenness) const;
   void conclude_verify(Search& search);
   struct Ranked {
     std::int32_t key = 0;
@@ -75,8 +76,8 @@ class Selector {
   int pass_;
   std::uint32_t chunk_count_;
   std::uint32_t stride_ = 0;
-  std::vector<Search> searches_;  // those of one stream stand together
-  std::vector<int> streams_;      // that have searches, ascending
+  std::vector<Search> searches_;                     // those of one stream stand together
+  std::vector<int> streams_;                         // that have searches, ascending
   std::map<int, std::vector<std::int32_t>> sample_;  // by stream
   std::vector<std::uint32_t> chunks_;
   Step step_ = Step::done;

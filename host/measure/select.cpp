@@ -1,4 +1,4 @@
-#include "engine/select.hpp"
+#include "measure/select.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -34,8 +34,7 @@ Selector::Selector(const math::Rule& rule, int pass, const math::Facts& facts, b
     : rule_(rule),
       pass_(pass),
       chunk_count_(static_cast<std::uint32_t>((rule.elements + kChunk - 1) / kChunk)) {
-  const math::PassInfo& info =
-      math::method(rule.method).passes[static_cast<std::size_t>(pass)];
+  const math::PassInfo& info = math::method(rule.method).passes[static_cast<std::size_t>(pass)];
   for (int stream = 0; stream < info.streams(rule); ++stream) {
     std::uint64_t ranks[math::kRanks];
     const int count = info.ranks(rule, facts, stream, ranks);
@@ -125,8 +124,8 @@ void Selector::visit(Backend& backend, const Chunk& chunk) {
     case Step::locate:
       for (Search& search : searches_) {
         if (!search.locating || search.tie_chunk != index) continue;
-        const std::uint32_t at = backend.locate(chunk, pass_, search.stream,
-                                                search.found.threshold, search.tie_rank);
+        const std::uint32_t at =
+            backend.locate(chunk, pass_, search.stream, search.found.threshold, search.tie_rank);
         search.found.cut = chunk.first + at;
       }
       break;
@@ -307,9 +306,9 @@ void Selector::advance() {
       for (Search& search : searches_) {
         if (!search.open) continue;
         std::uint64_t beyond = search.beyond;
-        const auto key = static_cast<std::int32_t>(
-            static_cast<std::uint32_t>(search.prefix) << 16 |
-            static_cast<std::uint32_t>(bin_of(search, beyond)));
+        const auto key =
+            static_cast<std::int32_t>(static_cast<std::uint32_t>(search.prefix) << 16 |
+                                      static_cast<std::uint32_t>(bin_of(search, beyond)));
         // Exact: the verifying sweep now only counts ties.
         search.bracket = {search.stream, key, key};
         search.counts = {};
@@ -332,8 +331,7 @@ void Selector::advance() {
 }
 
 void Selector::conclude(math::Facts& facts) const {
-  const math::PassInfo& info =
-      math::method(rule_.method).passes[static_cast<std::size_t>(pass_)];
+  const math::PassInfo& info = math::method(rule_.method).passes[static_cast<std::size_t>(pass_)];
   for (std::size_t i = 0; i < searches_.size();) {
     math::Selection found[math::kRanks];
     const int stream = searches_[i].stream;

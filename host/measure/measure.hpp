@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "engine/select.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/math/list.hpp"
+#include "measure/select.hpp"
 
 namespace ingot {
 
@@ -24,8 +24,8 @@ struct Measurements {
 };
 
 // Drives the passes of a method over one tensor, whoever holds its chunks: the caller visits the
-// chunks() of the current step in any order and from any threads, then calls advance(), until done().
-// The result is a function of the elements alone.
+// chunks() of the current step in any order and from any threads, then calls advance(), until
+// done(). The result is a function of the elements alone.
 class Measuring {
  public:
   // `sparse`: chunks cost a read each. `name` is the tensor's, for errors. Both references stay.
@@ -38,8 +38,8 @@ class Measuring {
   [[nodiscard]] bool ordering() const noexcept { return selector_ != nullptr; }
   [[nodiscard]] bool sampling() const noexcept;
 
-  // Runs the current step on a chunk, whose facts and lines are set here. Thread-safe; each chunk of
-  // chunks() once per step.
+  // Runs the current step on a chunk, whose facts and lines are set here. Thread-safe; each chunk
+  // of chunks() once per step.
   void visit(Backend& backend, Chunk chunk);
   // All chunks of the step were visited: draws the conclusions and goes to the next step. Throws
   // Error{usage} where the method refuses the tensor.

@@ -1,4 +1,4 @@
-#include "engine/measure.hpp"
+#include "measure/measure.hpp"
 
 #include <algorithm>
 
