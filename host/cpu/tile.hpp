@@ -1,5 +1,6 @@
-// The CPU's hot loops. tile.cpp is compiled once per instruction set, into a namespace of its name;
-// nothing but raw pointers and plain data passes this line.
+// The CPU's hot loops. merge_loops.cpp, select_loops.cpp, fold_loops.cpp and tile.cpp are compiled
+// once per instruction set, into a namespace of its name; nothing but raw pointers and plain data
+// passes this line.
 #pragma once
 
 #include <cstddef>
@@ -17,13 +18,16 @@ struct Input {
   math::Format format = math::Format::f32;
 };
 
-// A run of elements of one tensor.
+// A run of elements of one tensor, and what is known of the tensor.
 struct Run {
   const Input* inputs = nullptr;  // the base first if `base`, then the sources
   bool base = false;
   int sources = 0;
   std::uint64_t first = 0;  // index in the whole tensor, multiple of 16,384
   std::uint32_t count = 0;
+  const std::byte* facts = nullptr;  // math::Facts::data()
+  math::LineShape shape;             // the lines whose facts the method reads
+  const double* lines = nullptr;     // fact i of line l at [i * shape.count + l]; null: none yet
 };
 
 // The counts of apply(); added to the present values.
@@ -33,36 +37,51 @@ struct Counts {
   std::uint32_t change = 0;
 };
 
-// Where the keys of one source lie: low <= high.
+// The method's formula over a run, encoded.
+using Apply = void (*)(const Run& run, math::Format format, math::Overflow overflow,
+                       std::byte* output, Counts& counts);
+
+// The sums of a fold or lines pass, laid out as Backend::fold() has them: sum n begins at
+// sums[n * stride].
+using Fold = void (*)(const Run& run, const math::Group* groups, int count, std::size_t stride,
+                      double* sums);
+
+// Keys of elements [from, from + count) of the run, count at most kStep: of one source, or of all.
+using Keys = void (*)(const Run& run, int source, std::uint32_t from, std::uint32_t count,
+                      std::int32_t* keys);
+
+// A window that the keys of a stream are counted against: low <= high.
 struct Window {
-  std::uint32_t low = 0, high = 0;
+  int stream = 0;
+  int source = 0;  // whose keys they are; -1: of all sources
+  std::int32_t low = 0, high = 0;
 };
 
 struct Found {
-  std::uint32_t key, index;
+  std::int32_t key;
+  std::uint32_t index;
 };
 
-// Output of verify(): counts, and up to `room` elements strictly inside the window.
+// Output of count(): counts, and up to `room` elements strictly inside the window.
 struct Census {
   std::uint32_t above = 0, at_high = 0, at_low = 0, between = 0;
   Found* found = nullptr;
   std::uint32_t room = 0;  // what comes after is counted in `between` and not stored
 };
 
+// One sweep over a run for all windows; those of one stream stand together.
+using Count = void (*)(const Run& run, const Window* windows, int number, Census* census);
+
+// x * x - (1 + 2^-11), subnormal * 1, 1 / 3 and sqrt(2) as this instruction set computes them.
+using Canary = void (*)(const float* in, float* out);
+
+// Loops by a method's index in math::Methods and a pass's number among the method's.
 struct Tiles {
-  // The formula of `facts` over a run, encoded.
-  void (*apply)(const Run& run, const math::Facts& facts, math::Format format,
-                math::Overflow overflow, std::byte* output, Counts& counts);
-  // Magnitude keys of elements [from, from + count) of the run, count at most kStep.
-  void (*keys)(const Run& run, int source, std::uint32_t from, std::uint32_t count,
-               std::uint32_t* keys);
-  // One sweep for all sources with a census; windows[s] and census[s] by source, active[s] != 0.
-  void (*verify)(const Run& run, const Window* windows, const std::uint8_t* active, Census* census);
-  // Terms over each tile of 16,384: sums[term * ceil(count / 16384) + tile].
-  void (*fold)(const Run& run, const math::Facts& facts, const math::Term* terms, int count,
-               double* sums);
-  // x * x - (1 + 2^-11), subnormal * 1, 1 / 3 and sqrt(2) as this instruction set computes them.
-  void (*canary)(const float* in, float* out);
+  Apply (*apply)(int method);
+  Fold (*fold)(int method, int pass);
+  Keys (*keys)(int method, int pass);
+  Count (*count)(int method, int pass);
+  Canary canary;
 };
 
 // Elements that the loops hold decoded at a time: with a base and three sources they stay in L1.
