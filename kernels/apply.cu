@@ -15,7 +15,7 @@ namespace ingot::gpu {
 namespace {
 
 // A formula over K sources, or over any number (K = 0). `facts` is how many facts of lines there are.
-template <class Lens, class Combine, int K, int facts>
+template <class Lens, class Combine, unsigned K, int facts>
 struct Merge {
   static constexpr unsigned kSources = K;
   // Whether so few numbers are held in registers that three blocks find room on a processor.
@@ -42,10 +42,10 @@ struct Merge {
       float seen[K][kPack];
       Words words[K];
 #pragma unroll
-      for (int s = 0; s < K; ++s) words[s] = fetch(source_of(tensor, static_cast<unsigned>(s)), pack);
+      for (unsigned s = 0; s < K; ++s) words[s] = fetch(source_of(tensor, s), pack);
       load_base(tensor, pack, base);
 #pragma unroll
-      for (int s = 0; s < K; ++s) take(job, known, s, pack, words[s], bits, base, seen[s], tally);
+      for (unsigned s = 0; s < K; ++s) take<true>(job, known, s, pack, words[s], bits, base, seen[s], tally);
       with_form<Combine>(form, [&]<int of>() {
 #pragma unroll
         for (unsigned j = 0; j < kPack; ++j) {
@@ -53,7 +53,7 @@ struct Merge {
           const math::At<float> at = places.at(j, base[j]);
           each_stage<Combine>([&]<int stage>() {
 #pragma unroll
-            for (int s = 0; s < K; ++s)
+            for (unsigned s = 0; s < K; ++s)
               Combine::template meet<of, stage, float>(state, *known.whole, known.source[s],
                                                        seen[s][j], seen[s][j], at);
           });
@@ -62,7 +62,7 @@ struct Merge {
       });
     } else {
       State states[kPack];
-      const auto meet = [&]<int stage>(int s, const float(&x)[kPack]) {
+      const auto meet = [&]<int stage>(unsigned s, const float(&x)[kPack]) {
         with_form<Combine>(form, [&]<int of>() {
 #pragma unroll
           for (unsigned j = 0; j < kPack; ++j)
@@ -73,22 +73,22 @@ struct Merge {
       if constexpr (K > 0) {
         Words words[K];
 #pragma unroll
-        for (int s = 0; s < K; ++s)
-          words[s] = fetch(source_of(tensor, static_cast<unsigned>(s)), pack);
+        for (unsigned s = 0; s < K; ++s)
+          words[s] = fetch(source_of(tensor, s), pack);
         load_base(tensor, pack, base);
 #pragma unroll
-        for (int s = 0; s < K; ++s) {
+        for (unsigned s = 0; s < K; ++s) {
           float x[kPack];
-          take(job, known, s, pack, words[s], bits, base, x, tally);
+          take<true>(job, known, s, pack, words[s], bits, base, x, tally);
           meet.template operator()<0>(s, x);
         }
       } else {
         load_base(tensor, pack, base);
         each_stage<Combine>([&]<int stage>() {
-          for (int s = 0; s < tensor.sources; ++s) {
+          for (unsigned s = 0; s < static_cast<unsigned>(tensor.sources); ++s) {
             float x[kPack];
-            const Words words = fetch(source_of(tensor, static_cast<unsigned>(s)), pack);
-            take(job, known, s, pack, words, stage == 0 ? bits : 0U, base, x, tally);
+            const Words words = fetch(source_of(tensor, s), pack);
+            take<stage == 0>(job, known, s, pack, words, bits, base, x, tally);
             meet.template operator()<stage>(s, x);
           }
         });
@@ -109,16 +109,16 @@ struct Merge {
  private:
   using State = typename Combine::template State<float>;
 
-  // What the formula sees of a source; counts what the mask lets through of `bits`.
-  template <class Known, class Tally>
-  __device__ __forceinline__ static void take(const Job& job, const Known& known, int s,
+  // What the formula sees of a source; counts what the mask lets through of `bits`, once.
+  template <bool counted, class Known, class Tally>
+  __device__ __forceinline__ static void take(const Job& job, const Known& known, unsigned s,
                                               std::uint64_t pack, const Words& words, unsigned bits,
                                               const float (&base)[kPack], float (&x)[kPack],
                                               Tally& tally) {
-    const auto source = static_cast<unsigned>(s);
-    unpack(words, source_of(job.tensor, source).format, x);
-    const unsigned kept = see<Lens>(known.lens[s], job.tensor.first + pack * kPack, base, x);
-    if constexpr (Lens::kDelta) tally.keep(source, kept & bits);
+    unpack(words, source_of(job.tensor, s).format, x);
+    [[maybe_unused]] const unsigned kept =
+        see<Lens>(known.lens[s], job.tensor.first + pack * kPack, base, x);
+    if constexpr (counted && Lens::kDelta) tally.keep(s, kept & bits);
   }
 };
 
@@ -132,11 +132,11 @@ template <class M>
 constexpr int kMost = M::kCard.most - (M::kCard.base == math::Base::pivot ? 1 : 0);
 
 // The kernel for K sources, or for any number (K = 0); null where no merge needs it.
-template <class M, int K>
+template <class M, unsigned K>
 constexpr Kernel kernel() {
   using Combine = typename M::Combine;
   static_assert(Combine::kHeld <= kHeld);
-  constexpr int held = Combine::kHeld < kMost<M> ? Combine::kHeld : kMost<M>;
+  constexpr unsigned held = Combine::kHeld < kMost<M> ? Combine::kHeld : kMost<M>;
   if constexpr (K == 0 ? held < kMost<M> || M::kCard.least == 0 : K <= held) {
     return map_kernel<Merge<typename M::Lens, Combine, K, math::detail::line_facts<M>()>>;
   } else {
@@ -147,13 +147,13 @@ constexpr Kernel kernel() {
 struct Kernels {
   Kernel of[kHeld + 1];
 };
-template <class M, int... K>
-constexpr Kernels kernels(std::integer_sequence<int, K...>) {
+template <class M, unsigned... K>
+constexpr Kernels kernels(std::integer_sequence<unsigned, K...>) {
   return {{kernel<M, K>()...}};
 }
 template <class... M>
 constexpr std::array<Kernels, sizeof...(M)> table(math::List<M...>) {
-  return {kernels<M>(std::make_integer_sequence<int, kHeld + 1>{})...};
+  return {kernels<M>(std::make_integer_sequence<unsigned, kHeld + 1>{})...};
 }
 // By method and number of sources. Methods of one lens and combine have the same kernels.
 const std::array<Kernels, math::kMethodCount> kKernels = table(math::Methods{});

@@ -171,10 +171,10 @@ __device__ __forceinline__ void add(const Tensor& tensor, const typename A::Know
             Places<A::facts>(tensor, first + i).here(0, common));
 }
 
-template <class A, int sums>
-__device__ __forceinline__ void restart(double (&lane)[sums]) {
+template <class A>
+__device__ __forceinline__ void restart(double (&lane)[A::kMost]) {
 #pragma unroll
-  for (int n = 0; n < sums; ++n) lane[n] = A::Join::kStart;
+  for (double& sum : lane) sum = A::Join::kStart;
 }
 
 // Joins the lanes of a block, of which `used`, a power of two, had elements.

@@ -99,9 +99,9 @@ struct Case {
     return p;
   }
   // All of it, with what was measured, or elements that lie elsewhere in a larger tensor.
-  [[nodiscard]] Chunk chunk(const std::vector<const std::byte*>& inputs,
+  [[nodiscard]] Chunk chunk(const std::vector<const std::byte*>& bytes,
                             std::uint64_t first = 0) const {
-    return {&work, first, static_cast<std::uint32_t>(count()), inputs.data(), nullptr, &facts,
+    return {&work, first, static_cast<std::uint32_t>(count()), bytes.data(), nullptr, &facts,
             lines.empty() ? nullptr : lines.data()};
   }
 };

@@ -73,7 +73,7 @@ struct PassTable;
 template <class M, class... P>
 struct PassTable<M, List<P...>> {
   static constexpr int size = sizeof...(P);
-  static constexpr PassInfo table[size + 1] = {pass_info<M, P>()..., PassInfo{}};
+  static constexpr PassInfo table[sizeof...(P) + 1] = {pass_info<M, P>()..., PassInfo{}};
 };
 
 template <class M>
