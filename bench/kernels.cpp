@@ -17,10 +17,10 @@
 #include <vector>
 
 #include "cpu/isa.hpp"
+#include "measure/measure.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/math/methods.hpp"
-#include "measure/select.hpp"
+#include "ingot/math/list.hpp"
 
 namespace ingot {
 namespace {
@@ -82,25 +82,49 @@ struct Setup {
   std::vector<const std::byte*> inputs;
 };
 
+// A threshold in the middle, for a method whose masks are measured: the median of |update|, so that
+// about half of the elements survive; where, does not matter here.
+void measure(Setup& setup) {
+  const math::Rule& rule = setup.work.rule;
+  const math::Method& m = math::method(rule.method);
+  for (const math::PassInfo& pass : m.passes) {
+    if (!pass.wanted(rule, setup.facts)) continue;
+    if (pass.kind == math::Pass::order) {
+      math::Selection found[math::kRanks];
+      for (math::Selection& selection : found) {
+        selection = {static_cast<std::int32_t>(math::bits(1.35e-3F)), kLarge / 2};
+      }
+      for (int stream = 0; stream < pass.streams(rule); ++stream) {
+        std::uint64_t ranks[math::kRanks];
+        if (pass.ranks(rule, setup.facts, stream, ranks) == 0) continue;
+        pass.take_order(rule, stream, found, setup.facts);
+      }
+    } else if (pass.kind == math::Pass::fold) {
+      // Two tensors at a right angle; norms that ask for a factor of a half.
+      std::vector<double> sums(static_cast<std::size_t>(pass.sums(rule)), 0.0);
+      for (std::size_t i = 0; i < sums.size(); ++i) sums[i] = i % 2 == 0 ? 1.0 : 2.0;
+      (void)pass.take(rule, sums.data(), setup.facts);
+    }
+  }
+}
+
 template <math::Format f>
 Setup setup(const std::string& method, int models, double density) {
   Setup setup;
   math::Rule& rule = setup.work.rule;
   rule.method = math::find(method.c_str());
   const math::Method& m = math::method(rule.method);
-  rule.base = m.base != math::Base::ignored;
+  rule.base = m.card.base == math::Base::origin || m.card.base == math::Base::pivot ||
+              m.card.base == math::Base::optional;
   rule.sources = models - (rule.base ? 1 : 0);
   rule.elements = kLarge;
   rule.seed = 1;
-  if (m.formula == math::Formula::slerp) rule.globals[math::kTGlobal] = 0.35;
-  if (m.base == math::Base::origin) {
-    rule.globals[math::kLambdaGlobal] = 1.0;
-    rule.globals[math::kNormalizeGlobal] = m.formula == math::Formula::consensus ? 1.0 : 0.0;
-  }
-  if (m.formula == math::Formula::linear) rule.globals[math::kNormalizeGlobal] = 1.0;
+  math::set_defaults(rule);
+  (void)math::set_global(rule, "t", 0.35);
+  (void)math::set_global(rule, "rescale", 0.0);
   for (int s = 0; s < rule.sources; ++s) {
-    rule.locals[s][math::kWeightLocal] = 0.3 + 0.1 * s;
-    rule.locals[s][math::kDensityLocal] = density;
+    (void)math::set_local(rule, s, "weight", 0.3 + 0.1 * s);
+    (void)math::set_local(rule, s, "density", density);
     rule.stream[s] = mix(static_cast<std::uint64_t>(s));
   }
   const Dtype dtype = f == math::Format::f32   ? Dtype::f32
@@ -111,10 +135,8 @@ Setup setup(const std::string& method, int models, double density) {
   for (int i = 0; i < models; ++i) {
     setup.inputs.push_back(reinterpret_cast<const std::byte*>(model<f>(i).data()));
   }
-  // Median of |update|: about half of the elements survive; where, does not matter here.
-  std::vector<math::Selection> selections(math::kSources,
-                                          {math::bits(1.35e-3F), kLarge / 2, false});
-  setup.facts = math::prepare(rule, selections.data());
+  setup.facts = math::begin(rule);
+  measure(setup);
   return setup;
 }
 
@@ -131,6 +153,7 @@ void sweep(benchmark::State& state, const Setup& setup, std::uint64_t total, Bod
       chunk.first = first;
       chunk.count = static_cast<std::uint32_t>(std::min(kChunk, total - first));
       chunk.inputs = at.data();
+      chunk.facts = &setup.facts;
       body(chunk);
     }
   }
@@ -149,7 +172,7 @@ void apply(benchmark::State& state, const std::string& isa, const std::string& m
   Lines<std::byte> out(kChunk * math::width(f));
   Tally tally;
   sweep<f>(state, s, total, [&](const Chunk& chunk) {
-    const Backend::Item item{chunk, &s.facts, out.data(), &tally};
+    const Backend::Item item{chunk, out.data(), &tally};
     backend->apply({&item, 1});
   });
 }
@@ -159,14 +182,15 @@ template <math::Format f>
 void verify(benchmark::State& state, const std::string& isa, int models, float spread) {
   const Setup s = setup<f>("ties", models, 0.5);
   const std::unique_ptr<Backend> backend = cpu_backend(isa);
-  const std::vector<Bracket> brackets(
-      static_cast<std::size_t>(models - 1),
-      {math::bits(1.35e-3F * (1.0F - spread)), math::bits(1.35e-3F * (1.0F + spread))});
-  const std::vector<std::uint8_t> active(brackets.size(), 1);
+  std::vector<Bracket> brackets;
+  for (int stream = 0; stream < models - 1; ++stream) {
+    brackets.push_back({stream, static_cast<std::int32_t>(math::bits(1.35e-3F * (1.0F - spread))),
+                        static_cast<std::int32_t>(math::bits(1.35e-3F * (1.0F + spread)))});
+  }
   std::vector<Verdict> verdicts(brackets.size());
   std::uint64_t candidates = 0;
   sweep<f>(state, s, kLarge, [&](const Chunk& chunk) {
-    backend->verify(chunk, brackets, active, 65536, verdicts);
+    backend->verify(chunk, 0, brackets, 65536, verdicts);
     candidates += verdicts[0].between.size();
   });
   state.counters["candidates"] = static_cast<double>(candidates) /
@@ -180,7 +204,7 @@ template <math::Format f>
 void select(benchmark::State& state, const std::string& isa, unsigned threads) {
   const Setup s = setup<f>("ties", 2, 0.5);
   const std::unique_ptr<Backend> backend = cpu_backend(isa);
-  const auto visit = [&](Selector& selector, std::uint32_t index) {
+  const auto visit = [&](Measuring& measuring, std::uint32_t index) {
     const std::uint64_t first = index * kChunk;
     const std::byte* const at[] = {s.inputs[0] + first * math::width(f),
                                    s.inputs[1] + first * math::width(f)};
@@ -189,22 +213,23 @@ void select(benchmark::State& state, const std::string& isa, unsigned threads) {
     chunk.first = first;
     chunk.count = static_cast<std::uint32_t>(std::min(kChunk, kLarge - first));
     chunk.inputs = at;
-    selector.visit(*backend, chunk);
+    measuring.visit(*backend, chunk);
   };
+  const std::string name = "weight";
   for (auto _ : state) {
-    Selector selector(s.work, false);
-    while (selector.step() != Selector::Step::done) {
-      const std::vector<std::uint32_t> chunks = selector.chunks();
+    Measuring measuring(s.work.rule, name, false);
+    while (!measuring.done()) {
+      const std::vector<std::uint32_t> chunks = measuring.chunks();
       std::vector<std::thread> others;
       const auto share = [&](std::size_t from) {
-        for (std::size_t i = from; i < chunks.size(); i += threads) visit(selector, chunks[i]);
+        for (std::size_t i = from; i < chunks.size(); i += threads) visit(measuring, chunks[i]);
       };
       for (unsigned t = 1; t < threads; ++t) others.emplace_back(share, t);
       share(0);
       for (std::thread& other : others) other.join();
-      selector.advance();
+      measuring.advance();
     }
-    benchmark::DoNotOptimize(selector.result().data());
+    benchmark::DoNotOptimize(measuring.known().facts.data());
   }
   const double elements = static_cast<double>(state.iterations()) * static_cast<double>(kLarge);
   state.counters["elements"] = benchmark::Counter(elements, benchmark::Counter::kIsRate);
@@ -212,14 +237,21 @@ void select(benchmark::State& state, const std::string& isa, unsigned threads) {
                                             benchmark::Counter::kIsRate);
 }
 
+// The sums of a method's first fold.
 template <math::Format f>
 void fold(benchmark::State& state, const std::string& isa, const std::string& method, int models) {
   Setup s = setup<f>(method, models, 0.5);
-  s.work.rule.globals[math::kRescaleGlobal] = method == "slerp" ? 0.0 : 1.0;
+  (void)math::set_global(s.work.rule, "rescale", 1.0);
+  s.facts = math::begin(s.work.rule);
+  measure(s);
+  const auto& passes = math::method(s.work.rule.method).passes;
+  int pass = 0;
+  while (passes[static_cast<std::size_t>(pass)].kind != math::Pass::fold) ++pass;
   const std::unique_ptr<Backend> backend = cpu_backend(isa);
-  std::vector<double> tiles(static_cast<std::size_t>(math::needs(s.work.rule).folds) *
-                            (kChunk / kFoldTile));
-  sweep<f>(state, s, kLarge, [&](const Chunk& chunk) { backend->fold(chunk, s.facts, tiles); });
+  std::vector<double> tiles(
+      static_cast<std::size_t>(passes[static_cast<std::size_t>(pass)].sums(s.work.rule)) *
+      (kChunk / math::kTile));
+  sweep<f>(state, s, kLarge, [&](const Chunk& chunk) { backend->fold(chunk, pass, tiles); });
 }
 
 // Reads `models` tensors in step, as the merges do.

@@ -1,4 +1,4 @@
-// The CPU backend: chunks go through the loops of tile.cpp on the caller's thread.
+// The CPU backend: chunks go through the loops of tile.hpp on the caller's thread.
 #include "ingot/backend.hpp"
 
 #include <fmt/format.h>
@@ -15,7 +15,7 @@
 #include "cpu/isa.hpp"
 #include "ingot/error.hpp"
 #include "ingot/linalg.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/list.hpp"
 
 namespace ingot {
 
@@ -66,7 +66,11 @@ class View {
     for (std::size_t i = 0; i < work.inputs.size(); ++i) {
       inputs_[i] = {chunk.inputs[i], format_of(work.inputs[i])};
     }
-    run_ = {inputs_.data(), work.rule.base, work.rule.sources, chunk.first, chunk.count};
+    const math::Rule& rule = work.rule;
+    const math::LineShape shape =
+        math::line_shape(rule, math::method(rule.method).lines(rule));
+    run_ = {inputs_.data(), rule.base, rule.sources, chunk.first, chunk.count,
+            chunk.facts->data(), shape, chunk.lines};
   }
   View(const View&) = delete;
   View& operator=(const View&) = delete;
@@ -77,6 +81,34 @@ class View {
   std::array<Input, math::kSources + 1> inputs_;
   Run run_;
 };
+
+// The groups of sums of a pass of the method M.
+template <class M, class... P>
+std::vector<math::Group> groups_of(const math::Rule& rule, int pass, math::List<P...>) {
+  std::vector<math::Group> groups;
+  [[maybe_unused]] int at = 0;
+  [[maybe_unused]] const auto one = [&]<class Some>() {
+    if constexpr (Some::kPass != math::Pass::order) {
+      if (at == pass) {
+        for (int n = 0; n < Some::groups(rule); ++n) groups.push_back(Some::group(rule, n));
+      }
+    }
+    ++at;
+  };
+  (one.template operator()<P>(), ...);
+  return groups;
+}
+std::vector<math::Group> groups_of(const math::Rule& rule, int pass) {
+  std::vector<math::Group> groups;
+  math::with_method(rule.method, [&]<class M>() {
+    groups = groups_of<M>(rule, pass, typename M::Passes{});
+  });
+  return groups;
+}
+
+const math::PassInfo& pass_of(const math::Rule& rule, int pass) {
+  return math::method(rule.method).passes[static_cast<std::size_t>(pass)];
+}
 
 class Staged final : public Factors {
  public:
@@ -113,70 +145,74 @@ class Cpu final : public Backend {
   std::unique_ptr<Residence> reside(const Work&) override { return nullptr; }
   void admit(const Chunk&) override {}
 
-  void sample(const Chunk& chunk, std::uint32_t stride,
-              std::span<std::vector<std::uint32_t>> keys) override {
+  void sample(const Chunk& chunk, int pass, std::span<const int> streams, std::uint32_t stride,
+              std::span<std::vector<std::int32_t>> keys) override {
     const Arithmetic exact;
     const View view(chunk);
-    std::array<std::uint32_t, math::kSampled> run;
+    const math::Rule& rule = chunk.work->rule;
+    const Keys loop = tiles_.keys(rule.method, pass);
+    std::array<std::int32_t, math::kSampled> run;
     stride = std::max(stride, math::kSampled);
     for (std::uint64_t window = 0; window < chunk.count; window += stride) {
       const auto length =
           static_cast<std::uint32_t>(std::min<std::uint64_t>(stride, chunk.count - window));
       const std::uint32_t n = std::min(math::kSampled, length);
       const std::uint32_t shift = math::sampled(chunk.first + window, length, n);
-      for (std::size_t s = 0; s < keys.size(); ++s) {
-        tiles_.keys(view.run(), static_cast<int>(s), static_cast<std::uint32_t>(window) + shift, n,
-                    run.data());
+      for (std::size_t s = 0; s < streams.size(); ++s) {
+        loop(view.run(), pass_of(rule, pass).source(streams[s]),
+             static_cast<std::uint32_t>(window) + shift, n, run.data());
         keys[s].insert(keys[s].end(), run.begin(), run.begin() + n);
       }
     }
   }
 
-  void verify(const Chunk& chunk, std::span<const Bracket> brackets,
-              std::span<const std::uint8_t> active, std::uint32_t limit,
+  void verify(const Chunk& chunk, int pass, std::span<const Bracket> brackets, std::uint32_t limit,
               std::span<Verdict> verdicts) override {
     const Arithmetic exact;
     const View view(chunk);
-    std::array<Window, math::kSources> windows;
-    std::array<Census, math::kSources> census;
+    const math::Rule& rule = chunk.work->rule;
+    std::vector<Window> windows(brackets.size());
+    std::vector<Census> census(brackets.size());
     // Room for all that may be found, of which little is touched.
     std::vector<std::unique_ptr<Found[]>> found(brackets.size());
-    for (std::size_t s = 0; s < brackets.size(); ++s) {
-      windows[s] = {brackets[s].low, brackets[s].high};
-      if (active[s] == 0 || brackets[s].low == brackets[s].high) continue;
-      census[s].room = std::min(limit, chunk.count);
-      found[s] = std::make_unique_for_overwrite<Found[]>(census[s].room);
-      census[s].found = found[s].get();
+    for (std::size_t b = 0; b < brackets.size(); ++b) {
+      windows[b] = {brackets[b].stream, pass_of(rule, pass).source(brackets[b].stream),
+                    brackets[b].low, brackets[b].high};
+      if (brackets[b].low == brackets[b].high) continue;
+      census[b].room = std::min(limit, chunk.count);
+      found[b] = std::make_unique_for_overwrite<Found[]>(census[b].room);
+      census[b].found = found[b].get();
     }
-    tiles_.verify(view.run(), windows.data(), active.data(), census.data());
-    for (std::size_t s = 0; s < brackets.size(); ++s) {
-      Verdict& verdict = verdicts[s];
-      verdict = {census[s].above, census[s].at_high, census[s].at_low, {}, false};
-      verdict.overflowed = census[s].between > limit;
-      const std::uint32_t stored = std::min(census[s].between, census[s].room);
+    tiles_.count(rule.method, pass)(view.run(), windows.data(), static_cast<int>(windows.size()),
+                                    census.data());
+    for (std::size_t b = 0; b < brackets.size(); ++b) {
+      Verdict& verdict = verdicts[b];
+      verdict = {census[b].above, census[b].at_high, census[b].at_low, {}, false};
+      verdict.overflowed = census[b].between > limit;
+      const std::uint32_t stored = std::min(census[b].between, census[b].room);
       verdict.between.reserve(stored);
       for (std::uint32_t i = 0; i < stored; ++i) {
-        verdict.between.push_back({found[s][i].key, found[s][i].index});
+        verdict.between.push_back({found[b][i].key, found[b][i].index});
       }
     }
   }
 
-  void histogram(const Chunk& chunk, int source, const std::uint32_t* prefix,
+  void histogram(const Chunk& chunk, int pass, int stream, const std::int32_t* prefix,
                  std::span<std::uint64_t> counts) override {
-    each_key(chunk, source, [&](std::uint32_t, std::uint32_t key) {
+    each_key(chunk, pass, stream, [&](std::uint32_t, std::int32_t key) {
       if (prefix == nullptr) {
-        ++counts[key >> 16];
+        ++counts[static_cast<std::size_t>((key >> 16) + 32768)];
       } else if (key >> 16 == *prefix) {
-        ++counts[key & 0xffffu];
+        ++counts[static_cast<std::size_t>(key & 0xffff)];
       }
       return true;
     });
   }
 
-  std::uint32_t locate(const Chunk& chunk, int source, std::uint32_t key,
+  std::uint32_t locate(const Chunk& chunk, int pass, int stream, std::int32_t key,
                        std::uint32_t n) override {
     std::uint32_t place = chunk.count;
-    each_key(chunk, source, [&](std::uint32_t index, std::uint32_t found) {
+    each_key(chunk, pass, stream, [&](std::uint32_t index, std::int32_t found) {
       if (found != key || n-- != 0) return true;
       place = index;
       return false;
@@ -185,13 +221,14 @@ class Cpu final : public Backend {
     return place;
   }
 
-  void fold(const Chunk& chunk, const math::Facts& facts, std::span<double> tiles) override {
+  void fold(const Chunk& chunk, int pass, std::span<double> sums) override {
     const Arithmetic exact;
     const View view(chunk);
     const math::Rule& rule = chunk.work->rule;
-    std::vector<math::Term> terms;
-    for (int t = 0; t < math::needs(rule).folds; ++t) terms.push_back(math::term(rule, t));
-    tiles_.fold(view.run(), facts, terms.data(), static_cast<int>(terms.size()), tiles.data());
+    const std::vector<math::Group> groups = groups_of(rule, pass);
+    const auto number = static_cast<std::size_t>(pass_of(rule, pass).sums(rule));
+    tiles_.fold(rule.method, pass)(view.run(), groups.data(), static_cast<int>(groups.size()),
+                                   number == 0 ? 0 : sums.size() / number, sums.data());
   }
 
   void apply(std::span<const Item> items) override {
@@ -200,8 +237,8 @@ class Cpu final : public Backend {
       const View view(item.chunk);
       const Work& work = *item.chunk.work;
       Counts counts;
-      tiles_.apply(view.run(), *item.facts, format_of(work.output), work.overflow, item.output,
-                   counts);
+      tiles_.apply(work.rule.method)(view.run(), format_of(work.output), work.overflow, item.output,
+                                     counts);
       if (item.tally == nullptr) continue;
       for (int s = 0; s < math::kSources; ++s) item.tally->kept[s] += counts.kept[s];
       item.tally->conflicts += counts.conflicts;
@@ -236,13 +273,16 @@ class Cpu final : public Backend {
  private:
   // Calls body(index, key) in order until it returns false.
   template <class Body>
-  void each_key(const Chunk& chunk, int source, Body body) {
+  void each_key(const Chunk& chunk, int pass, int stream, Body body) {
     const Arithmetic exact;
     const View view(chunk);
-    alignas(64) std::array<std::uint32_t, kStep> keys;
+    const math::Rule& rule = chunk.work->rule;
+    const Keys loop = tiles_.keys(rule.method, pass);
+    const int source = pass_of(rule, pass).source(stream);
+    alignas(64) std::array<std::int32_t, kStep> keys;
     for (std::uint32_t from = 0; from < chunk.count; from += kStep) {
       const std::uint32_t n = std::min(kStep, chunk.count - from);
-      tiles_.keys(view.run(), source, from, n, keys.data());
+      loop(view.run(), source, from, n, keys.data());
       for (std::uint32_t e = 0; e < n; ++e) {
         if (!body(from + e, keys[e])) return;
       }

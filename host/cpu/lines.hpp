@@ -11,7 +11,7 @@ namespace {
 // The facts of each element's line; nothing at all for methods that read none.
 template <int facts>
 struct LineFacts {
-  alignas(64) double fact[facts][kStep];
+  alignas(64) double fact[static_cast<std::size_t>(facts)][kStep];
 
   // For elements [from, from + n) of a run.
   void fill(const Run& run, std::uint32_t from, std::uint32_t n) {

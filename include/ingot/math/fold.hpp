@@ -34,7 +34,7 @@ struct Column {
 
 // What surrounds an element where a term adds it.
 struct Here {
-  std::uint64_t index = 0;       // in the whole tensor
+  std::uint64_t index = 0;       // place of the element in the whole tensor
   float common = 0.0F;           // what Pass::Common makes of all sources
   double line[kLineFacts] = {};  // facts of the element's line so far
 };
