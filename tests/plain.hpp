@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "ingot/math/fold.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 
 namespace ingot::test {
 

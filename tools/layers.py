@@ -12,9 +12,9 @@ import sys
 ROOT = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parents[1])
 
 CORE = "core"  # error dtype progress shape tensor text version
-SEAMS = "seams"  # store recipe adapter linalg backend derived cards
+SEAMS = "seams"  # store recipe adapter linalg backend derived cards facts methods
 HEADERS = {CORE: "error dtype progress shape tensor text version",
-           SEAMS: "store recipe adapter linalg backend derived cards",
+           SEAMS: "store recipe adapter linalg backend derived cards facts methods",
            "plan": "plan", "merge": "merge"}
 
 # What a layer may include beside itself.

@@ -11,7 +11,7 @@
 #include "adapter/solve.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/error.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "ingot/plan.hpp"
 #include "measure/measure.hpp"
 #include "store/values.hpp"

@@ -11,7 +11,7 @@
 #include "engine/staging.hpp"
 #include "engine/supply.hpp"
 #include "ingot/linalg.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "ingot/merge.hpp"
 
 namespace ingot {

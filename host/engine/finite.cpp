@@ -10,7 +10,7 @@
 #include "engine/supply.hpp"
 #include "ingot/error.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "store/values.hpp"
 
 namespace ingot {

@@ -7,7 +7,7 @@
 
 #include "engine/finite.hpp"
 #include "engine/supply.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "store/ring.hpp"
 
 namespace ingot {

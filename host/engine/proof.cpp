@@ -15,7 +15,7 @@
 #include "engine/finite.hpp"
 #include "engine/supply.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "store/values.hpp"
 
 namespace ingot {
@@ -640,7 +640,9 @@ class Reading final : public math::Teller {
       }
       of = &entry_.at("sources").at(at);
     }
-    return of->is_object() && of->contains(name) ? &of->at(name) : nullptr;
+    if (!of->is_object() || !of->contains("measured")) return nullptr;
+    const Json& measured = of->at("measured");
+    return measured.is_object() && measured.contains(name) ? &measured.at(name) : nullptr;
   }
   static bool read(const Json* at, double& value) {
     if (at == nullptr || !at->is_string()) return false;
@@ -654,22 +656,6 @@ class Reading final : public math::Teller {
   std::size_t skip_;
 };
 
-// Notes the names of facts.
-class Naming final : public math::Teller {
- public:
-  FactNames names;
-
-  bool number(const char* name, int source, int, double&) override { return note(name, source); }
-  bool key(const char* name, int source, std::int32_t&) override { return note(name, source); }
-  bool count(const char* name, int source, std::uint64_t&) override { return note(name, source); }
-
- private:
-  bool note(const char* name, int source) {
-    (source < 0 ? names.of_tensor : names.of_sources).insert(name);
-    return true;
-  }
-};
-
 }  // namespace
 
 std::optional<math::Facts> facts_told(const math::Rule& rule, const Json& entry) {
@@ -681,13 +667,6 @@ std::optional<math::Facts> facts_told(const math::Rule& rule, const Json& entry)
   Reading reading(entry, rule.base ? 1 : 0);
   if (!method.tell(rule, facts, reading)) return std::nullopt;
   return facts;
-}
-
-FactNames fact_names(const math::Rule& rule) {
-  math::Facts facts = math::begin(rule);
-  Naming naming;
-  (void)math::method(rule.method).tell(rule, facts, naming);
-  return std::move(naming.names);
 }
 
 Proof prove(const Plan& plan, const Job& job, File& file, std::uint64_t place, bool all,

@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -46,12 +45,6 @@ struct Proof {
 // The facts of a rule as an entry of the receipt tells them, to the bit; nothing where it does not
 // tell all of them.
 [[nodiscard]] std::optional<math::Facts> facts_told(const math::Rule& rule, const Json& entry);
-
-// The names under which an entry of the receipt shows what was measured.
-struct FactNames {
-  std::set<std::string> of_tensor, of_sources;
-};
-[[nodiscard]] FactNames fact_names(const math::Rule& rule);
 
 // True if every derived operand of a job is of the exact class as the plan has it.
 [[nodiscard]] bool exact(const Plan& plan, const Job& job);

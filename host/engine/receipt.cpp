@@ -7,7 +7,7 @@
 
 #include <fmt/format.h>
 
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "ingot/text.hpp"
 #include "ingot/version.hpp"
 #include "plan/problems.hpp"
@@ -34,7 +34,7 @@ std::string hex(T x) {
   return fmt::format("{:a}", x);
 }
 
-// The facts of a tensor as its entry shows them.
+// The facts of a tensor as its entry shows them: under "measured" of the entry and of its sources.
 class Showing final : public math::Teller {
  public:
   Showing(Json& entry, std::size_t skip) : entry_(entry), skip_(skip) {}
@@ -59,7 +59,9 @@ class Showing final : public math::Teller {
 
  private:
   [[nodiscard]] Json& of(int source) {
-    return source < 0 ? entry_ : entry_["sources"][static_cast<std::size_t>(source) + skip_];
+    Json& whose =
+        source < 0 ? entry_ : entry_["sources"][static_cast<std::size_t>(source) + skip_];
+    return whose["measured"];
   }
 
   Json& entry_;
@@ -153,10 +155,12 @@ Json describe_plan(const Plan& plan, const Job& job) {
     } else if (merge) {
       const math::Method& method = math::method(rule.method);
       const std::size_t s = i - (rule.base ? 1 : 0);
+      Json locals = Json::object();
       int at = 0;
       for (const math::Parameter& p : method.parameters) {
-        if (p.scope != math::Scope::global) source[p.name] = number(rule.locals[s][at++]);
+        if (p.scope != math::Scope::global) locals[p.name] = number(rule.locals[s][at++]);
       }
+      if (!locals.empty()) source["parameters"] = std::move(locals);
     }
     sources.push_back(std::move(source));
   }

@@ -12,6 +12,7 @@
 #include "base/hash.hpp"
 #include "base/scan.hpp"
 #include "ingot/backend.hpp"
+#include "ingot/facts.hpp"
 #include "ingot/plan.hpp"
 
 namespace ingot {

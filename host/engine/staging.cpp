@@ -7,7 +7,7 @@
 
 #include "base/threads.hpp"
 #include "engine/supply.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 
 namespace ingot {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "store/values.hpp"
 
 namespace ingot {

@@ -25,7 +25,7 @@
 #include "engine/proof.hpp"
 #include "engine/receipt.hpp"
 #include "engine/supply.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "ingot/merge.hpp"
 #include "plan/layout.hpp"
 #include "store/header.hpp"
@@ -893,7 +893,6 @@ class Verifier {
       outcome.tally.kept[s] = kept == math::kUncounted ? 0 : kept;
     }
     Json expected = describe(*plan_, job, outcome);
-    const FactNames shown = merge ? fact_names(rule) : FactNames{};
     const auto adopt = [&](Json& ours, const Json& theirs, const char* key) {
       if (!ours.contains(key) || !theirs.contains(key) || !alike(ours[key], theirs[key])) return;
       ours[key] = theirs[key];
@@ -903,9 +902,7 @@ class Verifier {
       Json& ours = expected["sources"][k];
       const Json& theirs = entry.at("sources").at(k);
       const std::size_t skip = rule.base ? 1 : 0;
-      if (!seen.facts) {
-        for (const std::string& key : shown.of_sources) adopt(ours, theirs, key.c_str());
-      }
+      if (!seen.facts) adopt(ours, theirs, "measured");
       if (!seen.whole && k >= skip && !counted[k - skip] && sums_up(theirs, rule.elements)) {
         adopt(ours, theirs, "kept");
         adopt(ours, theirs, "dropped");
@@ -918,9 +915,7 @@ class Verifier {
         partial = true;
       }
     }
-    if (!seen.facts) {
-      for (const std::string& key : shown.of_tensor) adopt(expected, entry, key.c_str());
-    }
+    if (!seen.facts) adopt(expected, entry, "measured");
     if (merge && !seen.whole) {
       adopt(expected, entry, "conflicts");
       adopt(expected, entry, "largest_change");
@@ -952,6 +947,13 @@ class Verifier {
   // True if two values that need not be equal are of one form: whole numbers, or numbers in
   // hexadecimal.
   static bool alike(const Json& ours, const Json& theirs) {
+    if (ours.is_object()) {
+      bool all = theirs.is_object() && theirs.size() == ours.size();
+      for (const auto& [key, value] : ours.items()) {
+        all = all && theirs.contains(key) && alike(value, theirs.at(key));
+      }
+      return all;
+    }
     if (ours.is_array()) {
       bool all = theirs.is_array() && theirs.size() == ours.size();
       for (std::size_t i = 0; all && i < ours.size(); ++i) all = alike(ours[i], theirs[i]);

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "ingot/backend.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "measure/select.hpp"
 
 namespace ingot {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "ingot/backend.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 
 namespace ingot {
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "ingot/plan.hpp"
 #include "plan/problems.hpp"
 

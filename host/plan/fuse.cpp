@@ -16,7 +16,7 @@
 #include "base/clip.hpp"
 #include "base/hash.hpp"
 #include "ingot/adapter.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "plan/card.hpp"
 #include "plan/folder.hpp"
 #include "plan/peft.hpp"

@@ -11,7 +11,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "plan/card.hpp"
 #include "plan/folder.hpp"
 #include "plan/layout.hpp"

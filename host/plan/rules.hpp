@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "ingot/plan.hpp"
 #include "plan/problems.hpp"
 

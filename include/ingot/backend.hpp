@@ -20,6 +20,9 @@ namespace ingot {
 namespace linalg {
 class Solver;
 }
+namespace math {
+class Facts;
+}
 
 // Elements of a chunk: every chunk but a tensor's last has exactly this many, so a chunk starts at
 // a multiple of 1 MiB in every input and in the output, and of fold tiles (64 of math::kTile).

@@ -4,7 +4,7 @@
 
 #include <string_view>
 
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 
 namespace ingot::math {
 

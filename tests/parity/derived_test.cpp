@@ -4,7 +4,7 @@
 
 #include "engine/supply.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/methods.hpp"
 #include "ingot/math/product.hpp"
 #include "merging.hpp"
 #include "store/header.hpp"

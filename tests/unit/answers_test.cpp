@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "base/hash.hpp"
-#include "ingot/math/dare.hpp"
+#include "ingot/math/parts/task.hpp"
 #include "ingot/math/philox.hpp"
 
 namespace ingot::test {

@@ -12,7 +12,7 @@
 #include "adapting.hpp"
 #include "base/hash.hpp"
 #include "ingot/error.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/methods.hpp"
 #include "merging.hpp"
 
 namespace ingot {

@@ -9,7 +9,7 @@
 #include <fmt/format.h>
 
 #include "base/hash.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/methods.hpp"
 #include "ingot/plan.hpp"
 #include "model.hpp"
 #include "support.hpp"
@@ -56,7 +56,13 @@ std::string inputs(const Plan& plan, const std::string& name) {
 }
 
 double weight(const Plan& plan, const std::string& name, int source) {
-  return find(plan, name)->work.rule.locals[source][math::kWeightLocal];
+  const math::Rule& rule = find(plan, name)->work.rule;
+  return rule.locals[source][math::local_place(math::method(rule.method), "weight")];
+}
+
+double normalized(const Plan& plan, const std::string& name) {
+  const math::Rule& rule = find(plan, name)->work.rule;
+  return rule.globals[math::global_place(math::method(rule.method), "normalize")];
 }
 
 std::string unused(const Plan& plan, const std::string& model, const std::string& tensor) {
@@ -619,8 +625,8 @@ TEST_F(PlanTest, FiltersSeeTheInputsNameForModelsAndTheOutputsForTheRest) {
   const std::string name = "model.layers.0.mlp.up_proj.weight";
   EXPECT_EQ(weight(p, name, 0), 5);
   EXPECT_EQ(weight(p, name, 1), 1);
-  EXPECT_EQ(find(p, name)->work.rule.globals[math::kNormalizeGlobal], 0);
-  EXPECT_EQ(find(p, "model.norm.weight")->work.rule.globals[math::kNormalizeGlobal], 1);
+  EXPECT_EQ(normalized(p, name), 0);
+  EXPECT_EQ(normalized(p, "model.norm.weight"), 1);
 }
 
 TEST_F(PlanTest, ParameterNamesAreKnownOrErrorsOrWaived) {

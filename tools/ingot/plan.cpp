@@ -12,7 +12,7 @@
 #include "console.hpp"
 #include "failure.hpp"
 #include "help.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "json.hpp"
 #include "probe.hpp"
 #include "progress.hpp"

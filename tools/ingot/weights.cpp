@@ -9,7 +9,7 @@
 #include <fmt/format.h>
 
 #include "help.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "model.hpp"
 #include "size.hpp"
 

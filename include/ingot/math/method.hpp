@@ -17,11 +17,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <new>
-#include <span>
-#include <type_traits>
-#include <vector>
 
 #include "ingot/math/key.hpp"
 #include "ingot/math/rule.hpp"
@@ -114,8 +109,8 @@ struct Name {
 namespace detail {
 
 // The place of a parameter among those of its scope, -1 if there is none.
-template <std::size_t N>
-consteval int place(std::span<const Parameter> parameters, const Name<N>& name, bool global) {
+template <std::size_t N, std::size_t P>
+consteval int place(const Parameter (&parameters)[P], const Name<N>& name, bool global) {
   int at = 0;
   for (const Parameter& p : parameters) {
     if ((p.scope == Scope::global) != global) continue;
@@ -177,9 +172,9 @@ namespace detail {
 // Where the parts of facts lie, each at a multiple of 16 bytes.
 template <class Lens, class Combine>
 struct Layout {
-  static_assert(std::is_trivially_copyable_v<typename Combine::Facts> &&
-                std::is_trivially_copyable_v<typename Lens::Facts> &&
-                std::is_trivially_copyable_v<typename Combine::Source>);
+  static_assert(__is_trivially_copyable(typename Combine::Facts) &&
+                __is_trivially_copyable(typename Lens::Facts) &&
+                __is_trivially_copyable(typename Combine::Source));
   INGOT_HD static std::size_t aligned(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
   INGOT_HD static std::size_t lens() { return aligned(sizeof(typename Combine::Facts)); }
   INGOT_HD static std::size_t source(int sources) {
@@ -202,50 +197,6 @@ template <class Lens, class Combine>
           reinterpret_cast<const typename Combine::Source*>(data + Layout::source(sources)),
           sources};
 }
-
-// Facts without their type, for the engine, which moves them and does not look inside: as many
-// bytes as the method and its number of sources need.
-class Facts {
- public:
-  // Room for the facts of a method, each as its type's defaults say.
-  template <class Lens, class Combine>
-  [[nodiscard]] static Facts of(int sources) {
-    Facts facts;
-    facts.sources_ = sources;
-    facts.blocks_.resize(detail::Layout<Lens, Combine>::bytes(sources) / sizeof(Block));
-    const View<Lens, Combine> view = facts.view<Lens, Combine>();
-    new (view.whole) typename Combine::Facts();
-    for (int s = 0; s < sources; ++s) {
-      new (view.lens + s) typename Lens::Facts();
-      new (view.source + s) typename Combine::Source();
-    }
-    return facts;
-  }
-
-  template <class Lens, class Combine>
-  [[nodiscard]] View<Lens, Combine> view() {
-    using Layout = detail::Layout<Lens, Combine>;
-    std::byte* data = blocks_.data()->bytes;
-    return {reinterpret_cast<typename Combine::Facts*>(data),
-            reinterpret_cast<typename Lens::Facts*>(data + Layout::lens()),
-            reinterpret_cast<typename Combine::Source*>(data + Layout::source(sources_)), sources_};
-  }
-  template <class Lens, class Combine>
-  [[nodiscard]] Known<Lens, Combine> known() const {
-    return math::known<Lens, Combine>(data(), sources_);
-  }
-
-  [[nodiscard]] int sources() const noexcept { return sources_; }
-  [[nodiscard]] const std::byte* data() const noexcept { return blocks_.data()->bytes; }
-  [[nodiscard]] std::size_t bytes() const noexcept { return blocks_.size() * sizeof(Block); }
-
- private:
-  struct alignas(16) Block {
-    std::byte bytes[16];
-  };
-  std::vector<Block> blocks_;
-  int sources_ = 0;
-};
 
 // ---- what a formula sees of an element ----------------------------------------------------------
 
@@ -326,8 +277,6 @@ struct Always {
   }
 };
 
-// ---- the list, without types --------------------------------------------------------------------
-
 // Names the facts of a tensor that were measured, for the receipt, and takes them back from one. A
 // number that comes back is the same to the bit.
 class Teller {
@@ -339,47 +288,5 @@ class Teller {
   virtual bool key(const char* name, int source, std::int32_t& key) = 0;  // shown as |x|
   virtual bool count(const char* name, int source, std::uint64_t& value) = 0;
 };
-
-// A pass as the engine drives it.
-struct PassInfo {
-  Pass kind = Pass::fold;
-  bool (*wanted)(const Rule&, const Facts&) = nullptr;
-  // fold, lines: how many sums, of what they start and how two are joined.
-  int (*sums)(const Rule&) = nullptr;
-  double start = 0;
-  double (*join)(double, double) = nullptr;
-  // What the sums of the tensor say; a reason why the tensor cannot be merged, or null.
-  const char* (*take)(const Rule&, const double* sums, Facts&) = nullptr;
-  // lines: the facts [first_fact, first_fact + facts) of a line from its sums.
-  int first_fact = 0, facts = 0;
-  void (*take_line)(const Rule&, const double* sums, double* facts) = nullptr;
-  // order: streams of keys, the ranks wanted of each (at most kRanks, from 1, ascending), and what
-  // was found.
-  int (*streams)(const Rule&) = nullptr;
-  int (*ranks)(const Rule&, const Facts&, int stream, std::uint64_t* ranks) = nullptr;
-  void (*take_order)(const Rule&, int stream, const Selection*, Facts&) = nullptr;
-  // order: the source whose key a stream is, -1 if it is of all sources.
-  int (*source)(int stream) = nullptr;
-};
-
-struct Method {
-  Card card;
-  std::span<const Parameter> parameters;
-  std::span<const PassInfo> passes;
-  int line_facts = 0;                     // facts of each line that its formula or passes read
-  Lines (*lines)(const Rule&) = nullptr;  // what a line is
-  bool masks = false;                     // its lens drops elements
-  bool random = false;                    // at random: the result depends on Rule::seed
-  bool propagates = false;                // an input that is not finite makes an output that is not
-  Facts (*begin)(const Rule&) = nullptr;
-  // Why a rule cannot be run, beyond what every method asks; null for a sound rule.
-  const char* (*invalid)(const Rule&) = nullptr;
-  // How many elements of a source the mask keeps; kUncounted where chance decides.
-  std::uint64_t (*kept)(const Rule&, int source) = nullptr;
-  // True where the result is the one input as it is: the tensor can be copied.
-  bool (*identity)(const Rule&) = nullptr;
-  bool (*tell)(const Rule&, Facts&, Teller&) = nullptr;
-};
-inline constexpr std::uint64_t kUncounted = ~std::uint64_t{0};
 
 }  // namespace ingot::math
