@@ -118,7 +118,7 @@ struct Merge {
     unpack(words, source_of(job.tensor, s).format, x);
     [[maybe_unused]] const unsigned kept =
         see<Lens>(known.lens[s], job.tensor.first + pack * kPack, base, x);
-    if constexpr (counted && Lens::kDelta) tally.keep(s, kept & bits);
+    if constexpr (counted && Lens::kMask != math::Mask::none) tally.keep(s, kept & bits);
   }
 };
 
@@ -156,7 +156,7 @@ constexpr std::array<Kernels, sizeof...(M)> table(math::List<M...>) {
   return {kernels<M>(std::make_integer_sequence<unsigned, kHeld + 1>{})...};
 }
 // By method and number of sources. Methods of one lens and combine have the same kernels.
-const std::array<Kernels, math::kMethodCount> kKernels = table(math::Methods{});
+const std::array<Kernels, math::Methods::size> kKernels = table(math::Methods{});
 
 }  // namespace
 

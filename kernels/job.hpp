@@ -51,7 +51,7 @@ struct Tensor {
 
 // What became of a job's task vectors; sums and a maximum of integers, so the order is free.
 struct Counts {
-  unsigned long long kept[math::kSources];
+  unsigned long long kept[math::kSources];  // not counted where the method has no mask
   unsigned long long conflicts;
   unsigned change;  // bits; any NaN is the canonical one
 };

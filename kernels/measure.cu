@@ -62,11 +62,13 @@ constexpr Pass pass() {
 }
 
 // Most passes of a method.
-constexpr std::size_t kPasses = [] {
-  std::size_t most = 0;
-  for (const math::Method& m : math::kMethods) most = m.passes.size() > most ? m.passes.size() : most;
-  return most;
-}();
+template <class... M>
+constexpr std::size_t most_passes(math::List<M...>) {
+  int most = 0;
+  ((most = M::Passes::size > most ? M::Passes::size : most), ...);
+  return static_cast<std::size_t>(most);
+}
+constexpr std::size_t kPasses = most_passes(math::Methods{});
 
 using Row = std::array<Pass, kPasses>;
 template <class M, class... P>
@@ -77,7 +79,7 @@ template <class... M>
 constexpr std::array<Row, sizeof...(M)> table(math::List<M...>) {
   return {row<M>(typename M::Passes{})...};
 }
-const std::array<Row, math::kMethodCount> kTable = table(math::Methods{});
+const std::array<Row, math::Methods::size> kTable = table(math::Methods{});
 
 const Pass& pass_of(int method, int pass) {
   return kTable[static_cast<std::size_t>(method)][static_cast<std::size_t>(pass)];

@@ -35,11 +35,13 @@ constexpr Kernels kernels() {
 }
 
 // Most passes of a method.
-constexpr std::size_t kPasses = [] {
-  std::size_t most = 0;
-  for (const math::Method& m : math::kMethods) most = m.passes.size() > most ? m.passes.size() : most;
-  return most;
-}();
+template <class... M>
+constexpr std::size_t most_passes(math::List<M...>) {
+  int most = 0;
+  ((most = M::Passes::size > most ? M::Passes::size : most), ...);
+  return static_cast<std::size_t>(most);
+}
+constexpr std::size_t kPasses = most_passes(math::Methods{});
 
 using Row = std::array<Kernels, kPasses>;
 template <class M, class... P>
@@ -50,7 +52,7 @@ template <class... M>
 constexpr std::array<Row, sizeof...(M)> table(math::List<M...>) {
   return {row<M>(typename M::Passes{})...};
 }
-const std::array<Row, math::kMethodCount> kKernels = table(math::Methods{});
+const std::array<Row, math::Methods::size> kKernels = table(math::Methods{});
 
 const Kernels& kernels_of(const Ordering& of) {
   return kKernels[static_cast<std::size_t>(of.method)][static_cast<std::size_t>(of.pass)];

@@ -102,18 +102,8 @@ struct PassTable;
 template <class M, class... P>
 struct PassTable<M, List<P...>> {
   static constexpr int size = sizeof...(P);
-  static constexpr PassInfo table[size + 1] = {pass_info<M, P>()..., PassInfo{}};
+  static constexpr PassInfo table[sizeof...(P) + 1] = {pass_info<M, P>()..., PassInfo{}};
 };
-
-template <class M>
-constexpr int line_facts() {
-  if constexpr (requires { M::kLineFacts; }) {
-    static_assert(M::kLineFacts <= kLineFacts);
-    return M::kLineFacts;
-  } else {
-    return 0;
-  }
-}
 
 template <class M>
 constexpr Method describe() {

@@ -10,7 +10,7 @@
 
 #include "ingot/backend.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 #include "plain.hpp"
 #include "support.hpp"
 

@@ -22,6 +22,21 @@ using ViewOf = View<typename M::Lens, typename M::Combine>;
 template <class M>
 using KnownOf = Known<typename M::Lens, typename M::Combine>;
 
+namespace detail {
+
+// How many facts of each line a method's formula or passes read.
+template <class M>
+constexpr int line_facts() {
+  if constexpr (requires { M::kLineFacts; }) {
+    static_assert(M::kLineFacts <= kLineFacts);
+    return M::kLineFacts;
+  } else {
+    return 0;
+  }
+}
+
+}  // namespace detail
+
 // The index of a method's type.
 template <class M, class... All>
 [[nodiscard]] constexpr int index_in(List<All...>) {
