@@ -138,7 +138,7 @@ constexpr Kernel kernel() {
   static_assert(Combine::kHeld <= kHeld);
   constexpr unsigned held = Combine::kHeld < kMost<M> ? Combine::kHeld : kMost<M>;
   if constexpr (K == 0 ? held < kMost<M> || M::kCard.least == 0 : K <= held) {
-    return map_kernel<Merge<typename M::Lens, Combine, K, math::detail::line_facts<M>()>>;
+    return map_kernel<Merge<typename M::Lens, Combine, K, math::line_facts<M>()>>;
   } else {
     return nullptr;
   }

@@ -47,7 +47,7 @@ constexpr Pass pass() {
   Pass pass;
   if constexpr (P::kPass != math::Pass::order) {
     using Of = Adds<typename M::Lens, typename M::Combine, typename P::Terms, typename P::Common,
-                    Join<P>, math::detail::line_facts<M>()>;
+                    Join<P>, math::line_facts<M>()>;
     if constexpr (P::kPass == math::Pass::fold) {
       pass.tiles = fold_kernel<Of>;
     } else {

@@ -27,7 +27,7 @@ constexpr Kernels kernels() {
     // A key that takes any facts reads none: methods have its kernels in common.
     constexpr bool blind = requires { Key::key(math::None{}, 0.0F, math::At<float>{}); };
     using Whole = std::conditional_t<blind, math::None, typename M::Combine::Facts>;
-    using Of = Keys<Key, Whole, math::detail::line_facts<M>()>;
+    using Of = Keys<Key, Whole, math::line_facts<M>()>;
     return {sample_kernel<Of>, verify_kernel<Of>, histogram_kernel<Of>, match_kernel<Of>};
   } else {
     return {};

@@ -229,7 +229,7 @@ class Sweep {
 
  private:
   using Common = typename P::Common;
-  static constexpr int kFacts = math::detail::line_facts<M>();
+  static constexpr int kFacts = math::line_facts<M>();
 
   template <class... Term>
   static constexpr int sums_of(int term, math::List<Term...>) {

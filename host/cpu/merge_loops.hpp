@@ -264,7 +264,7 @@ struct Merges;
 template <class... M>
 struct Merges<math::List<M...>> {
   static constexpr Apply table[] = {
-      apply<typename M::Lens, typename M::Combine, math::detail::line_facts<M>()>...};
+      apply<typename M::Lens, typename M::Combine, math::line_facts<M>()>...};
 };
 
 }  // namespace

@@ -77,7 +77,7 @@ const typename M::Combine::Facts& whole_of(const Run& run) {
 // The keys of an order pass P of the method M.
 template <class M, class P>
 void keys(const Run& run, int source, std::uint32_t from, std::uint32_t n, std::int32_t* out) {
-  Around<math::detail::line_facts<M>()> around;
+  Around<math::line_facts<M>()> around;
   around.fill(run, from, n);
   key_step<M, P>(run, whole_of<M>(run), source, around, from, n, out);
 }
@@ -138,7 +138,7 @@ inline void count_window(const std::int32_t* __restrict keys, std::uint32_t from
 template <class M, class P>
 void count(const Run& run, const Window* windows, int number, Census* census) {
   const auto& whole = whole_of<M>(run);
-  Around<math::detail::line_facts<M>()> around;
+  Around<math::line_facts<M>()> around;
   alignas(64) std::int32_t keys[kStep];
   for (std::uint32_t from = 0; from < run.count; from += kStep) {
     const std::uint32_t n = smaller(kStep, run.count - from);

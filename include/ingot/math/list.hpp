@@ -22,11 +22,9 @@ using ViewOf = View<typename M::Lens, typename M::Combine>;
 template <class M>
 using KnownOf = Known<typename M::Lens, typename M::Combine>;
 
-namespace detail {
-
-// How many facts of each line a method's formula or passes read.
+// How many facts of its line an element's formula reads.
 template <class M>
-constexpr int line_facts() {
+[[nodiscard]] constexpr int line_facts() {
   if constexpr (requires { M::kLineFacts; }) {
     static_assert(M::kLineFacts <= kLineFacts);
     return M::kLineFacts;
@@ -34,8 +32,6 @@ constexpr int line_facts() {
     return 0;
   }
 }
-
-}  // namespace detail
 
 // The index of a method's type.
 template <class M, class... All>
