@@ -62,7 +62,7 @@ inline float decode(const std::byte* data, std::uint64_t i, Dtype dtype) {
 }
 
 // `count` stored elements: weights like a model's; one in `odd` any bit pattern at all, NaN,
-// infinities and subnormals among them. `near` gives values that a fine-tune would have: many equal
+// infinities and subnormals among them, and the NaN of the largest pattern. `near` gives values that a fine-tune would have: many equal
 // the base.
 inline std::vector<std::byte> elements(Random& random, std::uint64_t count, Dtype dtype,
                                        std::uint64_t odd,
@@ -76,7 +76,10 @@ inline std::vector<std::byte> elements(Random& random, std::uint64_t count, Dtyp
       x = random.below(4) == 0 ? (*near)[i] : (*near)[i] + step;
     }
     std::uint32_t word = encode(static_cast<float>(x), dtype);
-    if (odd != 0 && random.below(odd) == 0) word = static_cast<std::uint32_t>(random.next());
+    if (odd != 0 && random.below(odd) == 0) {
+      word = random.below(8) == 0 ? 0x7fffffffU >> (32 - 8 * width)
+                                  : static_cast<std::uint32_t>(random.next());
+    }
     std::memcpy(&bytes[i * width], &word, width);
   }
   return bytes;
