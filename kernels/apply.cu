@@ -18,10 +18,11 @@ namespace {
 template <class Lens, class Combine, unsigned K, int facts>
 struct Merge {
   static constexpr unsigned kSources = K;
-  // Whether so few numbers are held in registers that three blocks find room on a processor.
+  // How many blocks of it find room on a processor, by the numbers that are held in registers.
   static constexpr bool kLight =
       K == 1 || K == 2 || (Lens::kMask == math::Mask::none && !Lens::kDelta && Combine::kStages == 1);
-  static constexpr unsigned kBlocks = kLight ? 3 : 2;
+  static constexpr bool kHeavy = K == 0 && sizeof(typename Combine::template State<float>) > 24;
+  static constexpr unsigned kBlocks = kHeavy ? 1 : kLight ? 3 : 2;
 
   template <class Tally>
   __device__ __forceinline__ static void run(const Job& job, std::uint64_t pack, unsigned bits,

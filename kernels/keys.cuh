@@ -15,6 +15,10 @@ namespace ingot::gpu {
 // sources.
 template <class Key, class Whole, int facts>
 struct Keys {
+  // How many blocks of verify() a processor must have registers for. Left to a number of its own,
+  // ptxas spills some to reach it.
+  static constexpr unsigned kBlocks = Key::kSingle ? 3 : 2;
+
   // The keys of a pack; `base` as load_base() has it.
   __device__ __forceinline__ static void load(const Tensor& tensor, unsigned source,
                                               std::uint64_t pack, const float (&base)[kPack],

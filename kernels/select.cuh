@@ -40,9 +40,8 @@ inline constexpr unsigned kGroup = 4;
 // What a block counts for one bracket.
 enum Counter : unsigned { kAbove, kAtHigh, kAtLow, kBetween, kCounters };
 
-// Registers for three blocks: left to a number of its own, ptxas spills some to reach it.
 template <class Keys>
-static __global__ void __launch_bounds__(256, 3)
+static __global__ void __launch_bounds__(256, Keys::kBlocks)
     verify_kernel(const Tensor* tensors, std::uint64_t spans, const Bracket* brackets,
                   unsigned bracket_count, std::uint32_t limit, Census* census, Candidate* found,
                   Segment* segments) {

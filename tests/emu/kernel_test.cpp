@@ -115,7 +115,7 @@ class Shift final : public math::Teller {
   bool number(const char*, int, int, double&) override { return true; }
   bool key(const char*, int, std::int32_t&) override { return true; }
   bool count(const char* name, int, std::uint64_t& value) override {
-    if (std::string(name) == "cut") value += first_;
+    if (std::string(name).ends_with("cut")) value += first_;
     return true;
   }
 
