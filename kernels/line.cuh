@@ -8,7 +8,7 @@
 namespace ingot::gpu {
 
 // The facts of the line at `row` and `column` of the whole tensor; zeros where there are none.
-template <int facts>
+template <unsigned facts>
 __device__ __forceinline__ void line_facts(const LineTable& table, std::uint64_t row,
                                            std::uint64_t column,
                                            double (&line)[math::kLineFacts]) {
@@ -17,7 +17,7 @@ __device__ __forceinline__ void line_facts(const LineTable& table, std::uint64_t
       number >= table.first ? number - table.first : number + table.shape.count - table.first;
   if (table.facts == nullptr || n >= table.count) return;  // behind the last element
 #pragma unroll
-  for (int i = 0; i < facts; ++i) line[i] = table.facts[i * table.count + n];
+  for (unsigned i = 0; i < facts; ++i) line[i] = table.facts[i * table.count + n];
 }
 
 // The surroundings of the elements from `first` on, a few: a pack, or one. Nothing is computed that
