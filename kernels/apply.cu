@@ -14,13 +14,15 @@
 namespace ingot::gpu {
 namespace {
 
-// A formula over K sources, or over any number (K = 0). `facts` is how many facts of lines there are.
+// A formula over K sources, or over any number (K = 0). `facts` is how many facts of lines there
+// are.
 template <class Lens, class Combine, unsigned K, int facts>
 struct Merge {
   static constexpr unsigned kSources = K;
   // How many blocks of it find room on a processor, by the numbers that are held in registers.
   static constexpr bool kLight =
-      K == 1 || K == 2 || (Lens::kMask == math::Mask::none && !Lens::kDelta && Combine::kStages == 1);
+      K == 1 || K == 2 ||
+      (Lens::kMask == math::Mask::none && !Lens::kDelta && Combine::kStages == 1);
   static constexpr bool kHeavy = K == 0 && sizeof(typename Combine::template State<float>) > 24;
   static constexpr unsigned kBlocks = kHeavy ? 1 : kLight ? 3 : 2;
 
@@ -35,7 +37,8 @@ struct Merge {
     unsigned conflicts = 0;
     const auto finish = [&]<int of>(const State& state, unsigned j) {
       math::Note note;
-      out[j] = Combine::template finish<of, float>(state, *known.whole, places.at(j, base[j]), note);
+      out[j] =
+          Combine::template finish<of, float>(state, *known.whole, places.at(j, base[j]), note);
       if (note.conflict) conflicts |= 1U << j;
     };
 
@@ -46,7 +49,8 @@ struct Merge {
       for (unsigned s = 0; s < K; ++s) words[s] = fetch(source_of(tensor, s), pack);
       load_base(tensor, pack, base);
 #pragma unroll
-      for (unsigned s = 0; s < K; ++s) take<true>(job, known, s, pack, words[s], bits, base, seen[s], tally);
+      for (unsigned s = 0; s < K; ++s)
+        take<true>(job, known, s, pack, words[s], bits, base, seen[s], tally);
       with_form<Combine>(form, [&]<int of>() {
 #pragma unroll
         for (unsigned j = 0; j < kPack; ++j) {
@@ -74,8 +78,7 @@ struct Merge {
       if constexpr (K > 0) {
         Words words[K];
 #pragma unroll
-        for (unsigned s = 0; s < K; ++s)
-          words[s] = fetch(source_of(tensor, s), pack);
+        for (unsigned s = 0; s < K; ++s) words[s] = fetch(source_of(tensor, s), pack);
         load_base(tensor, pack, base);
 #pragma unroll
         for (unsigned s = 0; s < K; ++s) {

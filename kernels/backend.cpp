@@ -103,7 +103,8 @@ class Cuda final : public Backend {
     const std::uint64_t runs = (chunk.count + std::uint64_t{stride} - 1) / stride;
     const std::uint64_t each = runs * math::kSampled * sizeof(std::int32_t);
     Layout layout;
-    const Stage stage(chunk, layout, streams.size() * sizeof(int), sources_of(chunk, pass, streams));
+    const Stage stage(chunk, layout, streams.size() * sizeof(int),
+                      sources_of(chunk, pass, streams));
     const std::uint64_t list = layout.add(each * streams.size());
     Call call(lane_for(chunk));
     std::byte* memory = call.room(layout.bytes());
@@ -122,8 +123,8 @@ class Cuda final : public Backend {
     call.done();
   }
 
-  void verify(const Chunk& chunk, int pass, std::span<const Bracket> brackets,
-              std::uint32_t limit, std::span<Verdict> verdicts) override {
+  void verify(const Chunk& chunk, int pass, std::span<const Bracket> brackets, std::uint32_t limit,
+              std::span<Verdict> verdicts) override {
     for (std::size_t at = 0; at < brackets.size(); at += kBrackets) {
       const std::size_t some = std::min(kBrackets, brackets.size() - at);
       verify_some(chunk, pass, brackets.subspan(at, some), limit, verdicts.subspan(at, some));
@@ -521,8 +522,9 @@ class Cuda final : public Backend {
         }
       }
       call.moves(output_bytes(items[n]));
-      job.tensor = Description(chunk).write(call, operands, call.sent() + told_at + place.description,
-                                            sent + told_at + place.description, large + place.lines);
+      job.tensor =
+          Description(chunk).write(call, operands, call.sent() + told_at + place.description,
+                                   sent + told_at + place.description, large + place.lines);
       job.output = (place.small_output ? received : large) + place.output;
       job.format = format_of(chunk.work->output);
       job.overflow = chunk.work->overflow;

@@ -109,9 +109,8 @@ __device__ __forceinline__ float column_element(const Tensor& tensor,
 }
 template <class A>
 __device__ __forceinline__ float common_element(const Tensor& tensor,
-                                                const typename A::Known& known,
-                                                std::uint64_t index, float base,
-                                                const math::Here& here) {
+                                                const typename A::Known& known, std::uint64_t index,
+                                                float base, const math::Here& here) {
   using Common = typename A::Common;
   typename Common::State state;
   each_stage<Common>([&]<int stage>() {
@@ -160,8 +159,8 @@ __device__ __forceinline__ void fill(const Tensor& tensor, const typename A::Kno
 // Adds element `i` of a step that begins at `first` of the whole tensor to a lane.
 template <class A, class Term>
 __device__ __forceinline__ void add(const Tensor& tensor, const typename A::Known& known,
-                                    const math::Group& group, const Step& step,
-                                    std::uint64_t first, unsigned i, double* lane) {
+                                    const math::Group& group, const Step& step, std::uint64_t first,
+                                    unsigned i, double* lane) {
   float common = 0.0F;
   if constexpr (A::Common::kUsed) common = step.common[i];
   const auto number = [&](const math::Column& column, const float* numbers) {
@@ -203,7 +202,8 @@ static __global__ void __launch_bounds__(math::kLanes)
   INGOT_SHARED(double[math::kLanes], lanes);
   const detail::Step step = {a, b, common};
   const Tensor& tensor = *tensors;
-  const auto known = math::known<typename A::Lens, typename A::Combine>(tensor.facts, tensor.sources);
+  const auto known =
+      math::known<typename A::Lens, typename A::Combine>(tensor.facts, tensor.sources);
   for (std::uint64_t task = blockIdx.x; task < tiles * group_count; task += gridDim.x) {
     const std::uint64_t tile = task % tiles;
     const math::Group group = groups[task / tiles];
@@ -229,8 +229,8 @@ static __global__ void __launch_bounds__(math::kLanes)
   }
 }
 
-// Segments of rows of `width` elements that begin in [first, end), `first` a multiple of kTile: each
-// tile and each row begins one.
+// Segments of rows of `width` elements that begin in [first, end), `first` a multiple of kTile:
+// each tile and each row begins one.
 __device__ __forceinline__ std::uint64_t segments_before(std::uint64_t first, std::uint64_t end,
                                                          std::uint64_t width) {
   const auto multiples = [&](std::uint64_t of) {
@@ -252,7 +252,8 @@ static __global__ void __launch_bounds__(math::kLanes)
   INGOT_SHARED(double[math::kLanes], lanes);
   const detail::Step step = {a, b, common};
   const Tensor& tensor = *tensors;
-  const auto known = math::known<typename A::Lens, typename A::Combine>(tensor.facts, tensor.sources);
+  const auto known =
+      math::known<typename A::Lens, typename A::Combine>(tensor.facts, tensor.sources);
   const std::uint64_t width = tensor.line.shape.width;
   for (std::uint64_t task = blockIdx.x; task < tiles * group_count; task += gridDim.x) {
     const math::Group group = groups[task / tiles];
@@ -274,11 +275,12 @@ static __global__ void __launch_bounds__(math::kLanes)
           // This lane's first element from `at` on.
           const std::uint64_t skip = (threadIdx.x - (at - begin)) % math::kLanes;
           for (std::uint64_t e = at + skip; e < over; e += math::kLanes)
-            detail::add<A, Term>(tensor, known, group, step, from,
-                                 static_cast<unsigned>(e - from), lane);
+            detail::add<A, Term>(tensor, known, group, step, from, static_cast<unsigned>(e - from),
+                                 lane);
           if (over != stop && over != end) return;
           for (int n = 0; n < Term::kSums; ++n)
-            detail::join<A>(lanes, lane[n], math::lanes_of(static_cast<std::uint32_t>(over - begin)),
+            detail::join<A>(lanes, lane[n],
+                            math::lanes_of(static_cast<std::uint32_t>(over - begin)),
                             sums + (group.first + static_cast<unsigned>(n)) * segments + segment);
         });
         at = over;
@@ -299,7 +301,8 @@ static __global__ void __launch_bounds__(math::kLanes)
     columns_kernel(const Tensor* tensors, const math::Group* groups, unsigned group_count,
                    double* sums) {
   const Tensor& tensor = *tensors;
-  const auto known = math::known<typename A::Lens, typename A::Combine>(tensor.facts, tensor.sources);
+  const auto known =
+      math::known<typename A::Lens, typename A::Combine>(tensor.facts, tensor.sources);
   const std::uint64_t columns = tensor.line.shape.width;
   const std::uint64_t step = std::uint64_t{gridDim.x} * blockDim.x;
   for (std::uint64_t task = std::uint64_t{blockIdx.x} * blockDim.x + threadIdx.x;

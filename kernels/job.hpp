@@ -31,7 +31,8 @@ struct Operand {
 };
 
 // Facts of those lines of a tensor that its elements here lie in: fact i of the n-th of them at
-// facts[i * count + n]. The n-th is line `first + n`; behind the tensor's last line comes its first.
+// facts[i * count + n]. The n-th is line `first + n`; behind the tensor's last line comes its
+// first.
 struct LineTable {
   const double* facts = nullptr;  // null where no pass has made any
   std::uint64_t first = 0, count = 0;

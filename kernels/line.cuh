@@ -10,8 +10,7 @@ namespace ingot::gpu {
 // The facts of the line at `row` and `column` of the whole tensor; zeros where there are none.
 template <unsigned facts>
 __device__ __forceinline__ void line_facts(const LineTable& table, std::uint64_t row,
-                                           std::uint64_t column,
-                                           double (&line)[math::kLineFacts]) {
+                                           std::uint64_t column, double (&line)[math::kLineFacts]) {
   const std::uint64_t number = table.shape.lines == math::Lines::rows ? row : column;
   const std::uint64_t n =
       number >= table.first ? number - table.first : number + table.shape.count - table.first;

@@ -31,9 +31,9 @@ struct Pass {
 
 // Passes that join in one way have their kernels in common.
 template <class P>
-using Join = std::conditional_t<
-    std::is_base_of_v<math::Adding, P>, math::Adding,
-    std::conditional_t<std::is_base_of_v<math::Largest, P>, math::Largest, P>>;
+using Join =
+    std::conditional_t<std::is_base_of_v<math::Adding, P>, math::Adding,
+                       std::conditional_t<std::is_base_of_v<math::Largest, P>, math::Largest, P>>;
 
 template <class... Term>
 int sums_of(int term, math::List<Term...>) {
@@ -102,9 +102,8 @@ unsigned group_sums(int method, int pass, const math::Group& group) {
 
 std::uint64_t fold_places(const Folding& of) {
   if (pass_of(of.method, of.pass).tiles != nullptr) return tiles_of(of.count);
-  return of.shape.lines == math::Lines::rows
-             ? math::segments(of.first, of.count, of.shape.width)
-             : of.shape.count;
+  return of.shape.lines == math::Lines::rows ? math::segments(of.first, of.count, of.shape.width)
+                                             : of.shape.count;
 }
 
 // The number of threads is part of the shape of sums over tiles and rows.

@@ -10,9 +10,11 @@ namespace ingot::gpu {
 
 class Stream;
 
-// Enqueues some groups of a fold or lines pass, `pass` being its number among its method's: sum n at
+// Enqueues some groups of a fold or lines pass, `pass` being its number among its method's: sum n
+// at
 //   sums[n * places + place], places = fold_places() of the tensor's count elements.
-// `sums` counts from the first sum of the first group; all pointers are device memory. Does not wait.
+// `sums` counts from the first sum of the first group; all pointers are device memory. Does not
+// wait.
 struct Folding {
   int method = 0, pass = 0;
   const Tensor* tensor = nullptr;

@@ -43,7 +43,8 @@ class Scratch {
 
 }  // namespace
 
-void order(const Candidates& candidates, Candidate* ordered, std::byte* memory, const Stream& stream) {
+void order(const Candidates& candidates, Candidate* ordered, std::byte* memory,
+           const Stream& stream) {
   const std::uint64_t starts =
       aligned(candidates.brackets * candidates.spans * sizeof(std::uint32_t));
   Scratch scratch(memory + starts, order_bytes(candidates.brackets, candidates.spans) - starts);

@@ -43,7 +43,8 @@ struct Fetch {
 // `starts` has brackets * spans elements, wherever the policy's memory is.
 template <class Policy>
 void order(const Policy& policy, const Candidates& all, std::uint32_t* starts, Candidate* ordered) {
-  if (all.brackets * all.limit > 0x7fffffffU) fail(Code::internal, "a chunk of too many candidates");
+  if (all.brackets * all.limit > 0x7fffffffU)
+    fail(Code::internal, "a chunk of too many candidates");
   const thrust::counting_iterator<std::uint64_t> numbers(0);
   const auto counts = thrust::make_transform_iterator(numbers, Places{all});
   thrust::exclusive_scan(policy, counts,

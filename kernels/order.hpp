@@ -27,9 +27,10 @@ struct Candidates {
 }
 
 // Writes the candidates of all brackets one behind the other to `ordered`, which has places for
-// brackets * limit, fewer than 2^31: each bracket's by rising index, none of one that found more than
-// `limit`. Works in `memory`, order_bytes() of it. Does not wait. Throws Error{device}, and
+// brackets * limit, fewer than 2^31: each bracket's by rising index, none of one that found more
+// than `limit`. Works in `memory`, order_bytes() of it. Does not wait. Throws Error{device}, and
 // Error{internal} for more places.
-void order(const Candidates& candidates, Candidate* ordered, std::byte* memory, const Stream& stream);
+void order(const Candidates& candidates, Candidate* ordered, std::byte* memory,
+           const Stream& stream);
 
 }  // namespace ingot::gpu

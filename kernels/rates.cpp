@@ -240,9 +240,9 @@ class Bench {
     std::vector<Bracket> brackets(sources);
     for (unsigned s = 0; s < sources; ++s) {
       std::vector<std::int32_t> found((elements_ - (each / math::kSampled - 1) * stride) <
-                                               math::kSampled
-                                           ? each - math::kSampled
-                                           : each);
+                                              math::kSampled
+                                          ? each - math::kSampled
+                                          : each);
       check(cudaMemcpyAsync(found.data(), keys + s * each, found.size() * 4, cudaMemcpyDeviceToHost,
                             stream_.get()),
             "copying from it");

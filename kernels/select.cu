@@ -85,8 +85,8 @@ void histogram(const Ordering& of, int source, bool fine, std::int32_t prefix, u
          shape.threads, stream, of.tensor, rows, static_cast<unsigned>(source), fine, prefix, bins);
 }
 
-void match(const Ordering& of, int source, std::int32_t key, std::uint8_t* bits,
-           const Shape& shape, const Stream& stream) {
+void match(const Ordering& of, int source, std::int32_t key, std::uint8_t* bits, const Shape& shape,
+           const Stream& stream) {
   launch("finding a key", kernels_of(of).match,
          dim3(blocks_for(divide(divide(of.count, kPack), shape.threads), shape)), shape.threads,
          stream, of.tensor, static_cast<unsigned>(source), key, bits);

@@ -163,8 +163,8 @@ static __global__ void __launch_bounds__(256)
     for (unsigned j = 0; j < kPack; ++j) {
       const bool counted = (bits >> j & 1U) != 0 && (!fine || keys[j] >> 16 == prefix);
       const unsigned bin = !counted ? ~0U
-                           : fine  ? static_cast<unsigned>(keys[j]) & 0xffffU
-                                   : static_cast<unsigned>((keys[j] >> 16) + 32768);
+                           : fine   ? static_cast<unsigned>(keys[j]) & 0xffffU
+                                    : static_cast<unsigned>((keys[j] >> 16) + 32768);
       // Many elements share a bin: one lane adds for all that have the same.
       const unsigned same = __match_any_sync(0xffffffffU, bin);
       const bool first = (same & ((1U << threadIdx.x % 32) - 1)) == 0;

@@ -14,8 +14,8 @@ class Stream;
 inline constexpr unsigned kSpan = 8192;
 
 // The kernels of an order pass, `pass` being its number among its method's. Streams are named by
-// the source whose key they are; of a stream of all sources any number does. All pointers are device
-// memory; nothing here waits.
+// the source whose key they are; of a stream of all sources any number does. All pointers are
+// device memory; nothing here waits.
 struct Ordering {
   int method = 0, pass = 0;
   const Tensor* tensor = nullptr;
@@ -41,7 +41,7 @@ void histogram(const Ordering& of, int source, bool fine, std::int32_t prefix, u
                const Shape& shape, const Stream& stream);
 
 // Sets bit i of `bits` (ceil(count / 8) bytes) if the key of element i equals `key`.
-void match(const Ordering& of, int source, std::int32_t key, std::uint8_t* bits,
-           const Shape& shape, const Stream& stream);
+void match(const Ordering& of, int source, std::int32_t key, std::uint8_t* bits, const Shape& shape,
+           const Stream& stream);
 
 }  // namespace ingot::gpu

@@ -64,7 +64,9 @@ class Room final : public Residence {
   std::vector<std::uint64_t> offsets_;
 };
 
-[[nodiscard]] inline Room* room_of(const Chunk& chunk) { return static_cast<Room*>(chunk.residence); }
+[[nodiscard]] inline Room* room_of(const Chunk& chunk) {
+  return static_cast<Room*>(chunk.residence);
+}
 
 [[nodiscard]] inline std::uint64_t bytes_of(const Chunk& chunk, std::size_t input) {
   return std::uint64_t{chunk.count} * (bits(chunk.work->inputs[input]) / 8);
@@ -161,8 +163,8 @@ class Description {
 // A chunk on the device for kernels that measure: its inputs, the tensor, and what a pass is told.
 class Stage {
  public:
-  // Only the base and the sources with `wanted` are staged; all of them if it is empty. `more` bytes
-  // are sent behind the description.
+  // Only the base and the sources with `wanted` are staged; all of them if it is empty. `more`
+  // bytes are sent behind the description.
   Stage(const Chunk& chunk, Layout& layout, std::uint64_t more = 0,
         std::span<const std::uint8_t> wanted = {})
       : chunk_(chunk), description_(chunk), more_(more) {

@@ -12,7 +12,8 @@ template <class Walker, class Body>
 __device__ __forceinline__ void each_stage(Body&& body) {
   [&]<int... stage>(std::integer_sequence<int, stage...>) {
     (body.template operator()<stage>(), ...);
-  }(std::make_integer_sequence<int, Walker::kStages>{});
+  }
+  (std::make_integer_sequence<int, Walker::kStages>{});
 }
 
 // Calls body.template operator()<form>() with the form of a combine. The same for a whole block, so
@@ -21,7 +22,8 @@ template <class Combine, class Body>
 __device__ __forceinline__ void with_form(int form, Body&& body) {
   [&]<int... known>(std::integer_sequence<int, known...>) {
     (void)((known == form ? (body.template operator()<known>(), true) : false) || ...);
-  }(std::make_integer_sequence<int, Combine::kForms>{});
+  }
+  (std::make_integer_sequence<int, Combine::kForms>{});
 }
 
 }  // namespace ingot::gpu

@@ -125,7 +125,8 @@ void ask_pass(Backend& backend, const Chunk& chunk, int number, Answers& a) {
   a.bins.push_back(bins);
   const Verdict& first = verdicts[0];
   if (!first.overflowed && !first.between.empty())
-    a.places.push_back(backend.locate(chunk, number, brackets[0].stream, first.between.back().key, 0));
+    a.places.push_back(
+        backend.locate(chunk, number, brackets[0].stream, first.between.back().key, 0));
 }
 
 Answers ask(Backend& backend, const Case& c, bool reside) {
@@ -181,7 +182,8 @@ std::vector<Case> cases(std::uint64_t count, const std::vector<int>& numbers = {
       const int most = std::min(sources, test::most_sources(method));
       if (most < sources && sources != 3) continue;
       const Dtype dtype = test::kDtypes5[n % 5], output = test::kDtypes5[(n / 2 + n) % 5];
-      list.push_back(make({method.card.name, most, 0.4}, count, {dtype, Dtype::bf16}, output, n, 0));
+      list.push_back(
+          make({method.card.name, most, 0.4}, count, {dtype, Dtype::bf16}, output, n, 0));
       ++n;
     }
   return list;

@@ -62,8 +62,8 @@ inline float decode(const std::byte* data, std::uint64_t i, Dtype dtype) {
 }
 
 // `count` stored elements: weights like a model's; one in `odd` any bit pattern at all, NaN,
-// infinities and subnormals among them, and the NaN of the largest pattern. `near` gives values that a fine-tune would have: many equal
-// the base.
+// infinities and subnormals among them, and the NaN of the largest pattern. `near` gives values
+// that a fine-tune would have: many equal the base.
 inline std::vector<std::byte> elements(Random& random, std::uint64_t count, Dtype dtype,
                                        std::uint64_t odd,
                                        const std::vector<float>* near = nullptr) {
@@ -104,8 +104,8 @@ struct Case {
   // All of it, with what was measured, or elements that lie elsewhere in a larger tensor.
   [[nodiscard]] Chunk chunk(const std::vector<const std::byte*>& bytes,
                             std::uint64_t first = 0) const {
-    return {&work, first, static_cast<std::uint32_t>(count()), bytes.data(), nullptr, &facts,
-            lines.empty() ? nullptr : lines.data()};
+    return {&work,   first,  static_cast<std::uint32_t>(count()),   bytes.data(),
+            nullptr, &facts, lines.empty() ? nullptr : lines.data()};
   }
 };
 
@@ -161,8 +161,7 @@ inline void set_parameters(math::Rule& rule, const Recipe& recipe) {
       math::set_global(rule, p.name, value_of(p, recipe, 0));
       continue;
     }
-    for (int s = 0; s < rule.sources; ++s)
-      math::set_local(rule, s, p.name, value_of(p, recipe, s));
+    for (int s = 0; s < rule.sources; ++s) math::set_local(rule, s, p.name, value_of(p, recipe, s));
   }
 }
 
@@ -214,9 +213,8 @@ inline Case make(const Recipe& recipe, std::uint64_t count, const std::vector<Dt
   c.name = recipe.method + (rule.base ? " with a base" : "") + " of " +
            std::to_string(recipe.sources) + ", " + std::to_string(count) + " elements in rows of " +
            std::to_string(rule.width) + (recipe.flipped ? ", flags flipped" : "") +
-           ", first input " +
-           std::string(name(c.work.inputs.empty() ? output : c.work.inputs[0])) + ", output " +
-           std::string(name(output));
+           ", first input " + std::string(name(c.work.inputs.empty() ? output : c.work.inputs[0])) +
+           ", output " + std::string(name(output));
   Plain measured = measure(rule, numbers);
   c.facts = std::move(measured.facts);
   c.lines = std::move(measured.lines);

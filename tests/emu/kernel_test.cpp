@@ -175,8 +175,7 @@ void expect_apply(Backend& cpu, const Case& c, const Shape& shape, unsigned span
   EXPECT_TRUE(same(expected, output.read<std::byte>(), c.output_width()));
   const gpu::Counts found = counts.read<gpu::Counts>()[0];
   const bool masks = math::method(c.work.rule.method).masks;
-  for (int s = 0; s < math::kSources; ++s)
-    EXPECT_EQ(found.kept[s], masks ? tally.kept[s] : 0) << s;
+  for (int s = 0; s < math::kSources; ++s) EXPECT_EQ(found.kept[s], masks ? tally.kept[s] : 0) << s;
   EXPECT_EQ(found.conflicts, tally.conflicts);
   EXPECT_EQ(found.change, tally.change);
 }
@@ -222,9 +221,9 @@ TEST_P(Kernels, ApplyUsesTheWholeIndexOfAnElement) {
 TEST_P(Kernels, ApplyTakesSixtyFourSources) {
   for (const math::Method& method : math::kMethods)
     if (test::most_sources(method) == 64)
-      expect_apply(*cpu_,
-                   make({method.card.name, 64, 0.5}, 271, {Dtype::bf16, Dtype::f16}, Dtype::f32, 77),
-                   kShapes[0], 32);
+      expect_apply(
+          *cpu_, make({method.card.name, 64, 0.5}, 271, {Dtype::bf16, Dtype::f16}, Dtype::f32, 77),
+          kShapes[0], 32);
 }
 
 TEST_P(Kernels, ApplyOfABaseAloneIsTheBase) {
@@ -310,8 +309,7 @@ TEST_P(Kernels, FoldsHaveTheBitsOfTheCpusForAnyGrid) {
       const gpu::Folding folding = {rule.method, pass, inputs.on_device(),
                                     0,           size, inputs.tensor().line.shape};
       const std::uint64_t places = gpu::fold_places(folding);
-      const math::PassInfo& info =
-          math::method(rule.method).passes[static_cast<std::size_t>(pass)];
+      const math::PassInfo& info = math::method(rule.method).passes[static_cast<std::size_t>(pass)];
       std::vector<double> expected(static_cast<std::size_t>(info.sums(rule)) * places, -1);
       cpu_->fold(c.chunk(pointers), pass, expected);
 
@@ -486,8 +484,8 @@ TEST_P(Kernels, HistogramsAndMatchesFindWhatTheCpuFinds) {
       const Shape shape = kShapes[n++ % kShapes.size()];
       std::vector<std::uint64_t> coarse(gpu::kBins);
       cpu_->histogram(chunk, pass, which, nullptr, coarse);
-      const auto prefix = static_cast<std::int32_t>(
-          std::max_element(coarse.begin(), coarse.end()) - coarse.begin() - 32768);
+      const auto prefix = static_cast<std::int32_t>(std::max_element(coarse.begin(), coarse.end()) -
+                                                    coarse.begin() - 32768);
       for (const bool fine : {false, true}) {
         std::vector<std::uint64_t> expected(gpu::kBins);
         cpu_->histogram(chunk, pass, which, fine ? &prefix : nullptr, expected);
