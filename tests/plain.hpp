@@ -39,7 +39,7 @@ class Measuring {
 
   void run() {
     plain_.facts = math::begin(rule_);
-    constexpr int kFacts = math::detail::line_facts<M>();
+    constexpr int kFacts = math::line_facts<M>();
     plain_.lines.assign(static_cast<std::size_t>(kFacts) * shape_.count, 0.0);
     every(typename M::Passes{});
   }

@@ -140,7 +140,8 @@ Answers ask(Backend& backend, const Case& c, bool reside) {
       backend.admit(chunk);
       chunk.inputs = nullptr;
     }
-    for (std::size_t p = 0; p < passes; ++p) ask_pass(backend, chunk, static_cast<int>(p), a);
+    for (int p = 0; p < static_cast<int>(passes); ++p)
+      if (test::has_places(c.work.rule, p)) ask_pass(backend, chunk, p, a);
     const Backend::Item item{chunk, staged.output(first), &a.tally};
     backend.apply({&item, 1});
   }

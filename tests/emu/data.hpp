@@ -126,6 +126,13 @@ inline int most_sources(const math::Method& method) {
   return method.card.most - (method.card.base == math::Base::pivot ? 1 : 0);
 }
 
+// False for a pass over lines where the rule has none.
+inline bool has_places(const math::Rule& rule, int pass) {
+  const math::Method& method = math::method(rule.method);
+  return method.passes[static_cast<std::size_t>(pass)].kind != math::Pass::lines ||
+         method.lines(rule) != math::Lines::none;
+}
+
 // Every method of the list, over every number of sources that kernels or loops tell apart, with
 // flags either way and with and without a base.
 inline std::vector<Recipe> all_recipes() {
