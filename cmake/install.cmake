@@ -31,7 +31,7 @@ if(NOT CMAKE_CROSSCOMPILING)
     COMMAND ${CMAKE_COMMAND} -E make_directory ${pages} ${commands} DEPENDS ingot_cli VERBATIM
     COMMENT "Writing the manual and the completions")
   add_custom_target(ingot_pages ALL DEPENDS ${pages}/ingot.1)
-  # Whoever built the program alone gets them as well.
+  # Also where only the program was built, and not the target ingot_pages.
   install(CODE "set(pages \"${pages}\")\nset(program \"$<TARGET_FILE:ingot_cli>\")")
   install(CODE [[
     file(MAKE_DIRECTORY ${pages})

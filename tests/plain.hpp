@@ -143,6 +143,7 @@ class Measuring {
   template <class P>
   void here(std::uint64_t e, math::Here& here) const {
     line_facts(e, here.line);
+    here.index = e;
     using Common = typename P::Common;
     if constexpr (Common::kUsed) {
       const auto& whole = *known().whole;

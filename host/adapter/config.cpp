@@ -149,7 +149,7 @@ const std::vector<Type>& types() {
   return all;
 }
 
-// Of every type. `unsloth_fixed` is written by a trainer and means nothing for weights.
+// The fields of every type. `unsloth_fixed` is written by a trainer and means nothing for weights.
 constexpr std::array kCommon{
     std::string_view("peft_type"),       std::string_view("peft_version"),
     std::string_view("auto_mapping"),    std::string_view("base_model_name_or_path"),

@@ -56,7 +56,7 @@ Sum sum_of(Dtype dtype) {
 
 constexpr std::uint64_t kTiles = 64;  // measured at least, where there are as many
 
-std::uint64_t tiles_of(std::uint64_t count) { return (count + kFoldTile - 1) / kFoldTile; }
+std::uint64_t tiles_of(std::uint64_t count) { return (count + math::kTile - 1) / math::kTile; }
 std::uint64_t stride_of(std::uint64_t count) {
   return std::max(tiles_of(count) / kTiles, std::uint64_t{1});
 }
@@ -79,9 +79,9 @@ void Measure::add(Dtype dtype, std::uint64_t first, std::span<const std::byte> o
   if (!output_) return;
   const Sum sum = sum_of(*output_);
   const std::uint64_t bytes = bits(dtype) / 8, end = first + values.size();
-  const std::uint64_t span = stride_ * kFoldTile;
+  const std::uint64_t span = stride_ * math::kTile;
   for (std::uint64_t tile = (first + span - 1) / span; tile < tiles_.size(); ++tile) {
-    const std::uint64_t begin = tile * span, stop = std::min(begin + kFoldTile, count_);
+    const std::uint64_t begin = tile * span, stop = std::min(begin + math::kTile, count_);
     if (stop > end) return;
     const std::uint64_t at = begin - first, count = stop - begin;
     std::vector<float> before(count);
@@ -90,8 +90,8 @@ void Measure::add(Dtype dtype, std::uint64_t first, std::span<const std::byte> o
     std::array<float, math::kLanes> largest{};
     sum(before.data(), values.data() + at, count, weight.data(), change.data(), kept.data(),
         largest.data());
-    tiles_[tile] = {count, math::fold_lanes(weight.data()), math::fold_lanes(change.data()),
-                    math::fold_lanes(kept.data()),
+    const auto folded = [](auto& lanes) { return math::fold_lanes<math::Adding>(lanes.data()); };
+    tiles_[tile] = {count, folded(weight), folded(change), folded(kept),
                     static_cast<double>(*std::max_element(largest.begin(), largest.end()))};
   }
 }

@@ -62,7 +62,7 @@ class Stacked final : public Derived {
   }
 
   // Calls use(term, from, to, n) for runs of one term's elements, which lie at `to` of the range.
-  // What lies in no term is zero.
+  // Elements in no term are zero.
   template <class Use>
   void each(std::uint64_t first, std::uint64_t count, const Use& use) const {
     const std::uint64_t ranks = site_.ranks() + site_.padding, experts = site_.experts;

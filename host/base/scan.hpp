@@ -29,7 +29,7 @@ struct Codes {
 
 // NaN and, where the type has them, infinities.
 [[nodiscard]] Codes nonfinite_codes(Dtype dtype) noexcept;
-// These and the largest finite value.
+// The codes of nonfinite_codes() and of the largest finite value.
 [[nodiscard]] Codes largest_codes(Dtype dtype) noexcept;
 
 [[nodiscard]] bool large(Codes codes, const std::byte* element) noexcept;

@@ -37,7 +37,7 @@ bool unseen(std::uint32_t character) {
 
 bool continues(char c) { return (static_cast<unsigned char>(c) & 0xC0U) == 0x80U; }
 
-// The character at the head of `text` and its bytes; 0 bytes where it is no UTF-8.
+// The character at the head of `text` and its bytes; 0 bytes where it is not UTF-8.
 std::pair<std::uint32_t, std::size_t> decode(std::string_view text) {
   const auto head = static_cast<unsigned char>(text.front());
   if (head < 0x80) return {head, 1};

@@ -49,7 +49,7 @@ int affinity() noexcept {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-// Of address space; pages that are not touched cost nothing. Libraries for decompositions want
+// Bytes of address space; pages that are not touched cost nothing. Decomposition libraries need the
 // most.
 constexpr std::size_t kStack = std::size_t{8} << 20;
 

@@ -25,7 +25,7 @@ namespace ingot {
 class Threads {
  public:
   Threads() = default;
-  ~Threads();  // joins; whoever owns it has told them to end
+  ~Threads();  // joins; the owner has told them to end
   Threads(const Threads&) = delete;
   Threads& operator=(const Threads&) = delete;
 

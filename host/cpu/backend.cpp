@@ -15,7 +15,7 @@
 #include "cpu/isa.hpp"
 #include "ingot/error.hpp"
 #include "ingot/linalg.hpp"
-#include "ingot/math/list.hpp"
+#include "ingot/methods.hpp"
 
 namespace ingot {
 

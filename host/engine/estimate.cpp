@@ -71,7 +71,6 @@ double elements_of(const Plan& plan, const Job& job) {
   return sum;
 }
 
-constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
 // Of each thread: its stack, the allocator's, what hashing and selection hold.
 constexpr std::uint64_t kThread = 5 * kMiB / 4;
 // Of the library that decomposes.

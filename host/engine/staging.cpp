@@ -12,7 +12,6 @@
 namespace ingot {
 namespace {
 
-constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
 // Memory that the process needs beside staging: code, stacks, buffers, and the plan of an ordinary
 // model.
 constexpr std::uint64_t kOverhead = 48 * kMiB;

@@ -11,6 +11,8 @@
 
 namespace ingot {
 
+inline constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+
 // Reads in flight: 2 MiB each, eight saturate the disk; twice that hides the gaps between chunks.
 // As many again wait their turn.
 inline constexpr unsigned kReadDepth = 16;

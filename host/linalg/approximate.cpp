@@ -164,7 +164,7 @@ Found some_values(Session& session, Dense& dense, const Rows& rows, std::size_t 
     const double rest = std::max(0.0, total - leading(values, rank));
     const bool settled = std::sqrt(before) - std::sqrt(rest) <= sketch.gain * std::sqrt(rest);
     before = rest;
-    // What f32 cannot tell from nothing is nothing.
+    // A rest below f32's resolution counts as zero.
     if (!full && !settled && step < sketch.steps && rest > 1e-12 * total) continue;
     const Matrix vectors = session.read(*problem, 0);
     Matrix top(std::min(rank, gram.rows), gram.rows);

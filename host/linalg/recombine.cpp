@@ -106,7 +106,7 @@ Low recombine(const Matrix& b, const Matrix& a, const Cut& cut) {
   const std::size_t k = kept(core.values, total, cut);
   Matrix u(k, core.u.cols), v(k, core.v.cols);
   for (std::size_t j = 0; j < k; ++j) {
-    // What is nothing beside the largest is rounding, not a direction.
+    // A value this small beside the largest is rounding, not a direction.
     if (!(core.values[j] > 1e-15 * core.values[0])) continue;
     for (std::size_t c = 0; c < u.cols; ++c) u.at(j, c) = core.u.at(j, c) * core.values[j];
     std::copy_n(core.v.row(j), v.cols, v.row(j));
@@ -149,7 +149,7 @@ struct Sides {
   }
 };
 
-// Bytes of a solver's memory for so many of the products.
+// Bytes of a solver's memory for `count` of the products.
 std::uint64_t session_bytes(Solver& solver, const Products& products, std::size_t rank,
                             std::size_t count) {
   const std::uint64_t both = products.height + products.width, ranks = products.ranks;

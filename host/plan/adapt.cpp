@@ -26,7 +26,7 @@ namespace ingot::plan {
 namespace {
 
 constexpr std::size_t kItems = 300'000;     // as many as an output may have
-constexpr std::uint64_t kLayers = 100'000;  // a larger number in a name is no layer's
+constexpr std::uint64_t kLayers = 100'000;  // a larger number in a name is not a layer
 constexpr std::size_t kShown = 3;
 
 // Old names of the linear layers that newer models fuse into parameters of all experts.
@@ -585,7 +585,7 @@ class Overlay {
   static std::string name_of(const Saved& saved) { return saved.name; }
   static std::string name_of(const Tokens& tokens) { return tokens.path + ".weight"; }
 
-  // What means the tied embedding comes before what means its other uses, which may repeat it.
+  // Items for the tied embedding come before items for its other uses, which may repeat it.
   template <class Each>
   std::vector<const Each*> embedding_first(const std::vector<Each>& all) {
     std::vector<const Each*> out;
@@ -966,8 +966,8 @@ class Overlay {
                });
   }
 
-  // One tensor with several uses: it stays one where all change alike, and becomes one for each use
-  // where not.
+  // A tensor with several uses stays one tensor if all uses change in the same way; otherwise each
+  // use gets a tensor.
   void settle_vocabulary() {
     if (!tied_) {
       for (const auto& [copy, stored] : ties_.biases) {
@@ -1171,7 +1171,7 @@ class Overlay {
   const std::string architecture_;
   const Family* family_;  // plan::Family, of the architecture
 
-  // Of the adapter at hand.
+  // The adapter that is being applied.
   const Adapter* adapter_ = nullptr;
   std::uint32_t model_ = 0;
   std::string shown_;

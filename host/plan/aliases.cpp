@@ -12,7 +12,7 @@ struct Pair {
   std::string_view memory, disk;
 };
 
-// Pairs of one class or of classes alike: all that occur in a name are replaced together.
+// Pairs of one class or of similar classes: all that occur in a name are replaced together.
 constexpr Pair kNorm[] = {{"LayerNorm.weight", "LayerNorm.gamma"},
                           {"LayerNorm.bias", "LayerNorm.beta"}};  // first releases of BERT
 constexpr Pair kNeoX[] = {{"^lm_head.", "^embed_out."}};

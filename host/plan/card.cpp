@@ -97,8 +97,8 @@ std::string flags(const Plan& plan) {
   return text;
 }
 
-// A command that makes the folder again: `words` without OUT and the options. Where the models that
-// are no names on the Hub are, the reader has to say.
+// A command that makes the folder again: `words` without OUT and the options. The reader adds
+// where models are that have no name on the Hub.
 std::string command(const Plan& plan, const std::string& words) {
   const bool local = std::any_of(plan.models.begin(), plan.models.end(),
                                  [](const Model& model) { return hub_name(model.folder).empty(); });

@@ -20,8 +20,8 @@ namespace ingot::plan {
 // folder.
 [[nodiscard]] bool like_hub_name(std::string_view text);
 
-// What texts for others call a model or an adapter: its name on the Hub for a path into the Hub's
-// cache, the last name of another path that tells where files are on this machine, else the path.
+// The name of a model or adapter in published texts: its Hub name for a path into the Hub's cache,
+// the last component of any other path that shows where files are on this machine, else the path.
 [[nodiscard]] std::string public_name(const std::string& path, const std::string& revision = "");
 [[nodiscard]] std::string public_name(const ModelRef& ref);
 

@@ -238,7 +238,7 @@ void Config::restack(Json& out, const Edits& edits, const Restacked& stack,
     order.sets.clear();  // looked at once
     order.joined.clear();
     if (stack.count.key.empty()) continue;
-    // Other keys that count the same layers, or so many for each of them.
+    // Other keys that count the same layers, or a fixed number for each layer.
     const bool decoder = stack.count.key.find("decoder") != std::string::npos;
     for (const char* key : kCounts) {
       const auto it = object->find(key);
@@ -277,7 +277,7 @@ void Config::count_ahead(Json& out, const Edits& edits, Problems& problems) cons
   Json* text = inner(out, edits.text.object);
   if (text == nullptr) text = &out;
   plan::count_ahead(*text, lent ? &said : nullptr, ahead.layers, edits.shown, from, problems);
-  // What is said once more, beside the text's object or in objects about these layers alone.
+  // The same keys are repeated beside the text's object, or in objects about these layers alone.
   const auto again = [&](Json& object) {
     plan::count_ahead(object, nullptr, ahead.layers, edits.shown, from, problems);
   };

@@ -32,7 +32,7 @@ struct Draft {
   std::vector<Config> configs;                   // by view
   std::uint32_t donor = 0;  // base_model, else the first model: gives config, names, companions
   Catalogue names;
-  // Of each view's input embedding, known once the views' items are given back.
+  // Rows of each view's input embedding, known once the views' items are given back.
   std::vector<std::optional<std::uint64_t>> rows;
   // Layers by view and stack, known with them.
   std::vector<std::vector<std::uint64_t>> depths;

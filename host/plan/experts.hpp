@@ -16,7 +16,7 @@ namespace ingot::plan {
 //   transposed   the same as (experts, in, 2 out): Llama 4; gate and up in turns: GPT-OSS
 //   biases       experts.7.gate_proj.bias (out); experts.gate_up_proj_bias (experts, 2 out)
 //
-// Of adapters among the models nothing is changed. `donor`: index into Plan::models.
+// Adapters among the models are not changed. `donor`: index into Plan::models.
 void arrange_experts(Draft& draft, std::uint32_t donor);
 
 }  // namespace ingot::plan

@@ -115,7 +115,8 @@ void check_companion(Disk& disk, Problems& problems, const std::string& name,
   }
 }
 
-// Those of `wanted` that stand in the text of code or settings among the files `names` of a folder.
+// The names of `wanted` that occur in the text of code or settings among the files `names` of a
+// folder.
 std::set<std::string> mentioned(Disk& disk, const std::string& folder,
                                 const std::vector<std::string>& names,
                                 std::set<std::string> wanted) {

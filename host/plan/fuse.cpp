@@ -1060,7 +1060,7 @@ class Fusion {
                            recipe_.adaptation.keep_scaling ? "that of its sources" : "1"));
   }
 
-  // Of the adapter that changes the vocabulary, else of the first that has one.
+  // Takes the tokenizer of the adapter that changes the vocabulary, else the first one there is.
   void take_tokenizer() {
     if (!plan_.options.copy_tokenizer) {
       plan_.waived.tokenizer =

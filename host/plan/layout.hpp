@@ -16,8 +16,8 @@ namespace ingot::plan {
 // inside a shard wider elements come first, so that every tensor is aligned to its element.
 [[nodiscard]] std::vector<Shard> lay_out(std::vector<Job>& jobs, std::uint64_t shard_bytes);
 
-// model.safetensors.index.json of tensors and the shards that hold them, with so many bytes of
-// data in all.
+// The text of model.safetensors.index.json for these (tensor, shard) pairs; `bytes` is the size of
+// all data.
 [[nodiscard]] std::string print_index(
     std::vector<std::pair<std::string_view, std::string_view>> tensors, std::uint64_t bytes);
 

@@ -78,7 +78,7 @@ Rules read(const Row& row) {
   return out;
 }
 
-// Those of a class; of one that renames nothing, none.
+// The rules of a class; empty for a class that renames nothing.
 const Rules& rules(std::string_view architecture) {
   static const Rules none;
   static const auto all = [] {
@@ -102,7 +102,7 @@ bool has(const Components& name, std::size_t at, const Components& wanted) {
                     });
 }
 
-// What stands before the last components of a path, with the dot; nullopt if it has others.
+// The part of a path before its last components `last`, with the dot; nullopt if it ends otherwise.
 std::optional<std::string_view> before(std::string_view path, std::string_view last) {
   if (!path.ends_with(last)) return std::nullopt;
   path.remove_suffix(last.size());

@@ -10,7 +10,7 @@
 namespace ingot::plan {
 namespace {
 
-// One spelling of a folder, symbolic links followed.
+// The canonical spelling of a folder, with symbolic links followed.
 std::string same(const std::string& folder) {
   std::error_code ignored;
   const std::filesystem::path path = std::filesystem::weakly_canonical(folder, ignored);

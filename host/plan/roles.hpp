@@ -37,7 +37,7 @@ enum class Role {
 struct Ties;
 
 // The role of a tensor, by its name; `ties` are the ends of the model's class, null where they are
-// not known. What is within a numbered module is no end of the model.
+// not known. Tensors of a numbered module are never an end of the model.
 [[nodiscard]] Role role(std::string_view name, const Shape& shape, const Family* family,
                         const Ties* ties = nullptr);
 
@@ -63,7 +63,8 @@ struct Ties;
 // audio_tower, or, where a checkpoint has both (`paired`), encoder, decoder, shared.
 [[nodiscard]] std::string_view module(std::string_view name, bool paired);
 
-// Of "a.b.c": "a", "c" and "a.b". A name without a dot is its own first and last component.
+// For "a.b.c" these give "a", "c" and "a.b". A name without a dot is its own first and last
+// component.
 [[nodiscard]] std::string_view first_component(std::string_view name);
 [[nodiscard]] std::string_view last_component(std::string_view name);
 [[nodiscard]] std::string_view parent(std::string_view name);
@@ -74,7 +75,7 @@ struct Ties;
 // True if `word` is one of the words of a table's list, which have blanks between them.
 [[nodiscard]] bool has_word(std::string_view list, std::string_view word);
 
-// Of "layers.3.mlp.experts.7.w1": "layers.3.mlp.experts", 7, "w1".
+// "layers.3.mlp.experts.7.w1" has "layers.3.mlp.experts", 7 and "w1".
 struct ExpertLayer {
   std::string_view owner;
   std::uint32_t number = 0;

@@ -54,7 +54,7 @@ class Namer {
     }
   }
 
-  // What the Python files of `prefix`, a folder with its `/` or empty, import from beside them.
+  // Adds what the Python files of `prefix` (a folder with its `/`, or empty) import relatively.
   void follow(const std::string& prefix) {
     const std::string home = prefix.empty() ? folder_ : folder_ + "/" + prefix;
     for (const std::string& name : disk_.list(home)) {

@@ -19,7 +19,7 @@ enum class Tying {
   unknown,        // a class that is not in the table
   if_said,        // where its config.json says tie_word_embeddings: true
   unless_denied,  // unless its config.json says false
-  scaling,        // likewise, and where they are one it scales what goes into the head
+  scaling,        // as unless_denied; a tied model also scales the input of its head
   always,         // whatever its config.json says
 };
 

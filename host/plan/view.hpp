@@ -29,8 +29,8 @@ struct View {
   std::uint32_t model = 0;  // the base: index into Plan::models
   std::string tokenizer;    // folder of the tokenizer that belongs to the rows
   std::vector<Item> items;  // sorted by name
-  // Of an adapted model: whether the uses of a tied vocabulary that it changes are tensors of their
-  // own now.
+  // For an adapted model: whether the uses of the tied vocabulary that it changes are now separate
+  // tensors.
   std::optional<bool> untied;
   std::optional<std::uint64_t> rows;  // of the base's input embedding, where it was replaced
 };

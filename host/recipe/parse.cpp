@@ -93,7 +93,7 @@ constexpr Foreign kForeign[] = {
      "the search found"},
 };
 
-// At most so many remarks about one recipe.
+// The most remarks about one recipe.
 constexpr std::size_t kMostRemarks = 1000;
 
 constexpr double kMostLayers = 1'000'000;

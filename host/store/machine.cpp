@@ -102,7 +102,7 @@ class Machine {
     return value;
   }
 
-  // The last so many values, in the order they were pushed.
+  // Removes the last `size` values and returns them in the order they were pushed.
   std::vector<Value> pop_last(std::size_t size) {
     std::vector<Value> values(size);
     for (std::size_t i = size; i-- > 0;) values[i] = pop();

@@ -72,14 +72,14 @@ struct Adapted {
   std::uint32_t nesting = 0;  // `.base_layer` levels before the tail: which of several parameters
   bool embedding = false;     // lora_embedding_*, oft_embedding_*
   bool inner = false;         // inside a wrapped module: out_proj of a MultiheadAttention
-  // Of `target_parameters`: the names that may be meant, the likeliest first (only the base's
-  // shapes decide), and how many matrices the factors hold (the experts; 1 for two-dimensional
+  // For `target_parameters`: the possible names, the likeliest first (only the base's shapes
+  // decide), and the number of matrices in the factors (the experts; 1 for two-dimensional
   // parameters).
   std::vector<std::string> parameters;
   std::uint64_t experts = 1;
   std::vector<Factor> factors;  // by piece, each once
-  // Of a convolution under LoRA: A sees all inputs, and the outputs of group g see rank / groups of
-  // its rows, from g * rank / groups on; B has columns for these alone.
+  // Groups of a convolution under LoRA. A works on all inputs; the outputs of group g use rank /
+  // groups of A's rows, from g * rank / groups on, and B has columns for these rows only.
   std::uint64_t groups = 1;
   std::uint64_t rank = 0;  // as the shapes say, of one expert; 0 for families without one
   double alpha = 0;
@@ -175,7 +175,7 @@ struct Adapter {
 
 struct AdapterOptions {
   bool allow_unknown = false;  // config fields that are not known: a warning instead of an error
-  bool allow_extra = false;    // weight files beside the adapter's: likewise
+  bool allow_extra = false;    // weight files beside the adapter's: the same
 };
 
 // Reads a folder of PEFT: adapter_config.json and adapter_model.safetensors or, without it,

@@ -176,8 +176,8 @@ class Session {
   virtual void orthonormalise(Stack& rows) = 0;
   // svd() of a matrix that is finite.
   [[nodiscard]] virtual Singular svd(const Matrix& a) = 0;
-  // Keeps the matrix if `keep`, else reads it anew for each sweep. `rows` must outlive what is
-  // returned.
+  // Keeps the matrix if `keep`, else reads it again for each sweep. `rows` must outlive the
+  // returned object.
   [[nodiscard]] virtual std::unique_ptr<Dense> dense(const Rows& rows, bool keep) = 0;
 };
 
@@ -190,10 +190,10 @@ class Solver {
   [[nodiscard]] virtual std::string describe() const = 0;
   // Bytes of memory that a session can have; 0: it works in the host's, as much as it needs.
   [[nodiscard]] virtual std::uint64_t capacity() const = 0;
-  // Of those, what eigen() takes beside its stack, and what every session takes.
+  // The part of it that eigen() takes beside its stack, and the part that every session takes.
   [[nodiscard]] virtual std::uint64_t eigen_memory(std::size_t order, std::size_t count) = 0;
   [[nodiscard]] virtual std::uint64_t session_memory() const = 0;
-  // Waits until so many bytes, capacity() at most, are free.
+  // Waits until `bytes` (capacity() at most) are free.
   [[nodiscard]] virtual std::unique_ptr<Session> open(std::uint64_t bytes) = 0;
 
   // Matrices decomposed here, and those that were left to LAPACK: their Gram matrices are too
@@ -233,9 +233,8 @@ struct Sketch {
   std::uint64_t seed = 0;  // of the first block, drawn by Philox
   // Ends the iteration: another block lowered the error by less than this share of it.
   double gain = 1e-3;
-  std::size_t steps = 12;  // most blocks
-  std::uint64_t memory =
-      0;  // bytes of the host's for the matrix itself; if it takes more, it is read anew each time
+  std::size_t steps = 12;    // most blocks
+  std::uint64_t memory = 0;  // host bytes for the matrix; a larger one is read again for each sweep
 };
 
 // A nearly best approximation of a matrix of full rank, by block Lanczos bidiagonalisation from a

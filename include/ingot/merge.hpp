@@ -97,10 +97,10 @@ struct Verdicts {
   std::uint64_t recomputed = 0;  // of those
   std::uint64_t exact = 0;       // of those, equal bit for bit; the others within their bound
   std::uint64_t judged = 0;      // tensors judged as a whole (decompositions)
-  // Tensors too large to be recomputed whole without `all`: of how many a sample was recomputed, of
-  // how many nothing, and the elements of each sample.
+  // Tensors too large to be recomputed whole without `all`: the number of which a sample was
+  // recomputed, the number of which nothing was, and the elements of each sample.
   std::uint64_t sampled = 0, passed = 0, sample = 0;
-  // Of those sampled: tensors whose thresholds, cuts, factors or coefficients were taken from the
+  // The sampled tensors whose thresholds, cuts, factors or coefficients were taken from the
   // receipt, since measuring them takes several passes.
   std::uint64_t taken = 0;
   // Entries of the receipt whose counts (kept, conflicts, ...) were not counted again for that

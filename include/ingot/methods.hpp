@@ -110,7 +110,7 @@ constexpr Method describe() {
   using Table = PassTable<M, typename M::Passes>;
   Method m;
   m.card = M::kCard;
-  m.parameters = M::kParameters;
+  if constexpr (requires { M::kParameters; }) m.parameters = M::kParameters;
   m.passes = std::span<const PassInfo>(Table::table, static_cast<std::size_t>(Table::size));
   m.line_facts = line_facts<M>();
   m.masks = M::Lens::kMask != Mask::none;

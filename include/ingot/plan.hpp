@@ -30,11 +30,11 @@ struct PlanOptions {
   bool allow_mixed = false;           // --allow-crimes: architectures that differ
   // --allow-layer-mismatch: config.json cannot say which kind each layer is
   bool allow_layer_mismatch = false;
-  bool allow_unchanged = false;  // output equal to an input is no failure
+  bool allow_unchanged = false;  // an output equal to an input is not a failure
   bool allow_nonfinite = false;  // results that are not finite though the inputs are
   bool copy_tokenizer = true;
   bool model_card = true;
-  // Of the card; empty: a general one. The program gives the name of the folder that is written.
+  // The model card's title; empty: a general one. The program gives the output folder's name.
   std::string title;
   Prefer prefer = Prefer::neither;  // --prefer: of an index and the single file of its name
   // --strict-modules: a module that some models lack is an error. Not in the receipt: it refuses,
@@ -192,15 +192,15 @@ struct Plan {
 // local cache (HF_HUB_CACHE, HF_HOME). Throws Error{missing} with the command that downloads it.
 [[nodiscard]] std::string resolve(Disk& disk, const ModelRef& ref, const std::string& root);
 
-// What may be meant by a path that is not there, as the end of a sentence ("; did you mean 'x'?"):
+// Suggestions for a path that does not exist, as the end of a sentence ("; did you mean 'x'?"):
 // a near name in the same folder, or the home folder for '~'. Empty where nothing is near.
 [[nodiscard]] std::string path_advice(Disk& disk, const std::string& root, const std::string& path);
 
-// Of a folder of a training run without weights of its own, the checkpoints that may be meant, as
-// the end of a sentence; else empty.
+// The checkpoints in a training run's folder that has no weights, as the end of a sentence; empty
+// for every other folder.
 [[nodiscard]] std::string checkpoint_advice(Disk& disk, const std::string& folder);
 
-// What `open` returns; Error{missing} about the folder ends with its checkpoint_advice().
+// Returns what `open` returns; an Error{missing} it throws ends with checkpoint_advice(folder).
 template <class Open>
 auto with_advice(Disk& disk, const std::string& folder, Open open) {
   try {

@@ -30,8 +30,8 @@ enum class Phase : std::uint8_t {
   return kWords[static_cast<std::size_t>(phase)];
 }
 
-// Of the present phase. The first of a phase tells where it begins: with what a former run has
-// done. `bytes_done` never falls within a phase and is never more than a total that is known.
+// The state of the present phase. The first one of a phase gives its start: the work of an earlier
+// run. `bytes_done` never falls within a phase and is never more than a total that is known.
 struct Progress {
   Phase phase = Phase::merge;
   std::uint64_t bytes_done = 0, bytes_total = 0;  // read and written; total 0: not known

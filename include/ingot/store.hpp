@@ -127,7 +127,7 @@ void check_json(std::string_view text, const std::string& where, std::size_t val
 // `folder`/`name`, for every file that is read from the folder of a model or adapter. It may be a
 // link to another file of the folder or, in a Hub cache, to a blob of the same repository; a link
 // that leads elsewhere is Error{format}, so that a downloaded folder cannot name files of its user.
-// An absent file, a link to one and what is no file are Error{missing}.
+// An absent file, a link to one, and anything but a file are Error{missing}.
 [[nodiscard]] std::string member(Disk& disk, const std::string& folder, const std::string& name);
 // The same; nothing where the folder has nothing of that name.
 [[nodiscard]] std::optional<std::string> seek_member(Disk& disk, const std::string& folder,
@@ -150,8 +150,8 @@ class Guard {
 
 // A block of a tensor that is put together of parts of stored ones, or cut out of one.
 struct Patch {
-  // Of the tensor's axes, as three with leading ones: elements begin, begin + pace, ... (count of
-  // them) are those at 0, stride, 2 stride, ... elements from the patch's first.
+  // One of the tensor's three axes (missing leading axes have length 1): its elements begin,
+  // begin + pace, ... (count of them) are stored 0, stride, 2 stride, ... from the patch's first.
   struct Axis {
     std::uint64_t begin = 0, count = 1, pace = 1, stride = 0;
   };
@@ -168,8 +168,8 @@ struct Entry {
   // Elements between neighbours along each axis, for a view stored out of row-major order (`.bin`
   // only); empty for the usual dense tensor.
   std::vector<std::uint64_t> strides;
-  // Of a tensor that no file holds as it is (Checkpoint::arrange): every element is in one of these
-  // blocks, and `file` and `offset` are those of the first. At most three axes.
+  // The blocks of a tensor that no file holds as it is (Checkpoint::arrange). Every element is in
+  // one of them; `file` and `offset` are those of the first. At most three axes.
   std::vector<Patch> patches;
   std::string origin;  // the stored tensor, or "first to last"
 

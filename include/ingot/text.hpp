@@ -11,8 +11,8 @@ namespace ingot {
 enum class Breaks { escaped, kept };
 
 // The text without anything that drives a terminal or hides from a reader: control characters (C0,
-// DEL, C1) and bytes that are no UTF-8 become \xNN; line separators, marks and overrides of writing
-// direction and characters of no width become \uNNNN. Everything else stays.
+// DEL, C1) and bytes that are not UTF-8 become \xNN; line separators, marks and overrides of
+// writing direction and characters of no width become \uNNNN. Everything else stays.
 [[nodiscard]] std::string printable(std::string_view text, Breaks breaks = Breaks::escaped);
 
 // The text, or of one longer than `most` bytes its beginning, its length and its end: messages say

@@ -81,6 +81,32 @@ class Links(unittest.TestCase):
         self.assertTrue("](docs/README.md)" in (SOURCE / "README.md").read_text())
 
 
+class Glossary(unittest.TestCase):
+    def test_terms_are_sorted_and_stand_where_it_says(self):
+        page = SOURCE / "docs" / "glossary.md"
+        seen = []
+        for part in page.read_text().split("\n## ")[1:]:
+            terms = [row[0] for row in rows(part)]
+            self.assertEqual(terms, sorted(terms, key=lambda term: term.lower().strip("(")))
+            seen += terms
+            for row in rows(part):
+                self.assertEqual(len(row), 3, row)
+                self.assertRegex(row[1], r"^[A-Z0-9`(].*\.$")
+                target = re.search(r"\]\(([^)#]+)", row[2])
+                file = (page.parent / target.group(1)).resolve() if target else SOURCE / code(row[2])[0]
+                text = file.read_text().lower().replace("_", " ")
+                self.assertTrue(any(word in text for word in row[0].lower().split(", ")), f"{file} lacks {row[0]}")
+        self.assertEqual(len(seen), len(set(seen)))
+        self.assertGreater(len(seen), 50)
+
+
+class Library(unittest.TestCase):
+    def test_page_shows_the_example_that_is_tested(self):
+        shown = re.findall(r"^```\w*\n(.*?)^```", (SOURCE / "docs" / "library.md").read_text(), re.M | re.S)
+        for name in ("merge.cpp", "CMakeLists.txt"):
+            self.assertIn((SOURCE / "examples" / "cpp" / name).read_text(), shown, "the page copies examples/cpp")
+
+
 class Pictures(unittest.TestCase):
     def test_are_what_their_script_draws(self):
         script = SOURCE / "tools" / "pictures"

@@ -1,27 +1,9 @@
-"""`cmake --install` and `find_package(ingot)`."""
+"""`cmake --install`, and examples/cpp, which finds the installed package."""
 
-import pathlib
 import subprocess
 import unittest
 
-from program import BUILD, Case
-
-LIST = """\
-cmake_minimum_required(VERSION 3.25)
-project(consumer LANGUAGES CXX)
-find_package(ingot 0.1 REQUIRED)
-add_executable(consumer consumer.cpp)
-target_link_libraries(consumer PRIVATE ingot::ingot)
-"""
-CODE = """\
-#include <iostream>
-#include <ingot/merge.hpp>
-
-int main() {
-  const auto recipe = ingot::parse("{merge_method: linear, models: [{model: a}]}", "r", {});
-  std::cout << recipe.method << ' ' << ingot::cpu_backend("v2")->describe() << '\\n';
-}
-"""
+from program import BUILD, EXAMPLES, PROGRAM, TIES, Case, bytes_of
 
 
 class Package(Case):
@@ -30,7 +12,8 @@ class Package(Case):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         return done.stdout
 
-    def test_installs_and_serves_a_consumer(self):
+    def install(self):
+        """The folder that holds the installed program and library."""
         prefix = self.folder / "prefix"
         # The program alone is enough: what it says of itself is written where it is missing.
         pages = BUILD / "pages"
@@ -42,17 +25,34 @@ class Package(Case):
                      "share/zsh/site-functions/_ingot", "share/fish/vendor_completions.d/ingot.fish"):
             self.assertTrue((prefix / name).is_file(), name)
         self.assertIn("ingot ", self.call(prefix / "bin" / "ingot", "--version"))
+        return prefix
 
-        (self.folder / "CMakeLists.txt").write_text(LIST)
-        (self.folder / "consumer.cpp").write_text(CODE)
+    def test_installs_and_the_example_merges_with_it(self):
+        prefix = self.install()
         cache = (BUILD / "CMakeCache.txt").read_text()
         sanitize = next((line.split("=", 1)[1] for line in cache.splitlines()
                          if line.startswith("INGOT_SANITIZE:")), "")
         flags = [f"-DCMAKE_CXX_FLAGS=-fsanitize={sanitize}"] if sanitize else []
-        self.call("cmake", "-S", self.folder, "-B", self.folder / "build", "-G", "Ninja",
-                  f"-DCMAKE_PREFIX_PATH={prefix}", *flags)
-        self.call("cmake", "--build", self.folder / "build")
-        self.assertRegex(self.call(self.folder / "build" / "consumer"), r"^linear cpu")
+        build = self.folder / "build"
+        self.call("cmake", "-S", EXAMPLES / "cpp", "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", *flags)
+        self.call("cmake", "--build", build)
+
+        recipe = self.write("recipe.yml", TIES)
+        for name in ("library", "program"):
+            (self.folder / name).mkdir()
+        library, program = self.folder / "library" / "model", self.folder / "program" / "model"
+        printed = self.call(build / "merge", recipe, library, EXAMPLES)
+        self.assertEqual(printed, f"wrote {library}: 21 tensors\nreceipt {library}/ingot.json\n")
+        self.call(PROGRAM, "merge", recipe, program, "--root", EXAMPLES)
+        self.assertEqual(bytes_of(library), bytes_of(program))
+
+        for text, code, message in ((TIES.replace("python", "pithon"), 3, "there is no folder or file"),
+                                    (TIES.replace("density: 0.5", "density: 1.5"), 2, "density"), ("a: [", 2, "recipe.yml")):
+            recipe = self.write("recipe.yml", text)
+            done = subprocess.run([build / "merge", recipe, self.folder / "none", EXAMPLES], capture_output=True, text=True)
+            self.assertEqual(done.returncode, code, done.stderr)
+            self.assertRegex(done.stderr, f"(?m)^error: .*{message}")
+            self.assertFalse((self.folder / "none").exists())
 
 
 if __name__ == "__main__":

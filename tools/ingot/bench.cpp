@@ -112,7 +112,7 @@ class BenchCommand final : public Command {
     try {
       libraries = device_libraries(libraries_);
     } catch (const Error& error) {
-      if (!libraries_.empty()) throw;  // whoever names a folder means it
+      if (!libraries_.empty()) throw;  // the user named this folder
       libraries = error.message();
     }
     if (json_) {

@@ -44,7 +44,7 @@ std::atomic<bool> drawn;  // a line that the next one replaces
 constexpr const char* kClear = "\r\x1b[K";
 
 // One call for a whole line, so that those of several threads do not mix. A stderr that takes
-// nothing is no reason to stop.
+// nothing is not a reason to stop.
 void write_error(const std::string& line) { std::fwrite(line.data(), 1, line.size(), stderr); }
 
 }  // namespace

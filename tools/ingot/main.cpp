@@ -218,7 +218,7 @@ int guarded(int count, char** words) {
   }
 }
 
-// Who asked for JSON gets it from a command that failed as well (failure.hpp). What prints data and
+// With --json, a command that fails prints JSON too (failure.hpp). What prints data and
 // fails (a plan with problems, a verification) says so in it.
 void tell_failure(int code, int count, char** words) {
   using namespace ingot::tool;

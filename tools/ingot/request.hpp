@@ -22,8 +22,8 @@ class Request {
     merge,    // RECIPE OUT
     plan,     // RECIPE [OUT]
     bake,     // BASE ADAPTER... -o OUT: a recipe of its own
-    fuse,     // ADAPTER... -o OUT: likewise, or one of a file
-    extract,  // BASE TUNED -o OUT: likewise
+    fuse,     // ADAPTER... -o OUT: the same, or a recipe file
+    extract,  // BASE TUNED -o OUT: a recipe of its own
   };
   // Adds the arguments and the options to `command`.
   Request(CLI::App& command, Form form);
@@ -93,7 +93,7 @@ class Request {
   std::string recipe_, out_;
   std::string named_;  // OUT as an argument
   std::string base_, tuned_;
-  // Of the recipes that fuse and extract write: empty where not given.
+  // Values for the recipes that fuse and extract write; empty where not given.
   std::string type_ = "cat", density_, majority_sign_, rank_, energy_, bytes_, whole_tensors_;
   std::string for_;  // what is to load the adapter
   bool keep_scaling_ = false;

@@ -20,13 +20,12 @@ std::vector<std::string> choices_of(const std::string& value) {
     }
   }
   if (value == "TYPE" || value == "METHOD") {
-    for (const math::Card& card : math::kAdapterCards) names.emplace_back(card.name);
+    for (const math::AdapterCard& card : math::kAdapterCards) names.emplace_back(card.name);
   }
   if (value == "METHOD") {
-    for (const math::Card& card : math::kCards) {
-      if (std::find(names.begin(), names.end(), card.name) == names.end()) {
-        names.emplace_back(card.name);
-      }
+    for (const math::Method& method : math::kMethods) {
+      const bool there = std::find(names.begin(), names.end(), method.card.name) != names.end();
+      if (math::of_models(method) && !there) names.emplace_back(method.card.name);
     }
   }
   return names;

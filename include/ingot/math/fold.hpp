@@ -121,7 +121,7 @@ INGOT_HD void each_segment(std::uint64_t first, std::uint64_t count, std::uint64
   const std::uint64_t last = first + count - 1;
   std::uint64_t all = last / width - first / width + 1;
   for (std::uint64_t tile = first + kTile; tile <= last; tile += kTile) {
-    all += tile % width != 0 ? 1 : 0;
+    all += tile % width != 0 ? 1u : 0u;
   }
   return all;
 }

@@ -4,16 +4,28 @@
 #pragma once
 
 #include "ingot/math/methods/adapter.hpp"
+#include "ingot/math/methods/arcee_fusion.hpp"
+#include "ingot/math/methods/breadcrumbs.hpp"
+#include "ingot/math/methods/consensus.hpp"
 #include "ingot/math/methods/dare.hpp"
+#include "ingot/math/methods/karcher.hpp"
 #include "ingot/math/methods/linear.hpp"
+#include "ingot/math/methods/model_stock.hpp"
+#include "ingot/math/methods/multislerp.hpp"
+#include "ingot/math/methods/nearswap.hpp"
+#include "ingot/math/methods/nuslerp.hpp"
 #include "ingot/math/methods/passthrough.hpp"
+#include "ingot/math/methods/ram.hpp"
+#include "ingot/math/methods/sce.hpp"
 #include "ingot/math/methods/slerp.hpp"
 #include "ingot/math/methods/task_arithmetic.hpp"
 #include "ingot/math/methods/ties.hpp"
 
 namespace ingot::math {
 
-using Methods = List<Linear, Slerp, TaskArithmetic, Ties, DareLinear, DareTies, Passthrough,
+using Methods = List<Linear, Slerp, TaskArithmetic, Ties, DareLinear, DareTies, Breadcrumbs,
+                     BreadcrumbsTies, Nuslerp, Multislerp, Karcher, ModelStock, Sce, Ram, RamplusTl,
+                     Nearswap, ArceeFusion, Consensus, Passthrough,
                      AdapterMagnitudePrune, AdapterTiesTotal, AdapterTiesFrequency,
                      AdapterDareLinear, AdapterDareTiesTotal, AdapterDareTiesFrequency>;
 

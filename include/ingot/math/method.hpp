@@ -33,7 +33,7 @@ enum class Scope : std::uint8_t { global, source, every };
 
 struct Parameter {
   const char* name;
-  const char* meaning;  // one line; the same for all methods that have the parameter
+  const char* meaning;  // one line
   Kind kind;
   Scope scope;
   bool required;
