@@ -20,9 +20,8 @@ struct Batch {
   Counts* counts = nullptr;  // one per job, added to; or null
 };
 
-// Which kernel a job needs; jobs of one batch agree in it. Below kKinds.
-[[nodiscard]] unsigned kind(const math::Facts& facts);
-inline constexpr unsigned kKinds = 64;
+// Which kernel a job of this method and so many sources needs; jobs of one batch agree in it.
+[[nodiscard]] unsigned kind(int method, int sources);
 
 // Packs of a span so that `elements` in all keep `processors` busy.
 [[nodiscard]] unsigned span_packs(std::uint64_t elements, unsigned processors);

@@ -6,497 +6,30 @@
 // event: so copies and kernels of different calls overlap, and no call waits for the whole device.
 #include "ingot/backend.hpp"
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <bit>
-#include <chrono>
 #include <cstring>
 #include <numeric>
 
 #include "apply.hpp"
 #include "base/block.hpp"
-#include "blas.hpp"
-#include "check.hpp"
-#include "ingot/error.hpp"
-#include "ingot/math/methods.hpp"
+#include "call.hpp"
+#include "device.hpp"
 #include "measure.hpp"
-#include "memory.hpp"
 #include "order.hpp"
-#include "probe.hpp"
 #include "product.hpp"
 #include "select.hpp"
-#include "solver.hpp"
-#include "stream.hpp"
+#include "staging.hpp"
 
 namespace ingot {
 namespace gpu {
 namespace {
 
-constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
-
-// Calls under way per device; more wait. Enough for copy in, kernels and copy out of several
-// threads.
-constexpr std::size_t kSlots = 16;
-// A slot's pinned window: descriptions and small tensors in one half, results in the other.
-constexpr std::uint64_t kWindow = kMiB;
-// Inputs and outputs up to this size travel in the window, many in one copy.
-constexpr std::uint64_t kSmall = std::uint64_t{32} << 10;
-// One chunk of the most inputs of the widest type, their candidates twice (as found, in order), its
-// output, and change.
-constexpr std::uint64_t kLargestCall =
-    (math::kSources + 2) * 4 * kMiB + math::kSources * 2 * kMiB + 8 * kMiB;
-
-math::Format format_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::f32:
-      return math::Format::f32;
-    case Dtype::f16:
-      return math::Format::f16;
-    case Dtype::bf16:
-      return math::Format::bf16;
-    case Dtype::f8_e4m3:
-      return math::Format::e4m3;
-    case Dtype::f8_e5m2:
-      return math::Format::e5m2;
-    default:
-      fail(Code::internal, "a dtype without a codec reached the device");
-  }
-}
-
-// Sizes of parts that will lie behind each other.
-class Layout {
- public:
-  // The offset of a part of `bytes` bytes.
-  std::uint64_t add(std::uint64_t bytes) {
-    const std::uint64_t at = bytes_;
-    bytes_ += aligned(bytes);
-    return at;
-  }
-  [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
-
- private:
-  std::uint64_t bytes_ = 0;
-};
-
-// The resources of one call on a device, beside its part of the memory.
-struct Slot {
-  std::byte* window = nullptr;
-  std::array<Event, 6> mark;  // begin and end of copy in, kernels, copy out
-};
-
-// One device.
-class Lane {
- public:
-  // If it decomposes, the solver has the memory that tensors would stay in.
-  Lane(const Card& card, std::uint64_t memory, bool decomposes)
-      : card_(card),
-        block_(take(card, memory)),
-        bytes_(memory),
-        windows_(kSlots * kWindow),
-        work_(block_.data(), work_bytes(memory)),
-        stay_(rest(), decomposes ? 0 : rest_bytes()) {
-    for (std::size_t i = 0; i < kSlots; ++i) {
-      slots_.push_back(std::make_unique<Slot>());
-      slots_.back()->window = windows_.data() + i * kWindow;
-      idle_.push_back(slots_.back().get());
-    }
-  }
-
-  [[nodiscard]] Site site() const { return {card_.index, rest(), rest_bytes()}; }
-
-  // Makes this device the calling thread's.
-  void use() const { check(cudaSetDevice(card_.index), "choosing a device"); }
-
-  [[nodiscard]] const Card& card() const { return card_; }
-  [[nodiscard]] Arena& work() { return work_; }
-  [[nodiscard]] Arena& stay() { return stay_; }
-  [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
-  [[nodiscard]] std::string name() const {
-    return "cuda:" + std::to_string(card_.index) + " " + card_.name;
-  }
-
-  [[nodiscard]] Slot& take() {
-    std::unique_lock lock(mutex_);
-    returned_.wait(lock, [&] { return !idle_.empty(); });
-    Slot& slot = *idle_.back();
-    idle_.pop_back();
-    return slot;
-  }
-  void give(Slot& slot) {
-    {
-      const std::lock_guard lock(mutex_);
-      idle_.push_back(&slot);
-    }
-    returned_.notify_one();
-  }
-
-  void note(const Activity& more) {
-    const std::lock_guard lock(mutex_);
-    activity_.copy_in += more.copy_in;
-    activity_.kernels += more.kernels;
-    activity_.copy_out += more.copy_out;
-    activity_.waiting += more.waiting;
-    activity_.bytes_in += more.bytes_in;
-    activity_.bytes_out += more.bytes_out;
-    activity_.kernel_bytes += more.kernel_bytes;
-  }
-  [[nodiscard]] Activity activity() {
-    const std::lock_guard lock(mutex_);
-    try {
-      if (activity_.copy == 0) measure();
-    } catch (const Error&) {
-      activity_.copy = 0;  // what was done stands, whatever becomes of the device now
-    }
-    Activity a = activity_;
-    a.device = name();
-    a.memory = bytes_;
-    return a;
-  }
-
-  // Opens cuBLAS for products that may be fast.
-  void add_blas(const std::string& folder) {
-    use();
-    blas_ = std::make_unique<Blas>(folder, compute);
-  }
-  [[nodiscard]] Blas& blas() {
-    if (blas_ == nullptr) fail(Code::internal, "a fast product came to a device without cuBLAS");
-    return *blas_;
-  }
-
-  std::atomic<int> calls{0};  // under way
-  // Held while a call enqueues, so that its copies and kernels lie together in their streams.
-  std::mutex turn;
-
- private:
-  static Device take(const Card& card, std::uint64_t memory) {
-    check(cudaSetDevice(card.index), "choosing a device");
-    return Device(memory);
-  }
-  // The rates of bare copies, on a device that has nothing else to do.
-  void measure() {
-    use();
-    const std::uint64_t half = aligned(std::min(bytes_ / 2 - kAlign, 128 * kMiB));
-    const std::uint64_t piece = std::min(half, 16 * kMiB);
-    const Pinned host(piece);
-    Event start, stop;
-    const auto rate = [&](const Stream& stream, void* to, const void* from, std::uint64_t bytes,
-                          cudaMemcpyKind kind) {
-      double best = 0;
-      for (int round = 0; round < 3; ++round) {
-        start.record(stream);
-        check(cudaMemcpyAsync(to, from, bytes, kind, stream.get()), "measuring its copies");
-        stop.record(stream);
-        stop.wait();
-        best =
-            std::max(best, static_cast<double>(bytes) / std::max(stop.seconds_since(start), 1e-9));
-      }
-      return best;
-    };
-    activity_.link_in = rate(in, block_.data(), host.data(), piece, cudaMemcpyHostToDevice);
-    activity_.link_out = rate(out, host.data(), block_.data(), piece, cudaMemcpyDeviceToHost);
-    activity_.copy = 2 * rate(compute, block_.data() + bytes_ - half, block_.data(), half,
-                              cudaMemcpyDeviceToDevice);
-  }
-  // A quarter for chunks under way, unless the largest call needs more.
-  static std::uint64_t work_bytes(std::uint64_t memory) {
-    return aligned(std::min(memory, std::max(memory / 4, kLargestCall)));
-  }
-
-  [[nodiscard]] std::byte* rest() const { return block_.data() + work_bytes(bytes_); }
-  [[nodiscard]] std::uint64_t rest_bytes() const { return bytes_ - work_bytes(bytes_); }
-
-  Card card_;
-  Device block_;
-  std::uint64_t bytes_;
-  Pinned windows_;
-  std::unique_ptr<Blas> blas_;
-
- public:
-  const Stream in, compute, out;
-
- private:
-  Arena work_, stay_;
-  std::vector<std::unique_ptr<Slot>> slots_;
-  mutable std::mutex mutex_;
-  std::condition_variable returned_;
-  std::vector<Slot*> idle_;
-  Activity activity_;
-};
-
-// All inputs of one tensor, as long as the engine needs them.
-class Room final : public Residence {
- public:
-  Room(Lane& lane, const Work& work, std::byte* memory, std::uint64_t bytes)
-      : lane_(lane), memory_(memory), bytes_(bytes) {
-    Layout layout;
-    for (const Dtype input : work.inputs)
-      offsets_.push_back(layout.add(padded(work.rule.elements, bits(input) / 8)));
-  }
-  ~Room() override { lane_.stay().give(memory_, bytes_); }
-
-  [[nodiscard]] static std::uint64_t bytes_for(const Work& work) {
-    Layout layout;
-    for (const Dtype input : work.inputs) layout.add(padded(work.rule.elements, bits(input) / 8));
-    return layout.bytes();
-  }
-
-  [[nodiscard]] Lane& lane() const { return lane_; }
-  [[nodiscard]] std::byte* at(const Chunk& chunk, std::size_t input) const {
-    return memory_ + offsets_[input] + chunk.first * (bits(chunk.work->inputs[input]) / 8);
-  }
-
- private:
-  Lane& lane_;
-  std::byte* memory_;
-  std::uint64_t bytes_;
-  std::vector<std::uint64_t> offsets_;
-};
-
-// A product's factors in a device's memory for as long as they are needed; where there is no room
-// for them, in the host's, and they are copied with every call.
-class Staged final : public Factors {
- public:
-  Staged(const Product& product, Lane& lane) : product_(product), lane_(lane) {
-    memory_ = lane.stay().try_take(bytes());
-    if (memory_ == nullptr) return;
-    try {
-      lane.use();
-      check(cudaMemcpyAsync(memory_, product.a.data(), product.a.size_bytes(),
-                            cudaMemcpyHostToDevice, lane.in.get()),
-            "copying to it");
-      check(cudaMemcpyAsync(memory_ + aligned(product.a.size_bytes()), product.b.data(),
-                            product.b.size_bytes(), cudaMemcpyHostToDevice, lane.in.get()),
-            "copying to it");
-      check(cudaStreamSynchronize(lane.in.get()), "copying to it");
-    } catch (...) {
-      forgive(cudaStreamSynchronize(lane.in.get()));
-      lane.stay().give(memory_, bytes());
-      throw;
-    }
-  }
-  ~Staged() override {
-    if (memory_ != nullptr) lane_.stay().give(memory_, bytes());
-  }
-  Staged(const Staged&) = delete;
-  Staged& operator=(const Staged&) = delete;
-
-  [[nodiscard]] const Product& product() const { return product_; }
-  [[nodiscard]] Lane& lane() const { return lane_; }
-  // On its device: A, and B from its first row; null if they are not there.
-  [[nodiscard]] const float* a() const { return reinterpret_cast<const float*>(memory_); }
-  [[nodiscard]] const float* b() const {
-    return reinterpret_cast<const float*>(memory_ + aligned(product_.a.size_bytes()));
-  }
-
- private:
-  [[nodiscard]] std::uint64_t bytes() const {
-    return aligned(product_.a.size_bytes()) + aligned(product_.b.size_bytes());
-  }
-
-  Product product_;
-  Lane& lane_;
-  std::byte* memory_ = nullptr;
-};
-
-Room* room_of(const Chunk& chunk) { return static_cast<Room*>(chunk.residence); }
-
-std::uint64_t bytes_of(const Chunk& chunk, std::size_t input) {
-  return std::uint64_t{chunk.count} * (bits(chunk.work->inputs[input]) / 8);
-}
-
-// One call's way through a device. If it is left by an exception, what was enqueued is waited for:
-// nothing may still copy from or to memory that others use again.
-class Call {
- public:
-  explicit Call(Lane& lane) : lane_(lane), slot_(enter(lane)) {}
-  ~Call() {
-    if (turn_.owns_lock()) turn_.unlock();
-    if (!settled_) {
-      forgive(cudaStreamSynchronize(lane_.in.get()));
-      forgive(cudaStreamSynchronize(lane_.compute.get()));
-      forgive(cudaStreamSynchronize(lane_.out.get()));
-    }
-    if (memory_ != nullptr) lane_.work().give(memory_, bytes_);
-    lane_.give(slot_);
-    --lane_.calls;
-  }
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
-
-  [[nodiscard]] Lane& lane() const { return lane_; }
-  // The halves of the pinned window: what goes to the device, what comes back.
-  [[nodiscard]] std::byte* sent() const { return slot_.window; }
-  [[nodiscard]] std::byte* received() const { return slot_.window + kWindow / 2; }
-
-  // Device memory for the call, waited for if others have it.
-  std::byte* room(std::uint64_t bytes) {
-    if (bytes == 0) return nullptr;
-    memory_ = lane_.work().take(bytes);
-    if (memory_ == nullptr)
-      fail(Code::memory, "one chunk of this merge needs " + std::to_string(bytes) +
-                             " bytes of device memory and the ceiling leaves " +
-                             std::to_string(lane_.work().capacity()) + "; raise --device-memory");
-    bytes_ = bytes;
-    return memory_;
-  }
-
-  // Enqueues a copy to the device.
-  void copy_in(std::byte* to, const void* from, std::uint64_t bytes) {
-    if (bytes == 0) return;
-    begin(kIn, lane_.in);
-    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, lane_.in.get()),
-          "copying to it");
-    activity_.bytes_in += bytes;
-  }
-  // Enqueues the copy of a chunk's input, and zeros up to the end of its last pack: packs are read
-  // whole.
-  void copy_in(std::byte* to, const Chunk& chunk, std::size_t input) {
-    const std::uint64_t bytes = bytes_of(chunk, input);
-    copy_in(to, chunk.inputs[input], bytes);
-    const std::uint64_t all = padded(chunk.count, bits(chunk.work->inputs[input]) / 8);
-    if (all != bytes)
-      check(cudaMemsetAsync(to + bytes, 0, all - bytes, lane_.in.get()), "clearing its memory");
-  }
-  // So many bytes of tensors are read and written by the kernels to come.
-  void moves(std::uint64_t bytes) { activity_.kernel_bytes += bytes; }
-  // The stream for kernels, behind the copies of this call.
-  const Stream& kernels() {
-    if (!begun_[kCompute] && begun_[kIn]) hand_over(kIn, lane_.in, lane_.compute);
-    begin(kCompute, lane_.compute);
-    return lane_.compute;
-  }
-  void clear(std::byte* memory, std::uint64_t bytes) {
-    check(cudaMemsetAsync(memory, 0, bytes, kernels().get()), "clearing its memory");
-  }
-  // Enqueues a copy from the device, behind the kernels of this call.
-  void copy_out(void* to, const std::byte* from, std::uint64_t bytes) {
-    if (bytes == 0) return;
-    if (!begun_[kOut] && begun_[kCompute]) hand_over(kCompute, lane_.compute, lane_.out);
-    begin(kOut, lane_.out);
-    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, lane_.out.get()),
-          "copying from it");
-    activity_.bytes_out += bytes;
-  }
-
-  // Waits for everything enqueued so far.
-  void wait() {
-    const auto start = std::chrono::steady_clock::now();
-    Event& last = slot_.mark[begun_[kOut] ? 5 : 1];
-    last.record(begun_[kOut] ? lane_.out : lane_.in);
-    turn_.unlock();
-    last.wait();
-    settled_ = true;
-    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
-    activity_.waiting += waited.count();
-  }
-  // The call is over: records its times and bytes.
-  void done() {
-    if (begun_[kIn]) activity_.copy_in = seconds(kIn);
-    if (begun_[kCompute]) activity_.kernels = seconds(kCompute);
-    if (begun_[kOut]) activity_.copy_out = seconds(kOut);
-    lane_.note(activity_);
-  }
-
-  // Copies results of any size to the host, a window at a time; wait() is included.
-  template <class Take>
-  void bring(const std::byte* from, std::uint64_t bytes, Take&& take) {
-    constexpr std::uint64_t half = kWindow / 2;
-    for (std::uint64_t at = 0; at < bytes; at += half) {
-      const std::uint64_t n = std::min(half, bytes - at);
-      copy_out(received(), from + at, n);
-      wait();
-      take(received(), n);
-    }
-  }
-
- private:
-  static Slot& enter(Lane& lane) {
-    lane.use();
-    Slot& slot = lane.take();
-    ++lane.calls;
-    return slot;
-  }
-  // Before anything is enqueued in one of the three streams: its part of the call begins.
-  void begin(std::size_t part, const Stream& stream) {
-    settled_ = false;
-    if (!turn_.owns_lock()) turn_.lock();
-    if (begun_[part]) return;
-    begun_[part] = true;
-    slot_.mark[2 * part].record(stream);
-  }
-  // A part ends; the next one's stream waits for it.
-  void hand_over(std::size_t part, const Stream& from, const Stream& to) {
-    slot_.mark[2 * part + 1].record(from);
-    slot_.mark[2 * part + 1].hold(to);
-  }
-  [[nodiscard]] double seconds(std::size_t part) const {
-    return slot_.mark[2 * part + 1].seconds_since(slot_.mark[2 * part]);
-  }
-
-  static constexpr std::size_t kIn = 0, kCompute = 1, kOut = 2;
-
-  Lane& lane_;
-  Slot& slot_;
-  std::unique_lock<std::mutex> turn_{lane_.turn, std::defer_lock};
-  std::byte* memory_ = nullptr;
-  std::uint64_t bytes_ = 0;
-  bool begun_[3] = {};
-  bool settled_ = true;
-  Activity activity_;
-};
-
-// A chunk's inputs on the device: laid out first, then copied.
-class Stage {
- public:
-  // Only the base and the sources with `wanted` are staged; all of them if it is empty.
-  Stage(const Chunk& chunk, Layout& layout, std::span<const std::uint8_t> wanted = {})
-      : chunk_(chunk) {
-    const std::size_t base = chunk.work->rule.base ? 1 : 0;
-    for (std::size_t i = 0; i < chunk.work->inputs.size(); ++i) {
-      wanted_[i] = i < base || wanted.empty() || wanted[i - base] != 0;
-      if (wanted_[i] && chunk.residence == nullptr)
-        offset_[i] = layout.add(padded(chunk.count, bits(chunk.work->inputs[i]) / 8));
-    }
-  }
-
-  // The chunk as kernels see it, with its inputs behind `memory`.
-  [[nodiscard]] Tensor tensor(std::byte* memory) const {
-    const Work& work = *chunk_.work;
-    Tensor tensor;
-    for (std::size_t i = 0; i < work.inputs.size(); ++i) {
-      if (!wanted_[i]) continue;
-      tensor.input[i].format = format_of(work.inputs[i]);
-      tensor.input[i].data =
-          chunk_.residence != nullptr ? room_of(chunk_)->at(chunk_, i) : memory + offset_[i];
-    }
-    tensor.sources = work.rule.sources;
-    tensor.base = work.rule.base;
-    tensor.first = chunk_.first;
-    tensor.count = chunk_.count;
-    return tensor;
-  }
-
-  void copy(Call& call, std::byte* memory) const {
-    for (std::size_t i = 0; i < chunk_.work->inputs.size(); ++i)
-      if (wanted_[i]) call.moves(bytes_of(chunk_, i));
-    if (chunk_.residence != nullptr) return;
-    for (std::size_t i = 0; i < chunk_.work->inputs.size(); ++i)
-      if (wanted_[i]) call.copy_in(memory + offset_[i], chunk_, i);
-  }
-
- private:
-  const Chunk& chunk_;
-  std::array<bool, math::kSources + 1> wanted_{};
-  std::array<std::uint64_t, math::kSources + 1> offset_{};
-};
-
-template <class T>
-T* as(std::byte* memory) {
-  return reinterpret_cast<T*>(memory);
-}
+// Most bytes of sums that one call makes, unless one group has more.
+constexpr std::uint64_t kSums = 8 * kMiB;
+// Most groups of sums, and brackets, of one call.
+constexpr std::size_t kGroups = 4096, kBrackets = math::kSources;
 
 class Cuda final : public Backend {
  public:
@@ -558,26 +91,29 @@ class Cuda final : public Backend {
     const Room& room = *room_of(chunk);
     Call call(room.lane());
     for (std::size_t i = 0; i < chunk.work->inputs.size(); ++i)
-      call.copy_in(room.at(chunk, i), chunk, i);
+      copy_input(call, room.at(chunk, i), chunk, i);
     call.wait();
     call.done();
   }
 
-  void sample(const Chunk& chunk, std::uint32_t stride,
-              std::span<std::vector<std::uint32_t>> keys) override {
+  void sample(const Chunk& chunk, int pass, std::span<const int> streams, std::uint32_t stride,
+              std::span<std::vector<std::int32_t>> keys) override {
+    if (streams.empty()) return;
     stride = std::max(stride, math::kSampled);
     const std::uint64_t runs = (chunk.count + std::uint64_t{stride} - 1) / stride;
-    const std::uint64_t each = runs * math::kSampled * sizeof(std::uint32_t);
+    const std::uint64_t each = runs * math::kSampled * sizeof(std::int32_t);
     Layout layout;
-    const Stage stage(chunk, layout);
-    const std::uint64_t header = layout.add(sizeof(Tensor));
-    const std::uint64_t list = layout.add(each * keys.size());
+    const Stage stage(chunk, layout, streams.size() * sizeof(int),
+                      sources_of(chunk, pass, streams));
+    const std::uint64_t list = layout.add(each * streams.size());
     Call call(lane_for(chunk));
     std::byte* memory = call.room(layout.bytes());
+    int* sources = as<int>(stage.sent(call));
+    for (const int stream : streams) *sources++ = source_of(chunk, pass, stream);
     stage.copy(call, memory);
-    send(call, memory + header, stage.tensor(memory));
-    gpu::sample(as<Tensor>(memory + header), chunk.count, static_cast<unsigned>(keys.size()),
-                stride, as<std::uint32_t>(memory + list), shape_, call.kernels());
+    gpu::sample(ordering(chunk, pass, stage.tensor(memory)), as<int>(stage.told(memory)),
+                static_cast<unsigned>(streams.size()), stride, as<std::int32_t>(memory + list),
+                shape_, call.kernels());
     // Of the last window, what is shorter than a run was not written.
     const std::uint64_t last = chunk.count - (runs - 1) * stride;
     const std::uint64_t size =
@@ -587,103 +123,44 @@ class Cuda final : public Backend {
     call.done();
   }
 
-  void verify(const Chunk& chunk, std::span<const Bracket> brackets,
-              std::span<const std::uint8_t> active, std::uint32_t limit,
+  void verify(const Chunk& chunk, int pass, std::span<const Bracket> brackets, std::uint32_t limit,
               std::span<Verdict> verdicts) override {
-    const std::size_t sources = brackets.size();
-    const std::uint64_t spans = (chunk.count + kSpan - 1) / kSpan;
-    limit = std::min(limit, chunk.count);
-    Layout layout;
-    const Stage stage(chunk, layout, active);
-    const std::uint64_t header = layout.add(sizeof(Tensor) + sources * sizeof(Window));
-    const std::uint64_t counts = sources * sizeof(Census);
-    const std::uint64_t results = layout.add(counts + sources * spans * sizeof(Segment));
-    const std::uint64_t list = layout.add(sources * limit * sizeof(Found));
-    const std::uint64_t ordered = layout.add(sources * limit * sizeof(Found));
-    const std::uint64_t scratch = layout.add(order_bytes(sources, spans));
-    Call call(lane_for(chunk));
-    std::byte* memory = call.room(layout.bytes());
-    stage.copy(call, memory);
-
-    auto* windows = as<Window>(call.sent() + sizeof(Tensor));
-    for (std::size_t s = 0; s < sources; ++s)
-      windows[s] = {brackets[s].low, brackets[s].high, active[s] != 0 ? 1U : 0U};
-    *as<Tensor>(call.sent()) = stage.tensor(memory);
-    call.copy_in(memory + header, call.sent(), sizeof(Tensor) + sources * sizeof(Window));
-    call.clear(memory + results, counts + sources * spans * sizeof(Segment));
-    auto* census = as<Census>(memory + results);
-    auto* segments = as<Segment>(memory + results + counts);
-    gpu::verify(as<Tensor>(memory + header), chunk.count, static_cast<unsigned>(sources),
-                as<Window>(memory + header + sizeof(Tensor)), limit, census,
-                as<Found>(memory + list), segments, shape_, call.kernels());
-    order({as<Found>(memory + list), segments, census, sources, spans, limit},
-          as<Found>(memory + ordered), memory + scratch, call.kernels());
-    call.copy_out(call.received(), memory + results, counts);
-    call.wait();
-
-    const auto* received = as<Census>(call.received());
-    std::vector<std::size_t> lengths(sources);
-    for (std::size_t s = 0; s < sources; ++s) {
-      const Census& counted = received[s];
-      Verdict& verdict = verdicts[s];
-      verdict = {};
-      if (active[s] == 0) continue;
-      verdict.above = counted.above;
-      verdict.at_high = counted.at_high;
-      verdict.at_low = counted.at_low;
-      verdict.overflowed = counted.between > limit;
-      if (!verdict.overflowed) lengths[s] = counted.between;
+    for (std::size_t at = 0; at < brackets.size(); at += kBrackets) {
+      const std::size_t some = std::min(kBrackets, brackets.size() - at);
+      verify_some(chunk, pass, brackets.subspan(at, some), limit, verdicts.subspan(at, some));
     }
-    const std::size_t total = std::accumulate(lengths.begin(), lengths.end(), std::size_t{0});
-    static_assert(sizeof(Candidate) == sizeof(Found));
-    std::vector<Candidate> all;
-    all.reserve(total);
-    bring_all(call, memory + ordered, total, all);
-    auto next = all.begin();
-    for (std::size_t s = 0; s < sources; ++s) {
-      const auto end = next + static_cast<std::ptrdiff_t>(lengths[s]);
-      verdicts[s].between.assign(next, end);
-      next = end;
-    }
-    call.done();
   }
 
-  void histogram(const Chunk& chunk, int source, const std::uint32_t* prefix,
+  void histogram(const Chunk& chunk, int pass, int stream, const std::int32_t* prefix,
                  std::span<std::uint64_t> counts) override {
-    const std::uint64_t bytes = counts.size() * sizeof(unsigned);
-    const std::vector<std::uint8_t> wanted = only(chunk, source);
+    const std::uint64_t bytes = kBins * sizeof(unsigned);
     Layout layout;
-    const Stage stage(chunk, layout, wanted);
-    const std::uint64_t header = layout.add(sizeof(Tensor));
+    const Stage stage(chunk, layout, 0, sources_of(chunk, pass, {&stream, 1}));
     const std::uint64_t bins = layout.add(bytes);
     Call call(lane_for(chunk));
     std::byte* memory = call.room(layout.bytes());
     stage.copy(call, memory);
-    send(call, memory + header, stage.tensor(memory));
     call.clear(memory + bins, bytes);
-    gpu::histogram(as<Tensor>(memory + header), chunk.count, static_cast<unsigned>(source),
+    gpu::histogram(ordering(chunk, pass, stage.tensor(memory)), source_of(chunk, pass, stream),
                    prefix != nullptr, prefix != nullptr ? *prefix : 0, as<unsigned>(memory + bins),
                    shape_, call.kernels());
     std::vector<unsigned> result;
-    result.reserve(counts.size());
-    bring_all(call, memory + bins, counts.size(), result);
-    for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += result[i];
+    result.reserve(kBins);
+    bring_all(call, memory + bins, kBins, result);
+    for (std::size_t i = 0; i < kBins; ++i) counts[i] += result[i];
     call.done();
   }
 
-  std::uint32_t locate(const Chunk& chunk, int source, std::uint32_t key,
+  std::uint32_t locate(const Chunk& chunk, int pass, int stream, std::int32_t key,
                        std::uint32_t n) override {
     const std::uint64_t size = (std::uint64_t{chunk.count} + 7) / 8;
-    const std::vector<std::uint8_t> wanted = only(chunk, source);
     Layout layout;
-    const Stage stage(chunk, layout, wanted);
-    const std::uint64_t header = layout.add(sizeof(Tensor));
+    const Stage stage(chunk, layout, 0, sources_of(chunk, pass, {&stream, 1}));
     const std::uint64_t marks = layout.add(size);
     Call call(lane_for(chunk));
     std::byte* memory = call.room(layout.bytes());
     stage.copy(call, memory);
-    send(call, memory + header, stage.tensor(memory));
-    match(as<Tensor>(memory + header), chunk.count, static_cast<unsigned>(source), key,
+    match(ordering(chunk, pass, stage.tensor(memory)), source_of(chunk, pass, stream), key,
           as<std::uint8_t>(memory + marks), shape_, call.kernels());
     std::vector<std::uint8_t> bits;
     bits.reserve(size);
@@ -702,32 +179,27 @@ class Cuda final : public Backend {
     fail(Code::internal, "a key that was counted is not in its chunk");
   }
 
-  void fold(const Chunk& chunk, const math::Facts& facts, std::span<double> tiles) override {
+  void fold(const Chunk& chunk, int pass, std::span<double> sums) override {
     const math::Rule& rule = chunk.work->rule;
-    const auto count = static_cast<std::size_t>(math::needs(rule).folds);
-    if (count == 0) return;
-    Layout layout;
-    const Stage stage(chunk, layout);
-    const std::uint64_t header = layout.add(sizeof(Job) + count * sizeof(math::Term));
-    const std::uint64_t sums = layout.add(tiles.size_bytes());
-    Call call(lane_for(chunk));
-    std::byte* memory = call.room(layout.bytes());
-    stage.copy(call, memory);
-    Job job;
-    job.tensor = stage.tensor(memory);
-    job.facts = facts;
-    *as<Job>(call.sent()) = job;
-    auto* terms = as<math::Term>(call.sent() + sizeof(Job));
-    for (std::size_t t = 0; t < count; ++t) terms[t] = math::term(rule, static_cast<int>(t));
-    call.copy_in(memory + header, call.sent(), sizeof(Job) + count * sizeof(math::Term));
-    gpu::fold(as<Job>(memory + header), chunk.count, as<math::Term>(memory + header + sizeof(Job)),
-              static_cast<unsigned>(count), as<double>(memory + sums), shape_, call.kernels());
-    double* next = tiles.data();
-    call.bring(memory + sums, tiles.size_bytes(), [&](const std::byte* bytes, std::uint64_t n) {
-      std::memcpy(next, bytes, n);
-      next += n / sizeof(double);
-    });
-    call.done();
+    const std::vector<math::Group> all = groups(rule.method, pass, rule);
+    const Folding folding = {rule.method, pass,
+                             nullptr,     chunk.first,
+                             chunk.count, math::line_shape(rule, method_of(chunk).lines(rule))};
+    const std::uint64_t places = fold_places(folding);
+    std::span<const math::Group> left = all;
+    while (!left.empty()) {
+      // As many groups as one call has room for; their sums lie one behind the other.
+      std::size_t some = 0;
+      std::uint64_t bytes = 0;
+      do {
+        bytes += group_sums(rule.method, pass, left[some++]) * places * sizeof(double);
+      } while (some < left.size() && some < kGroups && bytes < kSums &&
+               left[some].first * places * sizeof(double) ==
+                   left[0].first * places * sizeof(double) + bytes);
+      fold_some(chunk, folding, left.first(some),
+                sums.subspan(left[0].first * places, bytes / sizeof(double)));
+      left = left.subspan(some);
+    }
   }
 
   void apply(std::span<const Item> items) override {
@@ -815,7 +287,7 @@ class Cuda final : public Backend {
   // copy, into what is received with one, or into the room for large parts.
   struct Place {
     std::array<std::uint64_t, math::kSources + 1> input{};
-    std::uint64_t output = 0;
+    std::uint64_t output = 0, description = 0, lines = 0;
     bool small_input[math::kSources + 1] = {};
     bool small_output = false;
   };
@@ -823,6 +295,7 @@ class Cuda final : public Backend {
     Layout sent, received, large;
     std::vector<Place> places;
     std::uint64_t elements = 0;
+    std::uint64_t told = 0;  // bytes of descriptions, which lie behind the jobs
   };
 
   static void test_arithmetic(Lane& lane) {
@@ -845,16 +318,107 @@ class Cuda final : public Backend {
     return chunk.residence != nullptr ? room_of(chunk)->lane() : idlest();
   }
 
-  static std::vector<std::uint8_t> only(const Chunk& chunk, int source) {
+  static const math::Method& method_of(const Chunk& chunk) {
+    return math::method(chunk.work->rule.method);
+  }
+  // The source whose key a stream is; 0 for one of all sources, where it means nothing.
+  static int source_of(const Chunk& chunk, int pass, int stream) {
+    return std::max(method_of(chunk).passes[static_cast<std::size_t>(pass)].source(stream), 0);
+  }
+  // The sources that streams are made of; empty: all.
+  static std::vector<std::uint8_t> sources_of(const Chunk& chunk, int pass,
+                                              std::span<const int> streams) {
     std::vector<std::uint8_t> wanted(static_cast<std::size_t>(chunk.work->rule.sources), 0);
-    wanted[static_cast<std::size_t>(source)] = 1;
+    for (const int stream : streams) {
+      const int source = method_of(chunk).passes[static_cast<std::size_t>(pass)].source(stream);
+      if (source < 0) return {};
+      wanted[static_cast<std::size_t>(source)] = 1;
+    }
     return wanted;
   }
+  static Ordering ordering(const Chunk& chunk, int pass, const Tensor* tensor) {
+    return {chunk.work->rule.method, pass, tensor, chunk.count};
+  }
 
-  template <class T>
-  static void send(Call& call, std::byte* to, const T& value) {
-    *as<T>(call.sent()) = value;
-    call.copy_in(to, call.sent(), sizeof value);
+  void verify_some(const Chunk& chunk, int pass, std::span<const Bracket> brackets,
+                   std::uint32_t limit, std::span<Verdict> verdicts) {
+    const std::size_t number = brackets.size();
+    const std::uint64_t spans = (chunk.count + kSpan - 1) / kSpan;
+    limit = std::min(limit, chunk.count);
+    std::vector<int> streams;
+    for (const Bracket& bracket : brackets) streams.push_back(bracket.stream);
+    Layout layout;
+    const Stage stage(chunk, layout, brackets.size_bytes(), sources_of(chunk, pass, streams));
+    const std::uint64_t counts = number * sizeof(Census);
+    const std::uint64_t results = layout.add(counts + number * spans * sizeof(Segment));
+    const std::uint64_t list = layout.add(number * limit * sizeof(Candidate));
+    const std::uint64_t ordered = layout.add(number * limit * sizeof(Candidate));
+    const std::uint64_t scratch = layout.add(order_bytes(number, spans));
+    Call call(lane_for(chunk));
+    std::byte* memory = call.room(layout.bytes());
+    auto* sent = as<Bracket>(stage.sent(call));
+    for (std::size_t n = 0; n < number; ++n)
+      sent[n] = {source_of(chunk, pass, brackets[n].stream), brackets[n].low, brackets[n].high};
+    stage.copy(call, memory);
+    call.clear(memory + results, counts + number * spans * sizeof(Segment));
+    auto* census = as<Census>(memory + results);
+    auto* segments = as<Segment>(memory + results + counts);
+    gpu::verify(ordering(chunk, pass, stage.tensor(memory)), as<Bracket>(stage.told(memory)),
+                static_cast<unsigned>(number), limit, census, as<Candidate>(memory + list),
+                segments, shape_, call.kernels());
+    order({as<Candidate>(memory + list), segments, census, number, spans, limit},
+          as<Candidate>(memory + ordered), memory + scratch, call.kernels());
+    call.copy_out(call.received(), memory + results, counts);
+    call.wait();
+
+    const auto* received = as<Census>(call.received());
+    std::vector<std::size_t> lengths(number);
+    for (std::size_t n = 0; n < number; ++n) {
+      const Census& counted = received[n];
+      Verdict& verdict = verdicts[n];
+      verdict = {};
+      verdict.above = counted.above;
+      verdict.at_high = counted.at_high;
+      verdict.at_low = counted.at_low;
+      verdict.overflowed = counted.between > limit;
+      if (!verdict.overflowed) lengths[n] = counted.between;
+    }
+    const std::size_t total = std::accumulate(lengths.begin(), lengths.end(), std::size_t{0});
+    std::vector<Candidate> all;
+    all.reserve(total);
+    bring_all(call, memory + ordered, total, all);
+    auto next = all.begin();
+    for (std::size_t n = 0; n < number; ++n) {
+      const auto end = next + static_cast<std::ptrdiff_t>(lengths[n]);
+      verdicts[n].between.assign(next, end);
+      next = end;
+    }
+    call.done();
+  }
+
+  void fold_some(const Chunk& chunk, Folding folding, std::span<const math::Group> groups,
+                 std::span<double> sums) {
+    Layout layout;
+    const Stage stage(chunk, layout, groups.size_bytes());
+    const std::uint64_t result = layout.add(sums.size_bytes());
+    Call call(lane_for(chunk));
+    std::byte* memory = call.room(layout.bytes());
+    auto* sent = as<math::Group>(stage.sent(call));
+    for (const math::Group& group : groups) {
+      *sent = group;
+      sent->first = static_cast<std::uint16_t>(group.first - groups[0].first);
+      ++sent;
+    }
+    stage.copy(call, memory);
+    folding.tensor = stage.tensor(memory);
+    gpu::fold(folding, as<math::Group>(stage.told(memory)), static_cast<unsigned>(groups.size()),
+              as<double>(memory + result), shape_, call.kernels());
+    double* next = sums.data();
+    call.bring(memory + result, sums.size_bytes(), [&](const std::byte* bytes, std::uint64_t n) {
+      std::memcpy(next, bytes, n);
+      next += n / sizeof(double);
+    });
+    call.done();
   }
 
   // Appends `count` values of the device's memory to `list`.
@@ -867,10 +431,17 @@ class Cuda final : public Backend {
     });
   }
 
+  // Bytes of so many jobs; descriptions behind them lie at multiples of 16.
+  static std::uint64_t jobs_bytes(std::size_t jobs) { return (jobs * sizeof(Job) + 15) / 16 * 16; }
+
+  static unsigned kind_of(const Item& item) {
+    return kind(item.chunk.work->rule.method, item.chunk.work->rule.sources);
+  }
+
   // Adds an item to a batch, its small parts in the window if `window`. False if it does not fit.
   static bool add(Batching& batch, const Item& item, bool window, const Arena& memory) {
     const Chunk& chunk = item.chunk;
-    Batching more{batch.sent, batch.received, batch.large, {}, 0};
+    Batching more{batch.sent, batch.received, batch.large, {}, 0, batch.told};
     Place place;
     for (std::size_t i = 0; i < chunk.work->inputs.size() && chunk.residence == nullptr; ++i) {
       const std::uint64_t bytes = padded(chunk.count, bits(chunk.work->inputs[i]) / 8);
@@ -881,8 +452,13 @@ class Cuda final : public Backend {
     place.small_output = window && bytes <= kSmall;
     place.output = (place.small_output ? more.received : more.large).add(bytes);
 
+    const Description description(chunk);
+    place.description = more.told;
+    more.told += description.bytes();
+    place.lines = more.large.add(description.lines_apart());
+
     const std::uint64_t jobs = batch.places.size() + 1;
-    const std::uint64_t sent = more.sent.bytes() + aligned(jobs * sizeof(Job));
+    const std::uint64_t sent = more.sent.bytes() + aligned(jobs_bytes(jobs) + more.told);
     const std::uint64_t received = more.received.bytes() + aligned(jobs * sizeof(Counts));
     const bool alone = !window;  // nothing can be made smaller: what does not fit is an error later
     if (!alone && (sent > kWindow / 2 || received > kWindow / 2 ||
@@ -891,6 +467,7 @@ class Cuda final : public Backend {
     batch.sent = more.sent;
     batch.received = more.received;
     batch.large = more.large;
+    batch.told = more.told;
     batch.places.push_back(place);
     batch.elements += chunk.count;
     return true;
@@ -899,10 +476,10 @@ class Cuda final : public Backend {
   // Merges as many of the first items as agree in kernel and device and fit; returns how many.
   std::size_t apply_some(std::span<const Item> items) {
     Lane& lane = lane_for(items.front().chunk);
-    const unsigned which = kind(*items.front().facts);
+    const unsigned which = kind_of(items.front());
     Batching batch;
     for (const Item& item : items) {
-      if (kind(*item.facts) != which) break;
+      if (kind_of(item) != which) break;
       if (item.chunk.residence != nullptr && &room_of(item.chunk)->lane() != &lane) break;
       if (!add(batch, item, true, lane.work())) break;
     }
@@ -912,9 +489,10 @@ class Cuda final : public Backend {
   }
 
   void merge(Lane& lane, unsigned which, std::span<const Item> items, Batching& batch) {
-    // On the device: what is sent with the jobs behind it, what is received with the counts behind
-    // it, what is large.
-    const std::uint64_t jobs_at = batch.sent.add(items.size() * sizeof(Job));
+    // On the device: what is sent with the jobs and their descriptions behind it, what is received
+    // with the counts behind it, what is large.
+    const std::uint64_t jobs_at = batch.sent.add(jobs_bytes(items.size()) + batch.told);
+    const std::uint64_t told_at = jobs_at + jobs_bytes(items.size());
     const std::uint64_t counts_at = batch.received.add(items.size() * sizeof(Counts));
     Call call(lane);
     std::byte* sent = call.room(batch.sent.bytes() + batch.received.bytes() + batch.large.bytes());
@@ -928,8 +506,9 @@ class Cuda final : public Backend {
       const Chunk& chunk = items[n].chunk;
       const Place& place = batch.places[n];
       Job job;
-      for (std::size_t i = 0; i < chunk.work->inputs.size(); ++i) {
-        Operand& input = job.tensor.input[i];
+      std::vector<Operand> operands(chunk.work->inputs.size());
+      for (std::size_t i = 0; i < operands.size(); ++i) {
+        Operand& input = operands[i];
         call.moves(bytes_of(chunk, i));
         input.format = format_of(chunk.work->inputs[i]);
         if (chunk.residence != nullptr) {
@@ -939,19 +518,17 @@ class Cuda final : public Backend {
           input.data = sent + place.input[i];
         } else {
           input.data = large + place.input[i];
-          call.copy_in(large + place.input[i], chunk, i);
+          copy_input(call, large + place.input[i], chunk, i);
         }
       }
       call.moves(output_bytes(items[n]));
-      job.tensor.sources = chunk.work->rule.sources;
-      job.tensor.base = chunk.work->rule.base;
-      job.tensor.first = chunk.first;
-      job.tensor.count = chunk.count;
+      job.tensor =
+          Description(chunk).write(call, operands, call.sent() + told_at + place.description,
+                                   sent + told_at + place.description, large + place.lines);
       job.output = (place.small_output ? received : large) + place.output;
       job.format = format_of(chunk.work->output);
       job.overflow = chunk.work->overflow;
       job.span = work.spans;
-      job.facts = *items[n].facts;
       work.spans += spans(chunk.count, work.packs);
       jobs[n] = job;
     }
@@ -974,7 +551,9 @@ class Cuda final : public Backend {
                     output_bytes(items[n]));
       if (items[n].tally == nullptr) continue;
       Tally tally;
-      std::copy(counts[n].kept, counts[n].kept + math::kSources, tally.kept);
+      const Chunk& chunk = items[n].chunk;
+      for (int s = 0; s < chunk.work->rule.sources; ++s)
+        tally.kept[s] = method_of(chunk).masks ? counts[n].kept[s] : chunk.count;
       tally.conflicts = counts[n].conflicts;
       tally.change = counts[n].change;
       items[n].tally->add(tally);

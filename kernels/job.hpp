@@ -6,7 +6,6 @@
 
 #include "ingot/math/codec.hpp"
 #include "ingot/math/fold.hpp"
-#include "ingot/math/rule.hpp"
 
 namespace ingot::gpu {
 
@@ -31,9 +30,20 @@ struct Operand {
   math::Format format = math::Format::f32;
 };
 
-// Consecutive elements of one tensor's inputs.
+// Facts of those lines of a tensor that its elements here lie in: fact i of the n-th of them at
+// facts[i * count + n]. The n-th is line `first + n`; behind the tensor's last line comes its
+// first.
+struct LineTable {
+  const double* facts = nullptr;  // null where no pass has made any
+  std::uint64_t first = 0, count = 0;
+  math::LineShape shape;
+};
+
+// Consecutive elements of one tensor's inputs, and what is known of the tensor.
 struct Tensor {
-  Operand input[math::kSources + 1];  // the base first if `base`, then the sources
+  const Operand* input = nullptr;    // the base first if `base`, then the sources
+  const std::byte* facts = nullptr;  // math::known() reads them; a multiple of 16 bytes
+  LineTable line;
   std::int32_t sources = 0;
   bool base = false;
   std::uint64_t first = 0;  // index of the first element in the whole tensor, multiple of 8
@@ -42,7 +52,7 @@ struct Tensor {
 
 // What became of a job's task vectors; sums and a maximum of integers, so the order is free.
 struct Counts {
-  unsigned long long kept[math::kSources];
+  unsigned long long kept[math::kSources];  // not counted where the method has no mask
   unsigned long long conflicts;
   unsigned change;  // bits; any NaN is the canonical one
 };
@@ -54,27 +64,15 @@ struct Job {
   math::Format format = math::Format::f32;
   math::Overflow overflow = math::Overflow::saturate;
   std::uint64_t span = 0;  // number of its first span among all jobs of the batch
-  math::Facts facts;
 };
 
-// Bounds on a source's key, low <= high.
-struct Window {
-  std::uint32_t low = 0, high = 0;
-  std::uint32_t active = 0;
-};
-
-// How one source's keys lie to its window. Where low == high, ties are counted in at_high.
+// How the keys of a stream lie to a bracket. Where low == high, ties are counted in at_high.
 struct Census {
   unsigned above, at_high, at_low;
   unsigned between;  // also how many candidates have a place in the list
 };
 
-// A candidate, as the backend hands it over (Candidate).
-struct Found {
-  std::uint32_t key, index;
-};
-
-// Where the candidates of one span lie in the list of their source; ordered by index.
+// Where the candidates of one span lie in the list of their bracket; ordered by index.
 struct Segment {
   std::uint32_t offset, count;
 };

@@ -1,46 +1,75 @@
-// What a mask leaves of a pack of one task vector.
+// What a lens shows of a pack of one source.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include "ingot/math/key.hpp"
-#include "ingot/math/linear.hpp"
-#include "ingot/math/philox.hpp"
+#include "ingot/math/parts/lens.hpp"
 #include "pack.cuh"
 
 namespace ingot::gpu {
 
-// Replaces a source's elements by the deltas that the mask keeps, times `gain`, in place. `first`
-// is the pack's index in the whole tensor. Returns the elements that the mask let through, as bits.
-__device__ __forceinline__ unsigned thin(const math::Facts& facts, const math::Source& source,
-                                         math::Gain gain, std::uint64_t first,
-                                         const float (&base)[kPack], float (&x)[kPack]) {
+// The elements of a pack of differences (or values) that the lens lets through, as bits. `first` is
+// the pack's index in the whole tensor.
+template <class Lens>
+__device__ __forceinline__ unsigned kept(const typename Lens::Facts& facts, std::uint64_t first,
+                                         const float (&d)[kPack]) {
+  constexpr unsigned all = (1U << kPack) - 1;
+  if constexpr (Lens::kMask == math::Mask::none) {
+    return all;
+  } else {
+    if (Lens::all(facts)) return all;
+    if constexpr (Lens::kMask == math::Mask::random) {
+      const math::Chance chance = Lens::chance(facts);
+      return math::keep8(chance.seed, chance.stream, first, chance.keep);
+    } else {
+      std::uint32_t run = kPack;
+      const auto piece = Lens::piece(facts, first, run);
+      unsigned bits = 0;
+      if (run < kPack) {  // the test changes within this pack: seldom
 #pragma unroll
-  for (unsigned j = 0; j < kPack; ++j) x[j] = math::delta(x[j], base[j]);
-  unsigned kept = (1U << kPack) - 1;
-  const math::Mask mask = source.all != 0 ? math::Mask::none : facts.mask;
-  if (mask == math::Mask::random) {
-    kept = math::keep8(facts.seed, source.stream, first, source.keep);
-  } else if (mask == math::Mask::select && source.cut >= first && source.cut - first < kPack) {
-    // The cut lies in this pack, the only one of the tensor.
-    kept = 0;
+        for (unsigned j = 0; j < kPack; ++j)
+          if (Lens::keeps(facts, d[j], first + j)) bits |= 1U << j;
+      } else if (!Lens::empty(piece)) {
 #pragma unroll
-    for (unsigned j = 0; j < kPack; ++j)
-      if (math::selected(math::key(x[j]), source.threshold, first + j, source.cut)) kept |= 1U << j;
-  } else if (mask == math::Mask::select) {
-    const std::uint32_t bound = math::bound(source.threshold, first, source.cut);
-    kept = 0;
-#pragma unroll
-    for (unsigned j = 0; j < kPack; ++j)
-      if (math::key(x[j]) >= bound) kept |= 1U << j;
+        for (unsigned j = 0; j < kPack; ++j)
+          if (Lens::passes(piece, d[j])) bits |= 1U << j;
+      }
+      return bits;
+    }
   }
+}
+
+// Replaces a pack of a source by what a formula sees of it. Returns the elements that the mask let
+// through.
+template <class Lens>
+__device__ __forceinline__ unsigned see(const typename Lens::Facts& facts, std::uint64_t first,
+                                        const float (&base)[kPack], float (&x)[kPack]) {
+  if constexpr (Lens::kDelta) {
+#pragma unroll
+    for (unsigned j = 0; j < kPack; ++j) x[j] = math::delta(x[j], base[j]);
+  }
+  const unsigned bits = kept<Lens>(facts, first, x);
+  const math::Gain gain = Lens::gain(facts);
 #pragma unroll
   for (unsigned j = 0; j < kPack; ++j) {
-    const bool keeps = (kept >> j & 1U) != 0;
-    x[j] = gain.split() ? math::survivor<true>(x[j], keeps, gain)
-                        : math::survivor<false>(x[j], keeps, gain);
+    const bool keeps = (bits >> j & 1U) != 0;
+    x[j] = gain.split() ? math::seen<Lens, true>(x[j], keeps, gain)
+                        : math::seen<Lens, false>(x[j], keeps, gain);
   }
-  return kept;
+  return bits;
+}
+
+// The same before any gain.
+template <class Lens>
+__device__ __forceinline__ void survive(const typename Lens::Facts& facts, std::uint64_t first,
+                                        const float (&base)[kPack], float (&x)[kPack]) {
+  if constexpr (Lens::kDelta) {
+#pragma unroll
+    for (unsigned j = 0; j < kPack; ++j) x[j] = math::delta(x[j], base[j]);
+  }
+  const unsigned bits = kept<Lens>(facts, first, x);
+#pragma unroll
+  for (unsigned j = 0; j < kPack; ++j) x[j] = (bits >> j & 1U) != 0 ? x[j] : 0.0F;
 }
 
 }  // namespace ingot::gpu

@@ -1,7 +1,8 @@
-// Sums over a tensor in the fixed shape of math/fold.hpp.
+// Sums over a tensor or its lines in the fixed shapes of math/fold.hpp.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "job.hpp"
 
@@ -9,10 +10,27 @@ namespace ingot::gpu {
 
 class Stream;
 
-// Enqueues sums[term * ceil(count / kTile) + tile] of a job's inputs, after its mask where a term
-// asks for it. All pointers are device memory; the job's output is not touched. Does not wait.
-void fold(const Job* job, std::uint64_t count, const math::Term* terms, unsigned term_count,
-          double* sums, const Shape& shape, const Stream& stream);
+// Enqueues some groups of a fold or lines pass, `pass` being its number among its method's: sum n
+// at
+//   sums[n * places + place], places = fold_places() of the tensor's count elements.
+// `sums` counts from the first sum of the first group; all pointers are device memory. Does not
+// wait.
+struct Folding {
+  int method = 0, pass = 0;
+  const Tensor* tensor = nullptr;
+  std::uint64_t first = 0, count = 0;  // its elements
+  math::LineShape shape;               // of a lines pass
+};
+void fold(const Folding& of, const math::Group* groups, unsigned group_count, double* sums,
+          const Shape& shape, const Stream& stream);
+
+// Tiles, segments of rows or columns that a pass over these elements has a sum for.
+[[nodiscard]] std::uint64_t fold_places(const Folding& of);
+
+// All groups of a pass, their sums counted from 0.
+[[nodiscard]] std::vector<math::Group> groups(int method, int pass, const math::Rule& rule);
+// How many sums a group has.
+[[nodiscard]] unsigned group_sums(int method, int pass, const math::Group& group);
 
 // What a device makes of arithmetic that a wrong flag would change: kCanaryInput in,
 // kCanaryOutput out. Does not wait.

@@ -43,10 +43,11 @@ class Scratch {
 
 }  // namespace
 
-void order(const Candidates& candidates, Found* ordered, std::byte* memory, const Stream& stream) {
+void order(const Candidates& candidates, Candidate* ordered, std::byte* memory,
+           const Stream& stream) {
   const std::uint64_t starts =
-      aligned(candidates.sources * candidates.spans * sizeof(std::uint32_t));
-  Scratch scratch(memory + starts, order_bytes(candidates.sources, candidates.spans) - starts);
+      aligned(candidates.brackets * candidates.spans * sizeof(std::uint32_t));
+  Scratch scratch(memory + starts, order_bytes(candidates.brackets, candidates.spans) - starts);
   try {
     order(thrust::cuda::par_nosync(scratch).on(stream.get()), candidates,
           reinterpret_cast<std::uint32_t*>(memory), ordered);

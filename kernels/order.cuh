@@ -14,7 +14,7 @@
 
 namespace ingot::gpu {
 
-// How many places a part, a source's span, takes in the ordered list.
+// How many places a part, a bracket's span, takes in the ordered list.
 struct Places {
   Candidates all;
 
@@ -28,10 +28,10 @@ struct Places {
 struct Fetch {
   Candidates all;
   const std::uint32_t* starts;  // by part: its first place
-  Found* ordered;
+  Candidate* ordered;
 
   INGOT_HD void operator()(std::uint64_t place) const {
-    const std::uint32_t* end = starts + all.sources * all.spans;
+    const std::uint32_t* end = starts + all.brackets * all.spans;
     const auto part = static_cast<std::uint64_t>(
         thrust::upper_bound(thrust::seq, starts, end, place) - starts - 1);
     const std::uint64_t within = place - starts[part];
@@ -40,15 +40,16 @@ struct Fetch {
   }
 };
 
-// `starts` has sources * spans elements, wherever the policy's memory is.
+// `starts` has brackets * spans elements, wherever the policy's memory is.
 template <class Policy>
-void order(const Policy& policy, const Candidates& all, std::uint32_t* starts, Found* ordered) {
-  if (all.sources * all.limit > 0x7fffffffU) fail(Code::internal, "a chunk of too many candidates");
+void order(const Policy& policy, const Candidates& all, std::uint32_t* starts, Candidate* ordered) {
+  if (all.brackets * all.limit > 0x7fffffffU)
+    fail(Code::internal, "a chunk of too many candidates");
   const thrust::counting_iterator<std::uint64_t> numbers(0);
   const auto counts = thrust::make_transform_iterator(numbers, Places{all});
   thrust::exclusive_scan(policy, counts,
-                         counts + static_cast<std::ptrdiff_t>(all.sources * all.spans), starts);
-  thrust::for_each_n(policy, numbers, all.sources * all.limit, Fetch{all, starts, ordered});
+                         counts + static_cast<std::ptrdiff_t>(all.brackets * all.spans), starts);
+  thrust::for_each_n(policy, numbers, all.brackets * all.limit, Fetch{all, starts, ordered});
 }
 
 }  // namespace ingot::gpu

@@ -36,53 +36,38 @@ __device__ __forceinline__ Words fetch(const Operand& in, std::uint64_t pack) {
   return w;
 }
 
-namespace detail {
-
-template <math::Format format>
-__device__ __forceinline__ void unpack(const Words& w, float (&x)[kPack]) {
-  using Codec = math::Codec<format>;
-  using Word = typename Codec::Word;
-  constexpr unsigned each = 4 / sizeof(Word);
-  const std::uint32_t words[8] = {w.low.x,  w.low.y,  w.low.z,  w.low.w,
-                                  w.high.x, w.high.y, w.high.z, w.high.w};
-#pragma unroll
-  for (unsigned j = 0; j < kPack; ++j)
-    x[j] = Codec::decode(static_cast<Word>(words[j / each] >> (j % each * 8 * sizeof(Word))));
-}
-
-template <math::Format format>
-__device__ __forceinline__ Words pack(const float (&x)[kPack], math::Overflow overflow) {
-  using Codec = math::Codec<format>;
-  using Word = typename Codec::Word;
-  constexpr unsigned each = 4 / sizeof(Word);
-  std::uint32_t words[8] = {};
-#pragma unroll
-  for (unsigned j = 0; j < kPack; ++j)
-    words[j / each] |= std::uint32_t{Codec::encode(x[j], overflow)}
-                       << (j % each * 8 * sizeof(Word));
-  return {make_uint4(words[0], words[1], words[2], words[3]),
-          make_uint4(words[4], words[5], words[6], words[7])};
-}
-
-}  // namespace detail
-
-__device__ __forceinline__ void unpack(const Words& w, math::Format format, float (&x)[kPack]) {
+// The one switch over formats: calls body.template operator()<format>().
+template <class Body>
+__device__ __forceinline__ void with_format(math::Format format, Body&& body) {
   switch (format) {
     case math::Format::f32:
-      detail::unpack<math::Format::f32>(w, x);
+      body.template operator()<math::Format::f32>();
       break;
     case math::Format::f16:
-      detail::unpack<math::Format::f16>(w, x);
+      body.template operator()<math::Format::f16>();
       break;
     case math::Format::bf16:
-      detail::unpack<math::Format::bf16>(w, x);
+      body.template operator()<math::Format::bf16>();
       break;
     case math::Format::e4m3:
-      detail::unpack<math::Format::e4m3>(w, x);
+      body.template operator()<math::Format::e4m3>();
       break;
     default:
-      detail::unpack<math::Format::e5m2>(w, x);
+      body.template operator()<math::Format::e5m2>();
   }
+}
+
+__device__ __forceinline__ void unpack(const Words& w, math::Format format, float (&x)[kPack]) {
+  with_format(format, [&]<math::Format known>() {
+    using Codec = math::Codec<known>;
+    using Word = typename Codec::Word;
+    constexpr unsigned each = 4 / sizeof(Word);
+    const std::uint32_t words[8] = {w.low.x,  w.low.y,  w.low.z,  w.low.w,
+                                    w.high.x, w.high.y, w.high.z, w.high.w};
+#pragma unroll
+    for (unsigned j = 0; j < kPack; ++j)
+      x[j] = Codec::decode(static_cast<Word>(words[j / each] >> (j % each * 8 * sizeof(Word))));
+  });
 }
 
 // A pack of an input as numbers.
@@ -107,52 +92,36 @@ __device__ __forceinline__ const Operand& source_of(const Tensor& tensor, unsign
 
 // One element of an input as a number.
 __device__ __forceinline__ float element(const Operand& in, std::uint64_t index) {
-  switch (in.format) {
-    case math::Format::f32:
-      return math::Codec<math::Format::f32>::decode(
-          reinterpret_cast<const std::uint32_t*>(in.data)[index]);
-    case math::Format::f16:
-      return math::Codec<math::Format::f16>::decode(
-          reinterpret_cast<const std::uint16_t*>(in.data)[index]);
-    case math::Format::bf16:
-      return math::Codec<math::Format::bf16>::decode(
-          reinterpret_cast<const std::uint16_t*>(in.data)[index]);
-    case math::Format::e4m3:
-      return math::Codec<math::Format::e4m3>::decode(
-          reinterpret_cast<const std::uint8_t*>(in.data)[index]);
-    default:
-      return math::Codec<math::Format::e5m2>::decode(
-          reinterpret_cast<const std::uint8_t*>(in.data)[index]);
-  }
+  float x = 0.0F;
+  with_format(in.format, [&]<math::Format known>() {
+    using Codec = math::Codec<known>;
+    x = Codec::decode(reinterpret_cast<const typename Codec::Word*>(in.data)[index]);
+  });
+  return x;
 }
 
 // Rounds a pack and stores it whole.
 __device__ __forceinline__ void store(std::byte* data, math::Format format, math::Overflow overflow,
                                       std::uint64_t at, const float (&x)[kPack]) {
-  switch (format) {
-    case math::Format::f32: {
-      const Words w = detail::pack<math::Format::f32>(x, overflow);
-      reinterpret_cast<uint4*>(data)[2 * at] = w.low;
-      reinterpret_cast<uint4*>(data)[2 * at + 1] = w.high;
-      break;
+  with_format(format, [&]<math::Format known>() {
+    using Codec = math::Codec<known>;
+    using Word = typename Codec::Word;
+    constexpr unsigned each = 4 / sizeof(Word);
+    std::uint32_t words[8] = {};
+#pragma unroll
+    for (unsigned j = 0; j < kPack; ++j)
+      words[j / each] |= std::uint32_t{Codec::encode(x[j], overflow)}
+                         << (j % each * 8 * sizeof(Word));
+    if constexpr (sizeof(Word) == 1) {
+      reinterpret_cast<uint2*>(data)[at] = make_uint2(words[0], words[1]);
+    } else if constexpr (sizeof(Word) == 2) {
+      reinterpret_cast<uint4*>(data)[at] = make_uint4(words[0], words[1], words[2], words[3]);
+    } else {
+      reinterpret_cast<uint4*>(data)[2 * at] = make_uint4(words[0], words[1], words[2], words[3]);
+      reinterpret_cast<uint4*>(data)[2 * at + 1] =
+          make_uint4(words[4], words[5], words[6], words[7]);
     }
-    case math::Format::f16:
-      reinterpret_cast<uint4*>(data)[at] = detail::pack<math::Format::f16>(x, overflow).low;
-      break;
-    case math::Format::bf16:
-      reinterpret_cast<uint4*>(data)[at] = detail::pack<math::Format::bf16>(x, overflow).low;
-      break;
-    case math::Format::e4m3: {
-      const uint4 w = detail::pack<math::Format::e4m3>(x, overflow).low;
-      reinterpret_cast<uint2*>(data)[at] = make_uint2(w.x, w.y);
-      break;
-    }
-    default: {
-      const uint4 w = detail::pack<math::Format::e5m2>(x, overflow).low;
-      reinterpret_cast<uint2*>(data)[at] = make_uint2(w.x, w.y);
-      break;
-    }
-  }
+  });
 }
 
 // Bits of the elements of a pack that exist, of `count` in all.

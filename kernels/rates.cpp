@@ -6,11 +6,13 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <numeric>
 
 #include "apply.hpp"
 #include "check.hpp"
 #include "ingot/backend.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/math/codec.hpp"
+#include "ingot/methods.hpp"
 #include "measure.hpp"
 #include "memory.hpp"
 #include "probe.hpp"
@@ -137,59 +139,79 @@ class Bench {
     });
   }
 
-  // The rule of a method over `models` of the models, half of the task vectors kept.
+  // The rule of a method over `models` of the models: its defaults, half of the task vectors kept.
   [[nodiscard]] math::Rule rule(const char* method, unsigned models) const {
     math::Rule rule;
     rule.method = math::find(method);
-    rule.base = math::method(rule.method).base != math::Base::ignored;
+    const math::Base base = math::method(rule.method).card.base;
+    rule.base = base == math::Base::origin || base == math::Base::pivot;
     rule.sources = static_cast<int>(models) - (rule.base ? 1 : 0);
     rule.elements = elements_;
-    const bool slerp = math::method(rule.method).formula == math::Formula::slerp;
-    rule.globals[slerp ? math::kTGlobal : math::kNormalizeGlobal] = slerp ? 0.3 : 1;
-    if (rule.base && !slerp) rule.globals[math::kLambdaGlobal] = 1;
+    math::set_defaults(rule);
+    (void)math::set_global(rule, "t", 0.3);
     for (int s = 0; s < rule.sources; ++s) {
-      rule.locals[s][math::kWeightLocal] = 0.3 + 0.1 * s;
-      rule.locals[s][math::kDensityLocal] = 0.5;
+      (void)math::set_local(rule, s, "weight", 0.3 + 0.1 * s);
+      (void)math::set_local(rule, s, "density", 0.5);
       rule.stream[s] = 77 + static_cast<unsigned>(s);
     }
     return rule;
   }
 
-  [[nodiscard]] Tensor tensor(const math::Rule& rule) const {
+  // Writes a tensor's operands and facts to `at`, which goes on behind them.
+  [[nodiscard]] Tensor tensor(const math::Rule& rule, const math::Facts& facts, std::byte*& at) {
     Tensor tensor;
+    std::vector<Operand> operands;
+    for (unsigned m = 0; m < kModels; ++m) operands.push_back({model(m), math::Format::bf16});
+    tensor.input = put(at, operands.data(), operands.size());
+    tensor.facts = put(at, facts.data(), facts.bytes());
     tensor.sources = rule.sources;
     tensor.base = rule.base;
     tensor.count = elements_;
-    for (unsigned m = 0; m < kModels; ++m) tensor.input[m] = {model(m), math::Format::bf16};
     return tensor;
   }
 
   template <class T>
-  T* put(std::byte* at, const T& value) {
-    check(cudaMemcpyAsync(at, &value, sizeof value, cudaMemcpyHostToDevice, stream_.get()),
+  T* put(std::byte*& at, const T* values, std::size_t count) {
+    T* there = reinterpret_cast<T*>(at);
+    check(cudaMemcpyAsync(there, values, count * sizeof(T), cudaMemcpyHostToDevice, stream_.get()),
           "copying to it");
     wait();
-    return reinterpret_cast<T*>(at);
+    at += aligned(count * sizeof(T));
+    return there;
+  }
+
+  // What passes would measure: thresholds as given, any sums.
+  static math::Facts facts_of(const math::Rule& rule, const math::Selection* selections) {
+    math::Facts facts = math::begin(rule);
+    for (const math::PassInfo& pass : math::method(rule.method).passes) {
+      if (!pass.wanted(rule, facts)) continue;
+      if (pass.kind == math::Pass::order) {
+        for (int s = 0; s < pass.streams(rule); ++s)
+          pass.take_order(rule, s, selections + s, facts);
+      } else {
+        const std::vector<double> sums(static_cast<std::size_t>(pass.sums(rule)), 0.5);
+        (void)pass.take(rule, sums.data(), facts);
+      }
+    }
+    return facts;
   }
 
   void merge(const char* what, const char* method, unsigned models,
              const math::Selection* selections) {
     const math::Rule rule = this->rule(method, models);
+    std::byte* at = rest();
     Job job;
-    job.tensor = tensor(rule);
+    job.tensor = tensor(rule, facts_of(rule, selections), at);
     job.output = output();
     job.format = math::Format::bf16;
-    job.facts = math::prepare(rule, selections);
-    const std::vector<double> folds(static_cast<std::size_t>(math::needs(rule).folds), 0.5);
-    math::conclude(rule, folds.data(), job.facts);
     Batch batch;
-    batch.jobs = put(rest(), job);
+    batch.jobs = put(at, &job, 1);
     batch.count = 1;
     batch.packs = span_packs(elements_, static_cast<unsigned>(card_.processors));
     batch.spans = spans(elements_, batch.packs);
-    batch.counts = reinterpret_cast<Counts*>(rest() + aligned(sizeof(Job)));
+    batch.counts = reinterpret_cast<Counts*>(at);
     time(what, (models + 1) * 2 * elements_, true,
-         [&] { apply(kind(job.facts), batch, Shape{}, stream_); });
+         [&] { apply(kind(rule.method, rule.sources), batch, Shape{}, stream_); });
   }
 
   void kernels() {
@@ -201,22 +223,26 @@ class Bench {
     const math::Rule ties = rule("ties", kModels);
     const auto sources = static_cast<unsigned>(ties.sources);
     std::byte* at = rest();
-    const Tensor* on_device = put(at, tensor(ties));
-    at += aligned(sizeof(Tensor));
+    const Tensor described = tensor(ties, math::begin(ties), at);
+    const Ordering ordering = {ties.method, pass_of(ties, math::Pass::order),
+                               put(at, &described, 1), elements_};
+    std::vector<int> numbers(sources);
+    std::iota(numbers.begin(), numbers.end(), 0);
+    const int* streams = put(at, numbers.data(), numbers.size());
     const std::uint32_t stride =
         static_cast<std::uint32_t>(std::max<std::uint64_t>(elements_ / 2048, math::kSampled));
     const std::uint64_t each = (elements_ + stride - 1) / stride * math::kSampled;
-    auto* keys = reinterpret_cast<std::uint32_t*>(at);
-    at += aligned(sources * each * sizeof(std::uint32_t));
+    auto* keys = reinterpret_cast<std::int32_t*>(at);
+    at += aligned(sources * each * sizeof(std::int32_t));
     time("sample of 3", sources * each * 4, false,
-         [&] { sample(on_device, elements_, sources, stride, keys, Shape{}, stream_); });
+         [&] { sample(ordering, streams, sources, stride, keys, Shape{}, stream_); });
     std::vector<math::Selection> selections(sources);
-    std::vector<Window> windows(sources);
+    std::vector<Bracket> brackets(sources);
     for (unsigned s = 0; s < sources; ++s) {
-      std::vector<std::uint32_t> found((elements_ - (each / math::kSampled - 1) * stride) <
-                                               math::kSampled
-                                           ? each - math::kSampled
-                                           : each);
+      std::vector<std::int32_t> found((elements_ - (each / math::kSampled - 1) * stride) <
+                                              math::kSampled
+                                          ? each - math::kSampled
+                                          : each);
       check(cudaMemcpyAsync(found.data(), keys + s * each, found.size() * 4, cudaMemcpyDeviceToHost,
                             stream_.get()),
             "copying from it");
@@ -224,11 +250,11 @@ class Bench {
       std::sort(found.begin(), found.end());
       const auto middle = static_cast<double>(found.size()) / 2;
       const double spread = 4 * std::sqrt(middle);
-      windows[s] = {found[static_cast<std::size_t>(std::max(middle - spread, 0.0))],
-                    found[static_cast<std::size_t>(
-                        std::min(middle + spread, static_cast<double>(found.size() - 1)))],
-                    1};
-      selections[s] = {found[found.size() / 2], elements_ / 2, false};
+      brackets[s] = {static_cast<int>(s),
+                     found[static_cast<std::size_t>(std::max(middle - spread, 0.0))],
+                     found[static_cast<std::size_t>(
+                         std::min(middle + spread, static_cast<double>(found.size() - 1)))]};
+      selections[s] = {found[found.size() / 2], elements_ / 2};
     }
 
     const std::uint32_t limit = static_cast<std::uint32_t>(elements_ / 16);
@@ -238,18 +264,14 @@ class Bench {
       at += aligned(bytes);
       return part;
     };
-    auto* window = reinterpret_cast<Window*>(take(sources * sizeof(Window)));
+    const Bracket* on_device = put(at, brackets.data(), brackets.size());
     auto* census = reinterpret_cast<Census*>(take(sources * sizeof(Census)));
     auto* segments = reinterpret_cast<Segment*>(take(sources * parts * sizeof(Segment)));
-    auto* found = reinterpret_cast<Found*>(take(sources * std::uint64_t{limit} * sizeof(Found)));
-    check(cudaMemcpyAsync(window, windows.data(), sources * sizeof(Window), cudaMemcpyHostToDevice,
-                          stream_.get()),
-          "copying to it");
-    wait();
+    auto* found =
+        reinterpret_cast<Candidate*>(take(sources * std::uint64_t{limit} * sizeof(Candidate)));
     time("count against brackets of 3", kModels * 2 * elements_, true, [&] {
       check(cudaMemsetAsync(census, 0, sources * sizeof(Census), stream_.get()), "clearing");
-      verify(on_device, elements_, sources, window, limit, census, found, segments, Shape{},
-             stream_);
+      verify(ordering, on_device, sources, limit, census, found, segments, Shape{}, stream_);
     });
 
     merge("ties, base and 3", "ties", 4, selections.data());
@@ -257,16 +279,24 @@ class Bench {
     merge("dare_ties, base and 3", "dare_ties", 4, nullptr);
 
     const math::Rule slerp = rule("slerp", 2);
-    Job job;
-    job.tensor = tensor(slerp);
     at = rest();
-    const Job* jobs = put(at, job);
-    at += aligned(sizeof(Job));
-    const math::Term term = math::term(slerp, 2);
-    const math::Term* terms = put(at, term);
-    at += kAlign;
-    time("sum of products", 2 * 2 * elements_, true,
-         [&] { fold(jobs, elements_, terms, 1, reinterpret_cast<double*>(at), Shape{}, stream_); });
+    const Tensor pair = tensor(slerp, math::begin(slerp), at);
+    const int pass = pass_of(slerp, math::Pass::fold);
+    const Folding folding = {slerp.method, pass, put(at, &pair, 1), 0, elements_, {}};
+    const std::vector<math::Group> all = groups(slerp.method, pass, slerp);
+    const math::Group* on_card = put(at, all.data(), all.size());
+    time("sum of products", 2 * 2 * elements_, true, [&] {
+      fold(folding, on_card, static_cast<unsigned>(all.size()), reinterpret_cast<double*>(at),
+           Shape{}, stream_);
+    });
+  }
+
+  // The number of a method's first pass of a kind.
+  static int pass_of(const math::Rule& rule, math::Pass kind) {
+    const auto& passes = math::method(rule.method).passes;
+    const auto first = std::find_if(passes.begin(), passes.end(),
+                                    [&](const math::PassInfo& p) { return p.kind == kind; });
+    return static_cast<int>(first - passes.begin());
   }
 
   Card card_;

@@ -1,41 +1,26 @@
-// The selection kernels: sample, count against windows, histogram, match.
+// The selection kernels: sample, count against brackets, histogram, match. `Keys` says of what
+// (keys.cuh).
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include "ingot/math/key.hpp"
-#include "ingot/math/linear.hpp"
+#include "keys.cuh"
 #include "launch.cuh"
-#include "pack.cuh"
 #include "select.hpp"
 #include "warp.cuh"
 
 namespace ingot::gpu {
 
-// The keys of a source's pack.
-__device__ __forceinline__ void load_keys(const Tensor& tensor, unsigned source, std::uint64_t pack,
-                                          const float (&base)[kPack],
-                                          std::uint32_t (&keys)[kPack]) {
-  float x[kPack];
-  load(source_of(tensor, source), pack, x);
-#pragma unroll
-  for (unsigned j = 0; j < kPack; ++j) keys[j] = math::key(math::delta(x[j], base[j]));
-}
-
-__device__ __forceinline__ std::uint32_t key_of(const Tensor& tensor, unsigned source,
-                                                std::uint64_t index) {
-  const float base = tensor.base ? element(tensor.input[0], index) : 0.0F;
-  return math::key(math::delta(element(source_of(tensor, source), index), base));
-}
-
+template <class Keys>
 static __global__ void __launch_bounds__(256)
-    sample_kernel(const Tensor* tensors, std::uint64_t runs, unsigned sources, std::uint32_t stride,
-                  std::uint32_t* keys) {
+    sample_kernel(const Tensor* tensors, std::uint64_t runs, const int* sources, unsigned streams,
+                  std::uint32_t stride, std::int32_t* keys) {
   const Tensor& tensor = *tensors;
   const std::uint64_t each = runs * math::kSampled;
   const std::uint64_t step = std::uint64_t{gridDim.x} * blockDim.x;
   for (std::uint64_t task = std::uint64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-       task < each * sources; task += step) {
+       task < each * streams; task += step) {
     const std::uint64_t run = task % each / math::kSampled;
     const std::uint64_t window = run * stride;
     const std::uint64_t left = tensor.count - window;
@@ -44,19 +29,21 @@ static __global__ void __launch_bounds__(256)
     const std::uint32_t i = static_cast<std::uint32_t>(task % math::kSampled);
     if (i >= size) continue;
     const std::uint64_t at = window + math::sampled(tensor.first + window, length, size) + i;
-    keys[task] = key_of(tensor, static_cast<unsigned>(task / each), at);
+    keys[task] = Keys::of(tensor, static_cast<unsigned>(sources[task / each]), at);
   }
 }
 
-// Sources that a block counts at once: the base is read once for all of them.
+// Brackets that a block counts at once: the base is read once for all of them, and the keys of a
+// stream once for brackets that stand together.
 inline constexpr unsigned kGroup = 4;
 
-// What a block counts of one source.
+// What a block counts for one bracket.
 enum Counter : unsigned { kAbove, kAtHigh, kAtLow, kBetween, kCounters };
 
-static __global__ void __launch_bounds__(256)
-    verify_kernel(const Tensor* tensors, std::uint64_t spans, unsigned sources,
-                  const Window* windows, std::uint32_t limit, Census* census, Found* found,
+template <class Keys>
+static __global__ void __launch_bounds__(256, Keys::kBlocks)
+    verify_kernel(const Tensor* tensors, std::uint64_t spans, const Bracket* brackets,
+                  unsigned bracket_count, std::uint32_t limit, Census* census, Candidate* found,
                   Segment* segments) {
   // A byte per pack: its candidates.
   INGOT_SHARED(std::uint32_t[kGroup][kSpan / 32], marks);
@@ -66,7 +53,7 @@ static __global__ void __launch_bounds__(256)
   const Tensor& tensor = *tensors;
   const std::uint64_t all = packs(tensor.count);
   const unsigned group = blockIdx.y * kGroup;
-  const unsigned members = sources - group < kGroup ? sources - group : kGroup;
+  const unsigned members = bracket_count - group < kGroup ? bracket_count - group : kGroup;
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
   for (std::uint64_t span = blockIdx.x; span < spans; span += gridDim.x) {
@@ -75,16 +62,18 @@ static __global__ void __launch_bounds__(256)
     for (unsigned p = threadIdx.x; p < kSpan / kPack; p += blockDim.x) {
       const std::uint64_t pack = span * (kSpan / kPack) + p;
       const unsigned bits = pack < all ? valid(pack, tensor.count) : 0U;
-      float base[kPack];
+      float base[kPack] = {};
+      std::int32_t keys[kPack] = {};
       if (bits != 0) load_base(tensor, pack, base);
 #pragma unroll
       for (unsigned m = 0; m < kGroup; ++m) {
-        if (m >= members || windows[group + m].active == 0) continue;
+        if (m >= members) continue;
         unsigned candidates = 0;
         if (bits != 0) {
-          const std::uint32_t low = windows[group + m].low, high = windows[group + m].high;
-          std::uint32_t keys[kPack];
-          load_keys(tensor, group + m, pack, base, keys);
+          const Bracket& bracket = brackets[group + m];
+          const std::int32_t low = bracket.low, high = bracket.high;
+          if (m == 0 || bracket.stream != brackets[group + m - 1].stream)
+            Keys::load(tensor, static_cast<unsigned>(bracket.stream), pack, base, keys);
           unsigned above = 0, at_high = 0, at_low = 0;
 #pragma unroll
           for (unsigned j = 0; j < kPack; ++j) {
@@ -113,13 +102,12 @@ static __global__ void __launch_bounds__(256)
     __syncthreads();
 
     for (unsigned m = 0; m < members; ++m) {
-      const Window window = windows[group + m];
-      if (window.active == 0) continue;
+      const Bracket bracket = brackets[group + m];
       const unsigned* count = counts + m * kCounters;
       Census& total = census[group + m];
       const unsigned candidates = count[kBetween];
       if (threadIdx.x == 0) {
-        const bool point = window.low == window.high;
+        const bool point = bracket.low == bracket.high;
         if (count[kAbove] != 0) atomicAdd(&total.above, count[kAbove]);
         if (count[kAtHigh] != 0) atomicAdd(&total.at_high, count[kAtHigh]);
         if (count[kAtLow] != 0 && !point) atomicAdd(&total.at_low, count[kAtLow]);
@@ -145,8 +133,9 @@ static __global__ void __launch_bounds__(256)
           if (at >= limit) break;
           const unsigned bit = static_cast<unsigned>(__ffs(static_cast<int>(left))) - 1;
           const std::uint64_t index = span * kSpan + w * 32 + bit;
-          found[std::uint64_t{group + m} * limit + at] = {key_of(tensor, group + m, index),
-                                                          static_cast<std::uint32_t>(index)};
+          found[std::uint64_t{group + m} * limit + at] = {
+              Keys::of(tensor, static_cast<unsigned>(bracket.stream), index),
+              static_cast<std::uint32_t>(index)};
         }
         __syncthreads();
       }
@@ -155,24 +144,27 @@ static __global__ void __launch_bounds__(256)
   }
 }
 
+template <class Keys>
 static __global__ void __launch_bounds__(256)
     histogram_kernel(const Tensor* tensors, std::uint64_t rows, unsigned source, bool fine,
-                     std::uint32_t prefix, unsigned* bins) {
+                     std::int32_t prefix, unsigned* bins) {
   const Tensor& tensor = *tensors;
   const std::uint64_t all = packs(tensor.count);
   for (std::uint64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const std::uint64_t pack = row * blockDim.x + threadIdx.x;
     const unsigned bits = pack < all ? valid(pack, tensor.count) : 0U;
-    std::uint32_t keys[kPack] = {};
+    std::int32_t keys[kPack] = {};
     if (bits != 0) {
       float base[kPack];
       load_base(tensor, pack, base);
-      load_keys(tensor, source, pack, base, keys);
+      Keys::load(tensor, source, pack, base, keys);
     }
 #pragma unroll
     for (unsigned j = 0; j < kPack; ++j) {
       const bool counted = (bits >> j & 1U) != 0 && (!fine || keys[j] >> 16 == prefix);
-      const unsigned bin = !counted ? ~0U : fine ? keys[j] & 0xffffU : keys[j] >> 16;
+      const unsigned bin = !counted ? ~0U
+                           : fine   ? static_cast<unsigned>(keys[j]) & 0xffffU
+                                    : static_cast<unsigned>((keys[j] >> 16) + 32768);
       // Many elements share a bin: one lane adds for all that have the same.
       const unsigned same = __match_any_sync(0xffffffffU, bin);
       const bool first = (same & ((1U << threadIdx.x % 32) - 1)) == 0;
@@ -181,17 +173,18 @@ static __global__ void __launch_bounds__(256)
   }
 }
 
+template <class Keys>
 static __global__ void __launch_bounds__(256)
-    match_kernel(const Tensor* tensors, unsigned source, std::uint32_t key, std::uint8_t* out) {
+    match_kernel(const Tensor* tensors, unsigned source, std::int32_t key, std::uint8_t* out) {
   const Tensor& tensor = *tensors;
   const std::uint64_t all = packs(tensor.count);
   const std::uint64_t step = std::uint64_t{gridDim.x} * blockDim.x;
   for (std::uint64_t pack = std::uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; pack < all;
        pack += step) {
     float base[kPack];
-    std::uint32_t keys[kPack];
+    std::int32_t keys[kPack];
     load_base(tensor, pack, base);
-    load_keys(tensor, source, pack, base, keys);
+    Keys::load(tensor, source, pack, base, keys);
     unsigned bits = 0;
 #pragma unroll
     for (unsigned j = 0; j < kPack; ++j)

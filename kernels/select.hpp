@@ -1,8 +1,9 @@
-// Magnitude selection: counting and collecting keys. What follows from the counts is the engine's.
+// Order passes: counting and collecting keys. What follows from the counts is the engine's.
 #pragma once
 
 #include <cstdint>
 
+#include "ingot/backend.hpp"
 #include "job.hpp"
 
 namespace ingot::gpu {
@@ -12,25 +13,35 @@ class Stream;
 // Elements whose candidates one block puts in order.
 inline constexpr unsigned kSpan = 8192;
 
-// All pointers are device memory; nothing here waits.
+// The kernels of an order pass, `pass` being its number among its method's. Streams are named by
+// the source whose key they are; of a stream of all sources any number does. All pointers are
+// device memory; nothing here waits.
+struct Ordering {
+  int method = 0, pass = 0;
+  const Tensor* tensor = nullptr;
+  std::uint64_t count = 0;  // of its elements
+};
 
-// keys[s * runs * kSampled + run * kSampled + i]: element i of the run in every `stride` elements.
-void sample(const Tensor* tensor, std::uint64_t count, unsigned sources, std::uint32_t stride,
-            std::uint32_t* keys, const Shape& shape, const Stream& stream);
+// keys[n * runs * kSampled + run * kSampled + i], for stream sources[n]: element i of the run in
+// every `stride` elements.
+void sample(const Ordering& of, const int* sources, unsigned streams, std::uint32_t stride,
+            std::int32_t* keys, const Shape& shape, const Stream& stream);
 
-// census[s], added to, for every active source; candidates strictly inside its window at
-// found[s * limit + ...] as long as they fit, span by span as segments[s * ceil(count / kSpan) +
-// span] says, which is written for every span of a source with low < high.
-void verify(const Tensor* tensor, std::uint64_t count, unsigned sources, const Window* windows,
-            std::uint32_t limit, Census* census, Found* found, Segment* segments,
+// census[n], added to, for each bracket; candidates strictly inside it at found[n * limit + ...] as
+// long as they fit, span by span as segments[n * ceil(count / kSpan) + span] says, which is written
+// for every span of a bracket with low < high. Brackets of one stream stand together.
+void verify(const Ordering& of, const Bracket* brackets, unsigned bracket_count,
+            std::uint32_t limit, Census* census, Candidate* found, Segment* segments,
             const Shape& shape, const Stream& stream);
 
-// Adds to bins[key >> 16], or, of the keys whose upper bits are `prefix`, to bins[key & 0xffff].
-void histogram(const Tensor* tensor, std::uint64_t count, unsigned source, bool fine,
-               std::uint32_t prefix, unsigned* bins, const Shape& shape, const Stream& stream);
+// Adds to bins[(key >> 16) + 32768], or, of the keys with key >> 16 == prefix, to
+// bins[key & 0xffff].
+inline constexpr std::size_t kBins = 65536;
+void histogram(const Ordering& of, int source, bool fine, std::int32_t prefix, unsigned* bins,
+               const Shape& shape, const Stream& stream);
 
 // Sets bit i of `bits` (ceil(count / 8) bytes) if the key of element i equals `key`.
-void match(const Tensor* tensor, std::uint64_t count, unsigned source, std::uint32_t key,
-           std::uint8_t* bits, const Shape& shape, const Stream& stream);
+void match(const Ordering& of, int source, std::int32_t key, std::uint8_t* bits, const Shape& shape,
+           const Stream& stream);
 
 }  // namespace ingot::gpu

@@ -27,8 +27,8 @@
 #include "check.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/math/methods.hpp"
-#include "measure/select.hpp"
+#include "ingot/methods.hpp"
+#include "measure/measure.hpp"
 #include "memory.hpp"
 #include "probe.hpp"
 #include "stream.hpp"
@@ -79,7 +79,7 @@ class Measure {
   explicit Measure(const Options& options)
       : options_(options), backend_(cuda_backend(options.device)) {
     const std::uint64_t square = options.hidden * options.hidden;
-    const std::uint64_t wide = square * 11008 / 4096 / kFoldTile * kFoldTile;
+    const std::uint64_t wide = square * 11008 / 4096 / math::kTile * math::kTile;
     for (std::uint64_t layer = 0; layer < options.layers; ++layer)
       for (const std::uint64_t count : {square, square, square, square, wide, wide, wide}) {
         parts_.push_back({elements_, count});
@@ -152,14 +152,15 @@ class Measure {
     Work work;
     math::Rule& rule = work.rule;
     rule.method = math::find(method);
-    rule.base = math::method(rule.method).base != math::Base::ignored;
+    rule.base = math::method(rule.method).card.base == math::Base::origin;
     rule.sources = static_cast<int>(kModels) - (rule.base ? 1 : 0);
     rule.elements = count;
-    rule.globals[math::kNormalizeGlobal] = 1;
-    if (rule.base) rule.globals[math::kLambdaGlobal] = 1;
+    math::set_defaults(rule);
+    (void)math::set_global(rule, "normalize", 1);
+    (void)math::set_global(rule, "rescale", 0);
     for (int s = 0; s < rule.sources; ++s) {
-      rule.locals[s][math::kWeightLocal] = 0.3 + 0.1 * s;
-      rule.locals[s][math::kDensityLocal] = 0.5;
+      (void)math::set_local(rule, s, "weight", 0.3 + 0.1 * s);
+      (void)math::set_local(rule, s, "density", 0.5);
       rule.stream[s] = 77 + static_cast<unsigned>(s);
     }
     work.inputs.assign(kModels, Dtype::bf16);
@@ -178,31 +179,33 @@ class Measure {
       list[c] = {.work = &work,
                  .first = c * kChunk,
                  .count = static_cast<std::uint32_t>(std::min(kChunk, part.count - c * kChunk)),
-                 .inputs = inputs[c].data()};
+                 .inputs = inputs[c].data(),
+                 .residence = nullptr};
     }
-    const math::Needs needs = math::needs(work.rule);
     std::unique_ptr<Residence> room;
-    math::Facts facts;
-    if (needs.select) {
+    if (math::measured(work.rule)) {
       room = backend_->reside(work);
       for (Chunk& chunk : list) {
         if (room == nullptr) break;
         chunk.residence = room.get();
         backend_->admit(chunk);
       }
-      Selector selector(work, room == nullptr);
-      while (selector.step() != Selector::Step::done) {
-        for (const std::uint32_t c : selector.chunks()) selector.visit(*backend_, list[c]);
-        selector.advance();
-      }
-      facts = math::prepare(work.rule, selector.result().data());
-    } else {
-      facts = math::prepare(work.rule, nullptr);
+    }
+    const std::string name = method;
+    Measuring measuring(work.rule, name, room == nullptr);
+    while (!measuring.done()) {
+      for (const std::uint32_t c : measuring.chunks()) measuring.visit(*backend_, list[c]);
+      measuring.advance();
+    }
+    const Measurements& known = measuring.known();
+    for (Chunk& chunk : list) {
+      chunk.facts = &known.facts;
+      chunk.lines = known.lines.empty() ? nullptr : known.lines.data();
     }
     for (const Chunk& chunk : list) {
       Tally tally;
-      const Backend::Item item{chunk, &facts,
-                               output_.front().data() + 2 * (part.first + chunk.first), &tally};
+      const Backend::Item item{chunk, output_.front().data() + 2 * (part.first + chunk.first),
+                               &tally};
       backend_->apply({&item, 1});
     }
   }
@@ -249,14 +252,18 @@ class Measure {
     constexpr std::uint64_t count = 4096;
     const std::uint64_t many = std::min<std::uint64_t>(256, elements_ / count);
     const Work work = Measure::work("linear", count);
-    const math::Facts facts = math::prepare(work.rule, nullptr);
+    const math::Facts facts = math::begin(work.rule);
     std::vector<std::vector<const std::byte*>> inputs(many);
     std::vector<Tally> tallies(many);
     std::vector<Backend::Item> items(many);
     for (std::uint64_t n = 0; n < many; ++n) {
       for (unsigned m = 0; m < kModels; ++m) inputs[n].push_back(at(m, n * count));
-      items[n].chunk = {.work = &work, .first = 0, .count = count, .inputs = inputs[n].data()};
-      items[n].facts = &facts;
+      items[n].chunk = {.work = &work,
+                        .first = 0,
+                        .count = count,
+                        .inputs = inputs[n].data(),
+                        .residence = nullptr,
+                        .facts = &facts};
       items[n].output = output_.front().data() + 2 * n * count;
       items[n].tally = &tallies[n];
     }

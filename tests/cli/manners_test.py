@@ -1,5 +1,6 @@
 """How the program speaks: help, usage errors, streams, exit codes, mergekit's option names."""
 
+import json
 import os
 import pty
 import re

@@ -5,7 +5,6 @@
 #include <bit>
 #include <cstring>
 #include <memory>
-#include <optional>
 #include <thread>
 #include <vector>
 
@@ -41,7 +40,13 @@ class Staged {
     for (std::size_t i = 0; i < inputs_.size(); ++i)
       pointers_.back()->push_back(inputs_[i] + first * (bits(case_.work.inputs[i]) / 8));
     const auto count = static_cast<std::uint32_t>(std::min(kChunk, case_.count() - first));
-    return {&case_.work, first, count, pointers_.back()->data(), residence};
+    return {&case_.work,
+            first,
+            count,
+            pointers_.back()->data(),
+            residence,
+            &case_.facts,
+            case_.lines.empty() ? nullptr : case_.lines.data()};
   }
   [[nodiscard]] std::byte* output(std::uint64_t first) {
     return output_ + first * case_.output_width();
@@ -73,46 +78,71 @@ struct Answers {
   std::vector<std::byte> output;
   Tally tally;
   std::vector<double> sums;
-  std::vector<std::vector<std::uint32_t>> samples;
+  std::vector<std::vector<std::int32_t>> samples;  // of all order passes, stream by stream
   std::vector<Verdict> verdicts;
-  std::vector<std::uint64_t> bins;
-  std::optional<std::uint32_t> place;
+  std::vector<std::vector<std::uint64_t>> bins;
+  std::vector<std::uint32_t> places;
 };
+
+// How many sums a pass has of a chunk, of one kind.
+std::uint64_t places_of(const Chunk& chunk, const math::PassInfo& pass) {
+  const math::Rule& rule = chunk.work->rule;
+  const math::LineShape shape = math::line_shape(rule, math::method(rule.method).lines(rule));
+  if (pass.kind == math::Pass::fold) return (chunk.count + math::kTile - 1) / math::kTile;
+  return shape.lines == math::Lines::rows ? math::segments(chunk.first, chunk.count, shape.width)
+                                          : shape.count;
+}
+
+// One pass over one chunk.
+void ask_pass(Backend& backend, const Chunk& chunk, int number, Answers& a) {
+  const math::Rule& rule = chunk.work->rule;
+  const math::PassInfo& pass = math::method(rule.method).passes[static_cast<std::size_t>(number)];
+  if (pass.kind != math::Pass::order) {
+    std::vector<double> sums(static_cast<std::size_t>(pass.sums(rule)) * places_of(chunk, pass));
+    backend.fold(chunk, number, sums);
+    a.sums.insert(a.sums.end(), sums.begin(), sums.end());
+    return;
+  }
+  std::vector<int> streams;
+  for (int s = 0; s < pass.streams(rule); ++s) streams.push_back(s);
+  std::vector<std::vector<std::int32_t>> keys(streams.size());
+  backend.sample(chunk, number, streams, 512, keys);
+  // Around the middle of what was found, and, of each second stream, a second bracket.
+  std::vector<Bracket> brackets;
+  for (std::size_t s = 0; s < keys.size(); ++s) {
+    std::vector<std::int32_t> sorted = keys[s];
+    std::sort(sorted.begin(), sorted.end());
+    brackets.push_back({streams[s], sorted[sorted.size() / 4], sorted[sorted.size() / 2]});
+    if (s % 2 == 1)
+      brackets.push_back({streams[s], sorted[sorted.size() / 2], sorted[sorted.size() * 3 / 4]});
+  }
+  a.samples.insert(a.samples.end(), keys.begin(), keys.end());
+  std::vector<Verdict> verdicts(brackets.size());
+  backend.verify(chunk, number, brackets, chunk.count / 4 + 64, verdicts);
+  a.verdicts.insert(a.verdicts.end(), verdicts.begin(), verdicts.end());
+  std::vector<std::uint64_t> bins(65536);
+  backend.histogram(chunk, number, streams.back(), nullptr, bins);
+  a.bins.push_back(bins);
+  const Verdict& first = verdicts[0];
+  if (!first.overflowed && !first.between.empty())
+    a.places.push_back(
+        backend.locate(chunk, number, brackets[0].stream, first.between.back().key, 0));
+}
 
 Answers ask(Backend& backend, const Case& c, bool reside) {
   Staged staged(backend, c);
   Answers a;
   const std::unique_ptr<Residence> room = reside ? backend.reside(c.work) : nullptr;
-  const auto sources = static_cast<std::size_t>(c.work.rule.sources);
-  const auto terms = static_cast<std::uint64_t>(math::needs(c.work.rule).folds);
-  const bool selects = math::method(c.work.rule.method).mask == math::Mask::select;
-  a.samples.resize(sources);
-  a.bins.resize(32768);
+  const std::size_t passes = math::method(c.work.rule.method).passes.size();
   for (std::uint64_t first = 0; first < c.count(); first += kChunk) {
     Chunk chunk = staged.chunk(first, room.get());
     if (room != nullptr) {
       backend.admit(chunk);
       chunk.inputs = nullptr;
     }
-    const std::uint64_t tiles = (chunk.count + kFoldTile - 1) / kFoldTile;
-    std::vector<double> sums(terms * tiles);
-    backend.fold(chunk, c.facts, sums);
-    a.sums.insert(a.sums.end(), sums.begin(), sums.end());
-    if (selects) {
-      backend.sample(chunk, 512, a.samples);
-      std::vector<Bracket> brackets(sources);
-      for (std::size_t s = 0; s < sources; ++s) brackets[s] = {0x38000000U, 0x3a800000U};
-      const std::vector<std::uint8_t> active(sources, 1);
-      std::vector<Verdict> verdicts(sources);
-      backend.verify(chunk, brackets, active, chunk.count / 4 + 64, verdicts);
-      a.verdicts.insert(a.verdicts.end(), verdicts.begin(), verdicts.end());
-      backend.histogram(chunk, 0, nullptr, a.bins);
-      if (!verdicts[0].overflowed && !verdicts[0].between.empty()) {
-        const std::uint32_t key = verdicts[0].between.back().key;
-        a.place = backend.locate(chunk, 0, key, 0);
-      }
-    }
-    const Backend::Item item{chunk, &c.facts, staged.output(first), &a.tally};
+    for (int p = 0; p < static_cast<int>(passes); ++p)
+      if (test::has_places(c.work.rule, p)) ask_pass(backend, chunk, p, a);
+    const Backend::Item item{chunk, staged.output(first), &a.tally};
     backend.apply({&item, 1});
   }
   a.output.assign(staged.output(0), staged.output(0) + c.count() * c.output_width());
@@ -126,7 +156,7 @@ void expect_same(const Answers& expected, const Answers& found) {
   EXPECT_TRUE(std::ranges::equal(expected.sums, found.sums, {}, bits, bits));
   EXPECT_EQ(expected.samples, found.samples);
   EXPECT_EQ(expected.bins, found.bins);
-  EXPECT_EQ(expected.place, found.place);
+  EXPECT_EQ(expected.places, found.places);
   ASSERT_EQ(expected.verdicts.size(), found.verdicts.size());
   for (std::size_t i = 0; i < expected.verdicts.size(); ++i) {
     const Verdict &e = expected.verdicts[i], &f = found.verdicts[i];
@@ -143,14 +173,20 @@ void expect_same(const Answers& expected, const Answers& found) {
   }
 }
 
-// NaN-free, so that sums can be compared by their bits.
-std::vector<Case> cases(std::uint64_t count) {
+// Every method, over few sources and over more than kernels hold in registers. NaN-free, so that
+// sums can be compared by their bits.
+std::vector<Case> cases(std::uint64_t count, const std::vector<int>& numbers = {3, 7}) {
   std::vector<Case> list;
-  list.push_back(make({"ties", 3}, count, {Dtype::bf16}, Dtype::bf16, 1, 0));
-  list.push_back(make({"dare_ties", 2, 0.5}, count, {Dtype::f16, Dtype::f32}, Dtype::f16, 2, 0));
-  list.push_back(make({"slerp", 1}, count, {Dtype::f32}, Dtype::bf16, 3, 0));
-  list.push_back(make({"linear", 5}, count, {Dtype::f8_e4m3, Dtype::bf16}, Dtype::f32, 4, 0));
-  list.push_back(make({"ties", 7, 0.5}, count, {Dtype::bf16}, Dtype::f8_e5m2, 5, 0));
+  std::uint64_t n = 0;
+  for (const math::Method& method : math::kMethods)
+    for (const int sources : numbers) {
+      const int most = std::min(sources, test::most_sources(method));
+      if (most < sources && sources != 3) continue;
+      const Dtype dtype = test::kDtypes5[n % 5], output = test::kDtypes5[(n / 2 + n) % 5];
+      list.push_back(
+          make({method.card.name, most, 0.4}, count, {dtype, Dtype::bf16}, output, n, 0));
+      ++n;
+    }
   return list;
 }
 
@@ -160,8 +196,10 @@ TEST(CudaBackend, AnswersAsTheCpuDoesInAnyLegalOrder) {
   for (const std::uint64_t seed : test::orders({0, 1, 2, 3}))
     for (const bool lazy : {true, false}) {
       test::fresh(seed, lazy);
+      [[maybe_unused]] bool many_lines = false;  // their facts are copied from where they are
       for (const Case& c : cases(seed == 0 ? 20001 : 3000 + seed)) {
         SCOPED_TRACE(c.name);
+        many_lines = many_lines || c.lines.size() * sizeof(double) > (std::size_t{32} << 10);
         const Answers expected = ask(*cpu, c, false);
         const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 64 * kMiB});
         expect_same(expected, ask(*cuda, c, false));
@@ -169,7 +207,9 @@ TEST(CudaBackend, AnswersAsTheCpuDoesInAnyLegalOrder) {
         expect_same(expected, ask(*fresh, c, true));
       }
 #if defined(INGOT_EMULATED)
-      EXPECT_EQ(emu::traffic().unpinned, 0U) << "a copy came from memory that is not pinned";
+      if (!many_lines) {
+        EXPECT_EQ(emu::traffic().unpinned, 0U) << "a copy came from memory that is not pinned";
+      }
       EXPECT_EQ(emu::traffic().live, 0U);
 #endif
     }
@@ -180,7 +220,7 @@ TEST(CudaBackend, AnswersAsTheCpuDoesForATensorOfTwoChunks) {
   INGOT_NEEDS_DEVICE();
   const std::unique_ptr<Backend> cpu = cpu_backend("");
   test::fresh(0);
-  for (const Case& c : cases(kChunk + 3)) {
+  for (const Case& c : cases(kChunk + 3, {3})) {
     SCOPED_TRACE(c.name);
     const std::unique_ptr<Backend> cuda = cuda_backend({"cuda", 512 * kMiB});
     const Answers expected = ask(*cpu, c, false);
@@ -206,8 +246,8 @@ TEST(CudaBackend, ManyItemsAreFewLaunches) {
   std::vector<Tally> tallies(list.size());
   for (std::size_t n = 0; n < list.size(); ++n) {
     staged.push_back(std::make_unique<Staged>(*cuda, list[n]));
-    items.push_back({staged[n]->chunk(0), &list[n].facts, staged[n]->output(0),
-                     n % 3 == 0 ? nullptr : &tallies[n]});
+    items.push_back(
+        {staged[n]->chunk(0), staged[n]->output(0), n % 3 == 0 ? nullptr : &tallies[n]});
   }
 #if defined(INGOT_EMULATED)
   const std::uint64_t before = emu::traffic().kernels;

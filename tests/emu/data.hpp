@@ -10,7 +10,8 @@
 
 #include "ingot/backend.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/math/methods.hpp"
+#include "ingot/methods.hpp"
+#include "plain.hpp"
 #include "support.hpp"
 
 namespace ingot::test {
@@ -61,8 +62,8 @@ inline float decode(const std::byte* data, std::uint64_t i, Dtype dtype) {
 }
 
 // `count` stored elements: weights like a model's; one in `odd` any bit pattern at all, NaN,
-// infinities and subnormals among them. `near` gives values that a fine-tune would have: many equal
-// the base.
+// infinities and subnormals among them, and the NaN of the largest pattern. `near` gives values
+// that a fine-tune would have: many equal the base.
 inline std::vector<std::byte> elements(Random& random, std::uint64_t count, Dtype dtype,
                                        std::uint64_t odd,
                                        const std::vector<float>* near = nullptr) {
@@ -75,7 +76,10 @@ inline std::vector<std::byte> elements(Random& random, std::uint64_t count, Dtyp
       x = random.below(4) == 0 ? (*near)[i] : (*near)[i] + step;
     }
     std::uint32_t word = encode(static_cast<float>(x), dtype);
-    if (odd != 0 && random.below(odd) == 0) word = static_cast<std::uint32_t>(random.next());
+    if (odd != 0 && random.below(odd) == 0) {
+      word = random.below(8) == 0 ? 0x7fffffffU >> (32 - 8 * width)
+                                  : static_cast<std::uint32_t>(random.next());
+    }
     std::memcpy(&bytes[i * width], &word, width);
   }
   return bytes;
@@ -85,6 +89,7 @@ inline std::vector<std::byte> elements(Random& random, std::uint64_t count, Dtyp
 struct Case {
   Work work;
   math::Facts facts;
+  std::vector<double> lines;
   std::vector<std::vector<std::byte>> inputs;
   std::string name;
 
@@ -96,90 +101,130 @@ struct Case {
       p.push_back(inputs[i].data() + first * (bits(work.inputs[i]) / 8));
     return p;
   }
+  // All of it, with what was measured, or elements that lie elsewhere in a larger tensor.
+  [[nodiscard]] Chunk chunk(const std::vector<const std::byte*>& bytes,
+                            std::uint64_t first = 0) const {
+    return {&work,   first,  static_cast<std::uint32_t>(count()),   bytes.data(),
+            nullptr, &facts, lines.empty() ? nullptr : lines.data()};
+  }
 };
 
+// What to merge, and with which parameters: names, since methods say themselves what they have.
 struct Recipe {
-  const char* method = "linear";
+  std::string method = "linear";
   int sources = 3;
   double density = 0.35;
-  bool normalize = true;
-  bool rescale = true;
-  math::Vote vote = math::Vote::none;  // other than the method's own
-  bool base = true;                    // where the method takes one; adapters merge without
+  bool flipped = false;  // flags the other way round than by default
+  bool base = true;      // where the method leaves it to the recipe
 };
 
-// Selections by sorting, folds by walking: none of the code under test.
+// How many sources a method takes beside the base.
+inline int least_sources(const math::Method& method) {
+  return method.card.least - (method.card.base == math::Base::pivot ? 1 : 0);
+}
+inline int most_sources(const math::Method& method) {
+  return method.card.most - (method.card.base == math::Base::pivot ? 1 : 0);
+}
+
+// False for a pass over lines where the rule has none.
+inline bool has_places(const math::Rule& rule, int pass) {
+  const math::Method& method = math::method(rule.method);
+  return method.passes[static_cast<std::size_t>(pass)].kind != math::Pass::lines ||
+         method.lines(rule) != math::Lines::none;
+}
+
+// Every method of the list, over every number of sources that kernels or loops tell apart, with
+// flags either way and with and without a base.
+inline std::vector<Recipe> all_recipes() {
+  std::vector<Recipe> list;
+  std::size_t n = 0;
+  for (const math::Method& method : math::kMethods)
+    for (const int sources : {1, 2, 3, 4, 5, 7}) {
+      if (sources < least_sources(method) || sources > most_sources(method)) continue;
+      for (const bool flipped : {false, true}) {
+        const double density = std::vector{0.35, 0.5, 0.8, 0.2, 0.01}[n++ % 5];
+        list.push_back({method.card.name, sources, density, flipped, true});
+        if (method.card.base == math::Base::optional)
+          list.push_back({method.card.name, sources, density, flipped, false});
+      }
+    }
+  return list;
+}
+
+// A value for a parameter of the tensor or of a source: within its range, seldom its default.
+inline double value_of(const math::Parameter& p, const Recipe& recipe, int source) {
+  const std::string name = p.name;
+  if (p.kind == math::Kind::boolean) return (p.fallback != 0) != recipe.flipped ? 1 : 0;
+  if (name == "density") return source == 4 ? 1.0 : source == 5 ? 0.0 : recipe.density;
+  if (p.kind != math::Kind::real || p.low > -math::kLargest) return p.fallback;
+  if (p.scope != math::Scope::global) return source % 3 == 1 ? -0.4 : 0.9 - 0.1 * source;
+  return p.required ? 0.3 : 0.7 * p.fallback;
+}
+
+inline void set_parameters(math::Rule& rule, const Recipe& recipe) {
+  math::set_defaults(rule);
+  for (const math::Parameter& p : math::method(rule.method).parameters) {
+    if (p.scope == math::Scope::global) {
+      math::set_global(rule, p.name, value_of(p, recipe, 0));
+      continue;
+    }
+    for (int s = 0; s < rule.sources; ++s) math::set_local(rule, s, p.name, value_of(p, recipe, s));
+  }
+}
+
+// A length of the last dimension that divides a tensor: any of them, 0 for one dimension.
+inline std::uint64_t width_of(Random& random, std::uint64_t count) {
+  std::vector<std::uint64_t> divisors = {0};
+  for (std::uint64_t d = 1; d <= count; ++d)
+    if (count % d == 0) divisors.push_back(d);
+  return divisors[random.below(divisors.size())];
+}
+
+// Facts by plain.hpp: none of the code under test.
 inline Case make(const Recipe& recipe, std::uint64_t count, const std::vector<Dtype>& dtypes,
                  Dtype output, std::uint64_t seed, std::uint64_t odd = 64,
                  math::Overflow overflow = math::Overflow::saturate) {
   Case c;
   Random random(seed);
   math::Rule& rule = c.work.rule;
-  rule.method = math::find(recipe.method);
+  rule.method = math::find(recipe.method.c_str());
   const math::Method& method = math::method(rule.method);
   rule.sources = recipe.sources;
-  rule.base = method.base != math::Base::ignored && recipe.base;
+  rule.base = method.card.base == math::Base::origin || method.card.base == math::Base::pivot ||
+              (method.card.base == math::Base::optional && recipe.base);
   rule.elements = count;
   rule.seed = random.next();
-  if (method.formula == math::Formula::slerp) {
-    rule.globals[math::kTGlobal] = 0.3;
-  } else if (method.formula != math::Formula::scale) {
-    rule.globals[math::kNormalizeGlobal] = recipe.normalize ? 1 : 0;
-    rule.globals[math::kLambdaGlobal] = method.base == math::Base::origin ? 0.7 : 0;
-    rule.globals[math::kRescaleGlobal] = recipe.rescale ? 1 : 0;
-  }
-  for (int s = 0; s < recipe.sources; ++s) {
-    rule.locals[s][math::kWeightLocal] = s % 3 == 1 ? -0.4 : 0.9 - 0.1 * s;
-    rule.locals[s][math::kDensityLocal] = s == 4 ? 1.0 : s == 5 ? 0.0 : recipe.density;
-    rule.stream[s] = random.next();
+  rule.width = width_of(random, count);
+  rule.height = rule.width == 0 ? 0 : count / rule.width;
+  for (int s = 0; s < recipe.sources; ++s) rule.stream[s] = random.next();
+  set_parameters(rule, recipe);
+  // Values that do not go together: the defaults of all but what has none.
+  if (math::invalid(rule) != nullptr) {
+    Recipe plain = recipe;
+    plain.density = 0.5;
+    plain.flipped = false;
+    set_parameters(rule, plain);
   }
   c.work.output = output;
   c.work.overflow = overflow;
   const std::size_t operands = static_cast<std::size_t>(recipe.sources) + (rule.base ? 1U : 0U);
-  std::vector<float> base;
+  Inputs numbers(operands);
   for (std::size_t i = 0; i < operands; ++i) {
     const Dtype dtype = dtypes[i % dtypes.size()];
     c.work.inputs.push_back(dtype);
-    c.inputs.push_back(elements(random, count, dtype, odd, rule.base && i > 0 ? &base : nullptr));
-    if (i == 0)
-      for (std::uint64_t e = 0; e < count; ++e)
-        base.push_back(decode(c.inputs[0].data(), e, dtype));
-  }
-  if (!rule.base) base.assign(count, 0.0F);
-  c.name = std::string(recipe.method) + (recipe.base ? "" : " without a base") + " of " +
-           std::to_string(recipe.sources) + ", " + std::to_string(count) +
-           " elements, first input " +
-           std::string(name(c.work.inputs.empty() ? output : c.work.inputs[0])) + ", output " +
-           std::string(name(output));
-
-  const std::size_t shift = rule.base ? 1 : 0;
-  const auto x = [&](int s, std::uint64_t e) {
-    const std::size_t i = static_cast<std::size_t>(s) + shift;
-    return decode(c.inputs[i].data(), e, c.work.inputs[i]);
-  };
-  std::vector<math::Selection> selections(math::kSources);
-  for (int s = 0; s < recipe.sources; ++s) {
-    const std::uint64_t k = math::kept(rule, s);
-    if (k == 0 || k == count) continue;
-    std::vector<std::pair<std::uint32_t, std::uint64_t>> keys;
+    c.inputs.push_back(
+        elements(random, count, dtype, odd, rule.base && i > 0 ? numbers.data() : nullptr));
     for (std::uint64_t e = 0; e < count; ++e)
-      keys.emplace_back(math::key(math::delta(x(s, e), base[e])), e);
-    const auto better = [](const auto& a, const auto& b) {
-      return a.first != b.first ? a.first > b.first : a.second < b.second;
-    };
-    const auto nth = keys.begin() + static_cast<std::ptrdiff_t>(k - 1);
-    std::nth_element(keys.begin(), nth, keys.end(), better);
-    selections[static_cast<std::size_t>(s)] = {nth->first, nth->second, false};
+      numbers[i].push_back(decode(c.inputs[i].data(), e, dtype));
   }
-  c.facts = math::prepare(rule, selections.data());
-  if (recipe.vote != math::Vote::none) {
-    c.facts.vote = recipe.vote;
-    c.facts.divisor = math::Divisor::count;
-  }
-  // Any sums do: what they should be is another test's question.
-  std::vector<double> folds;
-  for (int f = 0; f < math::needs(rule).folds; ++f) folds.push_back(1.0 + 0.25 * f);
-  if (!folds.empty()) math::conclude(rule, folds.data(), c.facts);
+  c.name = recipe.method + (rule.base ? " with a base" : "") + " of " +
+           std::to_string(recipe.sources) + ", " + std::to_string(count) + " elements in rows of " +
+           std::to_string(rule.width) + (recipe.flipped ? ", flags flipped" : "") +
+           ", first input " + std::string(name(c.work.inputs.empty() ? output : c.work.inputs[0])) +
+           ", output " + std::string(name(output));
+  Plain measured = measure(rule, numbers);
+  c.facts = std::move(measured.facts);
+  c.lines = std::move(measured.lines);
   return c;
 }
 

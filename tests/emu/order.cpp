@@ -8,7 +8,8 @@
 
 namespace ingot::gpu {
 
-void order(const Candidates& candidates, Found* ordered, std::byte* memory, const Stream& stream) {
+void order(const Candidates& candidates, Candidate* ordered, std::byte* memory,
+           const Stream& stream) {
   check(emu::enqueue(stream.get(), dim3(1), dim3(1),
                      [=] { order_on_host(candidates, ordered, memory); }),
         "ordering candidates");

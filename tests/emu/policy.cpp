@@ -5,7 +5,7 @@
 
 namespace ingot::gpu {
 
-void order_on_host(const Candidates& candidates, Found* ordered, std::byte* memory) {
+void order_on_host(const Candidates& candidates, Candidate* ordered, std::byte* memory) {
   order(thrust::host, candidates, reinterpret_cast<std::uint32_t*>(memory), ordered);
 }
 

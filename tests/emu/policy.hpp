@@ -6,6 +6,6 @@
 namespace ingot::gpu {
 
 // The work of order(), done by the calling thread.
-void order_on_host(const Candidates& candidates, Found* ordered, std::byte* memory);
+void order_on_host(const Candidates& candidates, Candidate* ordered, std::byte* memory);
 
 }  // namespace ingot::gpu

@@ -47,15 +47,15 @@ struct Group {
   std::uint16_t first = 0;
 };
 
-// How lanes are joined. Adding is what sums do.
+// How lanes are joined; joined with the start a lane stays as it is. Adding is what sums do.
 struct Adding {
   static constexpr double kStart = 0.0;
   INGOT_HD static double join(double a, double b) { return a + b; }
 };
-// The start must not change a lane that it joins: a NaN, which as an element is the right one, loses.
 struct Largest {
   static constexpr double kStart = -0x1.fffffffffffffp1023;
-  INGOT_HD static double join(double a, double b) { return b > a ? b : a; }
+  // A NaN stays.
+  INGOT_HD static double join(double a, double b) { return a > b || a != a ? a : b; }
 };
 
 // What a pass makes of all sources of an element for its terms to read as Here::common. It walks

@@ -31,7 +31,7 @@ struct Consensus {
   //   X = 0;  X += y_i in file order;  of the f32 y_i: |y_i| > t * |X - y_i|, each step rounded
   //   lambda * X, rounded, + b
   struct Combine {
-    static constexpr int kForms = 1, kStages = 2, kUnrolled = 4, kHeld = 4;
+    static constexpr int kForms = 1, kStages = 2, kUnrolled = 4, kHeld = 0;
     static constexpr bool kPropagates = false, kFused = false;
     struct Facts {
       float threshold = 0.0F, least = 0.0F, lambda = 1.0F;

@@ -34,7 +34,7 @@ struct ModelStock {
   //
   // s and s' are the upper and the lower half of t / N, of the tensor or of the row.
   struct Combine {
-    static constexpr int kForms = 2, kStages = 1, kUnrolled = 8, kHeld = 4;
+    static constexpr int kForms = 2, kStages = 1, kUnrolled = 8, kHeld = 0;
     static constexpr bool kPropagates = true, kFused = false;
     struct Facts {
       double share = 0.0;

@@ -37,7 +37,7 @@ struct RamState {
 // l and l' are the upper and the lower half of the factor of a model's own changes.
 template <bool enlarged>
 struct RamCombine {
-  static constexpr int kForms = 1, kStages = 1, kUnrolled = 4, kHeld = 4;
+  static constexpr int kForms = 1, kStages = 1, kUnrolled = 4, kHeld = 0;
   static constexpr bool kPropagates = false, kFused = false;
   struct Facts {
     float epsilon = 0.0F;

@@ -60,7 +60,7 @@ struct Sce {
   //
   // Votes, agreement and W are f32 decisions for every T. Form 1 selects.
   struct Combine {
-    static constexpr int kForms = 2, kStages = 2, kUnrolled = 4, kHeld = 4;
+    static constexpr int kForms = 2, kStages = 2, kUnrolled = 4, kHeld = 0;
     static constexpr bool kPropagates = false, kFused = false;
     struct Facts {
       std::uint64_t differing = 0;  // elements whose variance is not 0

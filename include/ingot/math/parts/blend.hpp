@@ -15,7 +15,7 @@ namespace ingot::math {
 // tensor would carry the rounding of a few numbers.
 struct Blend {
   // Form 1 takes a single source as it is.
-  static constexpr int kForms = 2, kStages = 2, kUnrolled = 4, kHeld = 4;
+  static constexpr int kForms = 2, kStages = 2, kUnrolled = 4, kHeld = 0;
   static constexpr bool kPropagates = false;  // form 1 does not look at the base
   static constexpr bool kFused = false;
   struct Facts {
