@@ -363,6 +363,7 @@ def ranked(method):
         f"{name}-plain": lean(method, trio(*FULL), base="base", seed=(1 << 63) + 5,
                               parameters="density: 0.5, rescale: false, normalize: false"),
         f"{name}-even": lean(method, trio(*FULL), base="base", parameters="density: 0.4, epsilon: 0"),
+        f"{name}-few": lean(method, trio(*FULL), base="base", parameters="density: 0.02, epsilon: 0.01"),
         f"{name}-edge": edge(method, parameters="weight: 0.75, density: 0.5, epsilon: 0.4"),
     }
 
@@ -400,7 +401,7 @@ SCE = {
 }
 
 RAM = {
-    "ram": lean("ram", trio(), base="base"),
+    "ram": lean("ram", trio(), base="base", dtype=None),
     "ram-wide": lean("ram", trio(), base="base", parameters="epsilon: 0.003", out="bfloat16"),
     "ram-layers": sliced("ram", ("base", *PCP), "base", "parameters: {epsilon: [0, 0.004]}\n", deep=True),
     "ram-bf16": lean("ram", trio(), base="base", dtype="bfloat16", parameters="epsilon: 0.003"),

@@ -413,7 +413,10 @@ def record_case(name, case, peer, models, layers):
         exponent = np.maximum(value.largest.astype(np.float32).view(np.uint32) >> 23 & 0xFF, 1)
         unit = np.exp2(exponent.astype(np.float64) - 127 - 23)
         if not rounded:
-            wide = unit * 254 if dtype == "F32" else np.abs(value.result) * 2.0**-6
+            wide = unit * 254
+            if dtype != "F32":  # a step and a half of the type
+                bits = {"BF16": 7, "F16": 10}[dtype]
+                wide = 1.5 * np.exp2(np.floor(np.log2(np.maximum(np.abs(value.result), 2.0**-14))) - bits)
             other |= sure & ~(np.abs(peers - value.result) <= wide)
         if other.any() and not case.ours:
             at = tuple(int(i) for i in np.argwhere(other)[0])
