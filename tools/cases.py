@@ -396,6 +396,7 @@ SCE = {
     "sce-edge": edge("sce", ours=SCALE),
     "sce-twin": edge("sce", ("first", "twin"), parameters="select_topk: 0.5",
                      ours="equal models: nothing to rank, their change is kept"),
+    "sce-edge-none": edge("sce", parameters="select_topk: 0"),
     "sce-edge-half": edge("sce", parameters="select_topk: 0.5", ours="a change that all models share in a "
                           "whole tensor is kept; " + SCALE),
 }
