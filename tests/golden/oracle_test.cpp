@@ -10,6 +10,8 @@
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
 
 #include "ingot/merge.hpp"
 #include "support.hpp"
@@ -30,6 +32,17 @@ const nlohmann::json& summary() {
     return json.is_object() ? json : nlohmann::json::object();
   }();
   return parsed;
+}
+
+// Methods that have goldens and that the engine does not have yet, one a line. A method that it has
+// must not be here: a test below fails then. Without the file there are none.
+std::set<std::string> pending() {
+  std::set<std::string> names;
+  const std::string file = std::string(INGOT_SOURCE) + "/tests/golden/pending.txt";
+  if (!std::filesystem::exists(file)) return names;
+  std::istringstream lines(ingot::test::read_file(file));
+  for (std::string name; lines >> name;) names.insert(name);
+  return names;
 }
 
 std::string xxh64_of(const std::string& path) {
@@ -104,7 +117,7 @@ long steps(const std::byte* a, const std::byte* b) {
 TEST(OracleGoldens, AreFresh) {
   ASSERT_TRUE(summary().contains("files") && summary().contains("cases"))
       << kFolder << "/oracle.json is absent or damaged; " << kRegenerate;
-  EXPECT_GE(summary()["cases"].size(), 32U) << kRegenerate;
+  EXPECT_GE(summary()["cases"].size(), 147U) << kRegenerate;
   for (const auto& [path, hash] : summary()["files"].items()) {
     EXPECT_EQ(hash, xxh64_of(std::string(INGOT_SOURCE) + "/" + path))
         << path << " changed since the goldens were recorded; " << kRegenerate;
@@ -114,6 +127,37 @@ TEST(OracleGoldens, AreFresh) {
       EXPECT_TRUE(std::filesystem::exists(kFolder + "/" + name + ending))
           << name << ending << " is absent; " << kRegenerate;
     }
+  }
+}
+
+// Whether a recipe of golden/oracle is refused for its merge_method.
+bool refuses_method(const std::string& name) {
+  const std::string file = kFolder + "/" + name + ".yml";
+  ingot::PlanOptions options;
+  options.root = kFolder + "/models";
+  try {
+    const ingot::Plan plan = ingot::build(
+        *ingot::system_disk(), ingot::parse(ingot::test::read_file(file), file, {}), options);
+    return std::any_of(
+        plan.problems.begin(), plan.problems.end(), [](const ingot::Problem& problem) {
+          return problem.fatal && problem.text.find("merge_method") != std::string::npos;
+        });
+  } catch (const ingot::Error& error) {
+    return std::string(error.what()).find("merge_method") != std::string::npos;
+  }
+}
+
+TEST(OracleGoldens, PendingMethodsAreNotInTheEngine) {
+  std::set<std::string> waiting = pending();
+  for (const auto& [name, entry] : summary()["cases"].items()) {
+    const auto method = entry["method"].get<std::string>();
+    if (waiting.count(method) == 0) continue;
+    EXPECT_TRUE(refuses_method(name))
+        << "the engine has " << method << ": take its line out of tests/golden/pending.txt";
+    waiting.erase(method);
+  }
+  for (const std::string& method : waiting) {
+    ADD_FAILURE() << "tests/golden/pending.txt names " << method << ", which has no golden";
   }
 }
 
@@ -210,7 +254,10 @@ TEST_P(Oracle, MergesAsMergekitDoes) {
 std::vector<std::string> names() {
   std::vector<std::string> found;
   if (summary().contains("cases")) {
-    for (const auto& [name, entry] : summary()["cases"].items()) found.push_back(name);
+    const std::set<std::string> waiting = pending();
+    for (const auto& [name, entry] : summary()["cases"].items()) {
+      if (waiting.count(entry["method"].get<std::string>()) == 0) found.push_back(name);
+    }
   }
   return found;
 }

@@ -20,7 +20,7 @@ import oracle
 import torch
 import transformers
 import truth
-from oracle import CASES, Case, merge
+from cases import CASES, Case, merge, recipe
 
 # What mergekit's ordinary recipes do beyond CASES: containers, vocabularies, tied heads.
 EXTRA = {
@@ -119,9 +119,11 @@ class Row:
     def fail(self, text):
         self.failures.append(text)
 
-    def tensor(self, merged, own, peer, value):
+    def tensor(self, merged, own, peer, value, declared):
         (own_dtype, ours), (peer_dtype, theirs) = own, peer
         name = merged.name
+        if peer_dtype != declared and not merged.buffer:  # arcee_fusion, ramplus_tl: f32 whatever the recipe says
+            peer_dtype, theirs = declared, truth.rounded(theirs, declared)
         if own_dtype != peer_dtype or ours.shape != theirs.shape:
             self.fail(f"{name}: mergekit wrote {peer_dtype}{list(theirs.shape)}, ingot {own_dtype}{list(ours.shape)}")
             return
@@ -146,12 +148,16 @@ class Row:
                 wrong = unequal & (apart > allowed)
                 self.ulp = max(self.ulp, float((apart * sure).max()))
             else:
-                wrong = unequal & (np.abs(ordinal(ours, own_dtype) - ordinal(theirs, own_dtype)) > 1)
+                places = [ordinal(x, own_dtype) for x in (ours, theirs, truth.rounded(value.result, own_dtype))]
+                wrong = unequal & (np.abs(places[0] - places[1]) > 1)
                 if (unequal & sure).mean() > 0.01:
                     self.fail(f"{name}: {int(unequal.sum())} of {ours.size} elements differ after rounding")
             # Where mergekit's own error uses up the tolerance, so many more units are allowed.
-            slack = oracle.slack(merged, theirs_off / unit)
-            astray = wrong & sure & (apart <= allowed + slack) & (own_dtype == "F32")
+            if own_dtype == "F32":
+                near = apart <= allowed + oracle.slack(merged, theirs_off / unit)
+            else:
+                near = (np.abs(places[0] - places[2]) <= 1) & (np.abs(places[1] - places[2]) > 1)
+            astray = wrong & sure & near
             self.astray += int(astray.sum())
             bad = wrong & sure & ~astray
             if bad.any():
@@ -167,6 +173,8 @@ class Row:
                 at = tuple(int(i) for i in np.argwhere(lost)[0])
                 self.fail(f"{name}{list(at)}: a tie decided neither as mergekit nor as the contract: mergekit "
                           f"{theirs[at]!r}, ingot {ours[at]!r}, exact {value.result[at]!r}")
+        if merged.method in oracle.OWN:
+            return  # the peer wrote the truth, rounded once
         squares = [float((off[sure] ** 2).sum()) for off in (ours_off, theirs_off)]
         self.errors = [total + square for total, square in zip(self.errors, squares)]
         if squares[0] > 0:
@@ -292,7 +300,8 @@ def compare(name, text, seed, root, program, scratch, peer):
     for extra in sorted(set(own) - set(other)):
         row.fail(f"{extra}: ingot writes it, mergekit does not")
     for tensor in sorted(set(own) & set(other)):
-        row.tensor(planned[tensor], own[tensor], other[tensor], peer.exact(planned[tensor], seed))
+        row.tensor(planned[tensor], own[tensor], other[tensor], peer.exact(planned[tensor], seed),
+                   oracle.declared(text, planned[tensor], peer.yaml))
     base = peer.yaml.safe_load(text).get("base_model")
     donor = root / base if base else theirs
     check_folder(row, ours, theirs, donor)
@@ -324,8 +333,15 @@ def table(rows):
 
 def cases(models, root, layers, peer):
     """(name, recipe text, seed, folder its paths start at)"""
+    waiting = oracle.pending()
     for name, case in {**CASES, **EXTRA}.items():
-        yield name, oracle.recipe(case, layers), case.seed, root
+        text = recipe(case, layers)
+        if oracle.is_edge(case):
+            continue  # models without a tokenizer: goldens only
+        if (method := peer.yaml.safe_load(text)["merge_method"]) in waiting:
+            print(f"{name}: not run: {method} is in {oracle.PENDING.name}")
+            continue
+        yield name, text, case.seed, root
     for folder in (oracle.ROOT / "examples" / "recipes", models / "recipes"):
         for path in sorted(folder.glob("*.yml")):
             text = path.read_text()
