@@ -125,7 +125,8 @@ TEST_P(FoldOnCpu, norms_before_and_after_a_mask_are_those_of_the_definition) {
           float x[3];
           for (int m = 0; m < 3; ++m) x[m] = merge.source(m, i);
           const bool kept =
-              ((math::evaluate<float>(merge.work.rule, known.facts, x, merge.base(i), i).kept >> s) &
+              ((math::evaluate<float>(merge.work.rule, known.facts, x, merge.base(i), i).kept >>
+                s) &
                1u) != 0;
           const double d = std::fabs(static_cast<double>(x[s] - merge.base(i)));
           before.push_back(d);
