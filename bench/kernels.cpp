@@ -17,10 +17,10 @@
 #include <vector>
 
 #include "cpu/isa.hpp"
-#include "measure/measure.hpp"
 #include "ingot/backend.hpp"
 #include "ingot/math/codec.hpp"
 #include "ingot/math/list.hpp"
+#include "measure/measure.hpp"
 
 namespace ingot {
 namespace {

@@ -138,8 +138,9 @@ struct Merge {
 };
 
 // A method over these inputs: its defaults, and of what a recipe must say 0.35 for the tensor and
-// 0.6, 0.4, 0.5, then 0.1 more for each further source. The base is the first input where the method
-// has one, or may have one and `base`. The tensor has rows of `width` elements, or one dimension.
+// 0.6, 0.4, 0.5, then 0.1 more for each further source. The base is the first input where the
+// method has one, or may have one and `base`. The tensor has rows of `width` elements, or one
+// dimension.
 inline Merge merge_of(const std::string& method, std::vector<Column> inputs,
                       std::uint64_t width = 0, bool base = true) {
   Merge merge;

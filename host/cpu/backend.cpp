@@ -67,10 +67,9 @@ class View {
       inputs_[i] = {chunk.inputs[i], format_of(work.inputs[i])};
     }
     const math::Rule& rule = work.rule;
-    const math::LineShape shape =
-        math::line_shape(rule, math::method(rule.method).lines(rule));
-    run_ = {inputs_.data(), rule.base, rule.sources, chunk.first, chunk.count,
-            chunk.facts->data(), shape, chunk.lines};
+    const math::LineShape shape = math::line_shape(rule, math::method(rule.method).lines(rule));
+    run_ = {inputs_.data(), rule.base,           rule.sources, chunk.first,
+            chunk.count,    chunk.facts->data(), shape,        chunk.lines};
   }
   View(const View&) = delete;
   View& operator=(const View&) = delete;
@@ -100,9 +99,8 @@ std::vector<math::Group> groups_of(const math::Rule& rule, int pass, math::List<
 }
 std::vector<math::Group> groups_of(const math::Rule& rule, int pass) {
   std::vector<math::Group> groups;
-  math::with_method(rule.method, [&]<class M>() {
-    groups = groups_of<M>(rule, pass, typename M::Passes{});
-  });
+  math::with_method(rule.method,
+                    [&]<class M>() { groups = groups_of<M>(rule, pass, typename M::Passes{}); });
   return groups;
 }
 

@@ -52,7 +52,9 @@ typedef std::uint32_t Pair __attribute__((may_alias, aligned(2)));
 using Brain = math::Codec<Format::bf16>;
 
 inline float first(std::uint32_t pair) { return Brain::decode(static_cast<std::uint16_t>(pair)); }
-inline float second(std::uint32_t pair) { return Brain::decode(static_cast<std::uint16_t>(pair >> 16)); }
+inline float second(std::uint32_t pair) {
+  return Brain::decode(static_cast<std::uint16_t>(pair >> 16));
+}
 inline std::uint32_t join(float first, float second, Overflow overflow) {
   return static_cast<std::uint32_t>(Brain::encode(first, overflow)) |
          static_cast<std::uint32_t>(Brain::encode(second, overflow)) << 16;
@@ -110,7 +112,8 @@ void decode_words(const Word<f>* __restrict in, std::uint32_t n, float* __restri
   for (std::uint32_t e = 0; e < n; ++e) out[e] = math::Codec<f>::decode(in[e]);
 }
 
-__attribute__((noinline, unused)) void decode(const Input& input, std::uint32_t from, std::uint32_t n, float* out) {
+__attribute__((noinline, unused)) void decode(const Input& input, std::uint32_t from,
+                                              std::uint32_t n, float* out) {
   prefetch(input, from, n);
   dispatch(input.format, [&](auto tag) {
     constexpr Format f = decltype(tag)::format;

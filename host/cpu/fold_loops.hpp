@@ -12,7 +12,7 @@
 namespace ingot::cpu::INGOT_ISA {
 namespace {
 
-inline constexpr int kSums = 128;                         // of one sweep over the inputs
+inline constexpr int kSums = 128;                        // of one sweep over the inputs
 inline constexpr int kColumns = 2 * math::kSources + 1;  // most columns of a sweep
 
 // Rows of 256 lanes per step: each lane is loaded and stored once per step.
@@ -42,8 +42,7 @@ struct Columns {
 // Decodes one column of a step.
 template <class Lens>
 void fill(const Run& run, const typename Lens::Facts* lens, math::Column column,
-          std::uint64_t first, std::uint32_t from, std::uint32_t n, const float* base,
-          float* out) {
+          std::uint64_t first, std::uint32_t from, std::uint32_t n, const float* base, float* out) {
   if (column.stream == math::Stream::value) {
     decode(run.inputs[column.index], from, n, out);
   } else if (column.stream == math::Stream::survivor) {
@@ -88,7 +87,8 @@ void fold_step(const Columns<facts>& columns, const float* __restrict a, const f
       }
       ((lanes[sum * math::kLanes + l] = own[sum]), ...);
     }
-  }(std::make_index_sequence<Term::kSums>{});
+  }
+  (std::make_index_sequence<Term::kSums>{});
 }
 
 // Elements [begin, begin + n) of a step, to as many neighbouring lanes. Sum i of the term begins at
@@ -157,8 +157,8 @@ class Sweep {
             return;
           }
           stretches(0, n, 0, [&](std::uint32_t at, std::uint32_t some, std::uint32_t lane) {
-            fold_stretch<Term, Common::kUsed>(columns_, a, b, *known_.whole, at, some,
-                                              math::kLanes, lanes_of(g) + lane);
+            fold_stretch<Term, Common::kUsed>(columns_, a, b, *known_.whole, at, some, math::kLanes,
+                                              lanes_of(g) + lane);
           });
         });
       }
@@ -192,8 +192,7 @@ class Sweep {
               stretches(at - held, n, at - start,
                         [&](std::uint32_t from, std::uint32_t some, std::uint32_t lane) {
                           fold_stretch<Term, Common::kUsed>(columns_, a, b, *known_.whole, from,
-                                                            some, math::kLanes,
-                                                            lanes_of(g) + lane);
+                                                            some, math::kLanes, lanes_of(g) + lane);
                         });
             });
             at += n;
@@ -286,9 +285,8 @@ class Sweep {
     if constexpr (Common::kUsed) {
       walk<Common>(
           *known_.whole, run_.sources, [&](int s) { return columns_.number[all_[s]]; },
-          [&](std::uint32_t e) __attribute__((always_inline)) {
-            return around<false>(columns_, e);
-          },
+          [&](std::uint32_t e)
+              __attribute__((always_inline)) { return around<false>(columns_, e); },
           n, columns_.common);
     }
   }
@@ -305,8 +303,8 @@ class Sweep {
   void finish(std::uint32_t lanes, std::size_t stride, double* sums) {
     for (int g = 0; g < count_; ++g) {
       for (int i = 0; i < sums_of(groups_[g].term); ++i) {
-        sums[static_cast<std::size_t>(groups_[g].first + i) * stride] = math::fold_lanes<P>(
-            lanes_of(g) + static_cast<std::size_t>(i) * math::kLanes, lanes);
+        sums[static_cast<std::size_t>(groups_[g].first + i) * stride] =
+            math::fold_lanes<P>(lanes_of(g) + static_cast<std::size_t>(i) * math::kLanes, lanes);
       }
     }
   }

@@ -41,7 +41,8 @@ struct LineFacts {
   INGOT_HD void put(std::uint32_t e, double* line) const {
     [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
       ((line[i] = fact[i][e]), ...);
-    }(std::make_integer_sequence<int, facts>{});
+    }
+    (std::make_integer_sequence<int, facts>{});
   }
 };
 template <>

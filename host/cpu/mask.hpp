@@ -70,7 +70,7 @@ inline constexpr std::uint32_t kMarks = 64;                          // bytes of
 
 // First draws of `blocks` blocks, eight per block, in memory order. `out` has room for kStep draws.
 inline void draw_blocks(std::uint64_t seed, std::uint64_t stream, std::uint64_t block,
-                 std::uint32_t blocks, std::uint64_t* __restrict out) {
+                        std::uint32_t blocks, std::uint64_t* __restrict out) {
   Vector::Lane place;
   for (std::uint32_t l = 0; l < kAbreast; ++l) place[l] = block + l;
   const Vector::Lane low = Vector::splat(0xffffffffu);
@@ -134,8 +134,8 @@ std::uint32_t look_bounded(const Word<f>* __restrict x, const float* __restrict 
 }
 
 template <class Lens, Format f, bool split>
-std::uint32_t look_drawn(const Word<f>* __restrict x, const float* __restrict base,
-                         std::uint32_t n, const std::uint16_t* __restrict keep, math::Gain gain,
+std::uint32_t look_drawn(const Word<f>* __restrict x, const float* __restrict base, std::uint32_t n,
+                         const std::uint16_t* __restrict keep, math::Gain gain,
                          float* __restrict out) {
   std::uint32_t kept = 0;
   for (std::uint32_t e = 0; e < n; ++e) {

@@ -1,5 +1,5 @@
-// The loops of apply(): what lenses show of a step, and what combines make of it. No method is named
-// here. Compiled once per instruction set.
+// The loops of apply(): what lenses show of a step, and what combines make of it. No method is
+// named here. Compiled once per instruction set.
 #pragma once
 
 #include "cpu/lines.hpp"
@@ -33,7 +33,8 @@ template <class Combine, class Body>
 void each_form(const typename Combine::Facts& whole, Body body) {
   [&]<int... form>(std::integer_sequence<int, form...>) {
     ((form == Combine::form(whole) ? body.template operator()<form>() : void()), ...);
-  }(std::make_integer_sequence<int, Combine::kForms>{});
+  }
+  (std::make_integer_sequence<int, Combine::kForms>{});
 }
 
 // ---- combines
@@ -64,7 +65,8 @@ std::uint32_t merge_unrolled(const typename Combine::Facts& facts_of_tensor,
         }
       };
       (walk.template operator()<stage>(), ...);
-    }(std::make_integer_sequence<int, Combine::kStages>{});
+    }
+    (std::make_integer_sequence<int, Combine::kStages>{});
     math::Note note;
     out[e] = Combine::template finish<form, float>(state, whole, at, note);
     if (K > 1) conflicts += note.conflict ? 1u : 0u;  // one source is not in conflict
@@ -109,7 +111,8 @@ std::uint32_t merge_streamed(const typename Combine::Facts& facts_of_tensor,
   };
   [&]<int... stage>(std::integer_sequence<int, stage...>) {
     (walk.template operator()<stage>(), ...);
-  }(std::make_integer_sequence<int, Combine::kStages>{});
+  }
+  (std::make_integer_sequence<int, Combine::kStages>{});
   return finish_states<Combine, form, facts>(whole, states, step, n, out);
 }
 
@@ -124,8 +127,8 @@ std::uint32_t merge(const typename Combine::Facts& whole, const typename Combine
 }
 
 template <class Combine, int facts>
-using Merge = std::uint32_t (*)(const typename Combine::Facts&, const typename Combine::Source*, int,
-                                const Step<facts>&, std::uint32_t, float*);
+using Merge = std::uint32_t (*)(const typename Combine::Facts&, const typename Combine::Source*,
+                                int, const Step<facts>&, std::uint32_t, float*);
 
 // merge() for a form and a number of sources: 0 is any.
 template <class Combine, int facts>
@@ -136,7 +139,8 @@ Merge<Combine, facts> merge_of(int form, int sources) {
   };
   static constexpr Table table = []<int... n>(std::integer_sequence<int, n...>) {
     return Table{{merge<Combine, n / kCounts, n % kCounts, facts>...}};
-  }(std::make_integer_sequence<int, Combine::kForms * kCounts>{});
+  }
+  (std::make_integer_sequence<int, Combine::kForms * kCounts>{});
   return table.at[form * kCounts + (sources < kCounts ? sources : 0)];
 }
 
@@ -144,8 +148,8 @@ Merge<Combine, facts> merge_of(int form, int sources) {
 
 template <class Lens, class Combine>
 inline constexpr bool kWalkable = Lens::kMask == Mask::none && !Lens::kGain &&
-                                Combine::kStages == 1 && Combine::kUnrolled > 1 &&
-                                sizeof(typename Combine::template State<float>) == sizeof(float);
+                                  Combine::kStages == 1 && Combine::kUnrolled > 1 &&
+                                  sizeof(typename Combine::template State<float>) == sizeof(float);
 
 template <class Lens, class Combine, Format f, int form, int facts>
 void walk_words(const typename Combine::Facts& facts_of_tensor,
@@ -196,7 +200,8 @@ void merge_words(const typename Combine::Facts& facts_of_tensor,
     typename Combine::template State<float> state;
     [&]<int... stage>(std::integer_sequence<int, stage...>) __attribute__((always_inline)) {
       (Combine::template meet<form, stage, float>(state, whole, own, seen, seen, at), ...);
-    }(std::make_integer_sequence<int, Combine::kStages>{});
+    }
+    (std::make_integer_sequence<int, Combine::kStages>{});
     math::Note note;  // one source is not in conflict
     out[e] = Combine::template finish<form, float>(state, whole, at, note);
   }
@@ -264,7 +269,7 @@ void fuse_words(const Run& run, const typename Combine::Facts& facts,
   }
   Word<f>* __restrict out = reinterpret_cast<Word<f>*>(output);
   const auto finish = [&](const State& state, const math::At<float>& at)
-                          __attribute__((always_inline)) {
+      __attribute__((always_inline)) {
     math::Note note;
     return Combine::template finish<form, float>(state, whole, at, note);
   };
@@ -323,7 +328,8 @@ void fuse_all(const Run& run, const typename Combine::Facts& facts,
                 run, facts, source, overflow, output)
           : void()),
      ...);
-  }(std::make_integer_sequence<int, Combine::kForms * Combine::kUnrolled>{});
+  }
+  (std::make_integer_sequence<int, Combine::kForms * Combine::kUnrolled>{});
 }
 
 // Formats whose codecs take more than a shift are faster source by source: their loop over all

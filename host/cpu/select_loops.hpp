@@ -162,7 +162,6 @@ INGOT_HD void count_window(Key key, std::uint32_t from, std::uint32_t n, const W
   census.between += count;
 }
 
-
 template <class Key>
 INGOT_HD void count_step(Key key, std::uint32_t from, std::uint32_t n, const Window& window,
                          Census& census) {
@@ -179,15 +178,17 @@ void count_words(const Whole& facts_of_tensor, const Word<f>* __restrict x,
                  const float* __restrict base, const Around<facts>& around, std::uint32_t from,
                  std::uint32_t n, const Window& window, Census& census) {
   const Whole whole = facts_of_tensor;
-  count_step([&](std::uint32_t e) __attribute__((always_inline)) {
-    return key_at<Key, f>(whole, x, base, around, e);
-  }, from, n, window, census);
+  count_step(
+      [&](std::uint32_t e)
+          __attribute__((always_inline)) { return key_at<Key, f>(whole, x, base, around, e); },
+      from, n, window, census);
 }
 
 inline void count_keys(const std::int32_t* __restrict keys, std::uint32_t from, std::uint32_t n,
                        const Window& window, Census& census) {
-  count_step([&](std::uint32_t e) __attribute__((always_inline)) { return keys[e]; }, from, n,
-             window, census);
+  count_step(
+      [&](std::uint32_t e) __attribute__((always_inline)) { return keys[e]; }, from, n, window,
+      census);
 }
 
 template <class Key, class Whole, int facts>
@@ -229,8 +230,7 @@ void keys_of(const Run& run, int source, std::uint32_t from, std::uint32_t n, st
 template <class M, class P>
 void count_of(const Run& run, const Window* windows, int number, Census* census) {
   with_facts<M, P>(run, [&]<class Whole>(const Whole& whole) {
-    count<typename P::Key, Whole, math::line_facts<M>()>(run, whole, windows, number,
-                                                                 census);
+    count<typename P::Key, Whole, math::line_facts<M>()>(run, whole, windows, number, census);
   });
 }
 

@@ -57,9 +57,8 @@ void walk(const Whole& whole, int sources, Column column, Near near, std::uint32
       }
     }
   };
-  [&]<int... now>(std::integer_sequence<int, now...>) {
-    (stage.template operator()<now>(), ...);
-  }(std::make_integer_sequence<int, Of::kStages>{});
+  [&]<int... now>(std::integer_sequence<int, now...>) { (stage.template operator()<now>(), ...); }
+  (std::make_integer_sequence<int, Of::kStages>{});
   for (std::uint32_t e = 0; e < n; ++e) out[e] = Of::finish(states.load(e), whole, near(e));
 }
 

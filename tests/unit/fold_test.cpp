@@ -50,7 +50,7 @@ TEST(Fold, five_tiles_are_added_as_documented) {
 TEST(Fold, lanes_fold_by_halves) {
   std::vector<double> lanes = awkward(256, 9);
   const double expected = tile_sum(lanes);
-  EXPECT_EQ(math::fold_lanes(lanes.data()), expected);
+  EXPECT_EQ(math::fold_lanes<math::Adding>(lanes.data()), expected);
 }
 
 TEST(Fold, products_of_f32_are_exact_in_double) {
@@ -62,6 +62,14 @@ TEST(Fold, products_of_f32_are_exact_in_double) {
     if (!std::isfinite(product)) continue;
     ASSERT_EQ(std::fma(static_cast<double>(a), static_cast<double>(b), -product), 0.0);
   }
+}
+
+// The number of a method's first fold.
+int first_fold(const Merge& merge) {
+  const auto passes = math::method(merge.work.rule.method).passes;
+  int pass = 0;
+  while (passes[static_cast<std::size_t>(pass)].kind != math::Pass::fold) ++pass;
+  return pass;
 }
 
 class FoldOnCpu : public EveryIsa {};
@@ -84,12 +92,13 @@ TEST_P(FoldOnCpu, slerp_sums_are_those_of_the_definition) {
       sums[1].push_back(tile_sum(bb));
       sums[2].push_back(tile_sum(ab));
     }
-    const math::Facts facts = math::prepare(merge.work.rule, nullptr);
+    const math::Facts facts = math::begin(merge.work.rule);
     std::vector<double> found[3];
-    Chunks(merge, 1).each([&](const Chunk& chunk) {
-      const std::size_t n = (chunk.count + kFoldTile - 1) / kFoldTile;
+    Chunks(merge, 1).each([&](Chunk chunk) {
+      const std::size_t n = (chunk.count + math::kTile - 1) / math::kTile;
       std::vector<double> tiles(3 * n);
-      backend_->fold(chunk, facts, tiles);
+      chunk.facts = &facts;
+      backend_->fold(chunk, 0, tiles);
       for (std::size_t t = 0; t < 3 * n; ++t) found[t / n].push_back(tiles[t]);
     });
     for (int t = 0; t < 3; ++t) EXPECT_EQ(found[t], sums[t]) << count << " term " << t;
@@ -99,15 +108,15 @@ TEST_P(FoldOnCpu, slerp_sums_are_those_of_the_definition) {
 TEST_P(FoldOnCpu, norms_before_and_after_a_mask_are_those_of_the_definition) {
   for (const char* method : {"ties", "dare_linear"}) {
     Merge merge = merge_of(method, family(Dtype::f16, 50000, 4, 3, Flavour::plain));
-    merge.work.rule.globals[math::kRescaleGlobal] = 1;
+    (void)math::set_global(merge.work.rule, "rescale", 1);
     set_density(merge, 0.3);
-    merge.work.rule.locals[1][math::kDensityLocal] = 1.0;
-    std::vector<math::Selection> selections(math::kSources);
-    for (int s = 0; s < 3; ++s) selections[static_cast<std::size_t>(s)] = select_by_sort(merge, s);
-    const math::Facts facts = math::prepare(merge.work.rule, selections.data());
-    ASSERT_EQ(math::needs(merge.work.rule).folds, 6);
+    (void)math::set_local(merge.work.rule, 1, "density", 1.0);
+    const Measurements known = *by_definition(merge);
     std::vector<double> tiles(6 * 4);
-    Chunks(merge, 3).each([&](const Chunk& chunk) { backend_->fold(chunk, facts, tiles); });
+    Chunks(merge, 3).each([&](Chunk chunk) {
+      chunk.facts = &known.facts;
+      backend_->fold(chunk, first_fold(merge), tiles);
+    });
     for (int s = 0; s < 3; ++s) {
       for (std::uint64_t tile = 0; tile < 4; ++tile) {
         std::vector<double> before, after;
@@ -116,7 +125,8 @@ TEST_P(FoldOnCpu, norms_before_and_after_a_mask_are_those_of_the_definition) {
           float x[3];
           for (int m = 0; m < 3; ++m) x[m] = merge.source(m, i);
           const bool kept =
-              ((math::evaluate<float>(merge.work.rule, facts, x, merge.base(i), i).kept >> s) &
+              ((math::evaluate<float>(merge.work.rule, known.facts, x, merge.base(i), i).kept >>
+                s) &
                1u) != 0;
           const double d = std::fabs(static_cast<double>(x[s] - merge.base(i)));
           before.push_back(d);
@@ -135,16 +145,24 @@ TEST_P(FoldOnCpu, survivors_are_summed_before_they_are_rescaled) {
   for (const char* method : {"ties", "dare_linear"}) {
     for (const Flavour flavour : {Flavour::plain, Flavour::special}) {
       Merge merge = merge_of(method, family(Dtype::bf16, 3000, 2, 3, flavour));
-      merge.work.rule.globals[math::kRescaleGlobal] = 1;
+      (void)math::set_global(merge.work.rule, "rescale", 1);
       set_density(merge, 0.3);
-      math::Facts facts = settle(*backend_, merge);
-      const auto fold = [&](math::Gain gain) {
-        facts.source[0].gain = gain;
+      const Measurements known = *by_definition(merge);
+      const auto fold = [&](const math::Facts& facts) {
         std::vector<double> sums(2);
-        Chunks(merge, 0).each([&](const Chunk& chunk) { backend_->fold(chunk, facts, sums); });
+        Chunks(merge, 0).each([&](Chunk chunk) {
+          chunk.facts = &facts;
+          backend_->fold(chunk, first_fold(merge), sums);
+        });
         return sums;
       };
-      const std::vector<double> before = fold({}), after = fold(math::gain(3.3));
+      // The factor of these facts is another one.
+      math::Facts scaled = known.facts;
+      const double sums[] = {3.3, 1.0};
+      (void)math::method(merge.work.rule.method)
+          .passes[static_cast<std::size_t>(first_fold(merge))]
+          .take(merge.work.rule, sums, scaled);
+      const std::vector<double> before = fold(known.facts), after = fold(scaled);
       for (std::size_t t = 0; t < 2; ++t) {
         EXPECT_TRUE(before[t] == after[t] || (std::isnan(before[t]) && std::isnan(after[t])));
       }

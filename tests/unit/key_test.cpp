@@ -37,10 +37,7 @@ TEST(Key, bound_says_in_one_comparison_what_selected_says) {
 // Keeps exactly k, and the same k as a stable sort by falling magnitude.
 void check_selection(const Merge& merge) {
   const std::uint64_t k = math::kept(merge.work.rule, 0);
-  const math::Selection selection = select_by_sort(merge, 0);
-  std::vector<math::Selection> selections(math::kSources);
-  selections[0] = selection;
-  const math::Facts facts = math::prepare(merge.work.rule, selections.data());
+  const math::Facts facts = by_definition(merge)->facts;
   std::vector<std::uint64_t> order(merge.count());
   std::iota(order.begin(), order.end(), std::uint64_t{0});
   const auto magnitude = [&](std::uint64_t i) {
