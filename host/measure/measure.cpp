@@ -8,12 +8,12 @@
 
 namespace ingot {
 
-void Measurements::line(const math::Rule& rule, std::uint64_t index, double* facts) const {
+void Measurements::line(const math::Rule& rule, std::uint64_t index, double* line) const {
   if (lines.empty()) return;
   const math::Method& method = math::method(rule.method);
   const math::LineShape shape = math::line_shape(rule, method.lines(rule));
   for (int i = 0; i < method.line_facts; ++i) {
-    facts[i] = lines[static_cast<std::size_t>(i) * shape.count + shape.line(index)];
+    line[i] = lines[static_cast<std::size_t>(i) * shape.count + shape.line(index)];
   }
 }
 

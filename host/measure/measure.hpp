@@ -20,7 +20,7 @@ struct Measurements {
   std::vector<double> lines;  // as Chunk::lines; empty where the method has no facts of lines
 
   // The facts of the line of an element: kLineFacts of them.
-  void line(const math::Rule& rule, std::uint64_t index, double* facts) const;
+  void line(const math::Rule& rule, std::uint64_t index, double* line) const;
 };
 
 // Drives the passes of a method over one tensor, whoever holds its chunks: the caller visits the

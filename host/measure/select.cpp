@@ -24,7 +24,7 @@ constexpr std::int32_t kHighest = std::numeric_limits<std::int32_t>::max();
 constexpr std::size_t kBins = 65536;
 constexpr std::int32_t kPrefixes = 32768;  // of either sign
 
-std::uint32_t above(std::int32_t key, std::int32_t low) {
+std::uint32_t height(std::int32_t key, std::int32_t low) {
   return static_cast<std::uint32_t>(key) - static_cast<std::uint32_t>(low);
 }
 
@@ -190,11 +190,11 @@ Selector::Ranked Selector::ranked(const Search& search, std::uint64_t rank) {
   // ordering all of them took a fifth of a selection.
   constexpr std::uint32_t kPlaces = 1 << 12;
   const std::int32_t low = search.bracket.low;
-  const auto width = static_cast<std::uint32_t>(std::bit_width(above(search.bracket.high, low)));
+  const auto width = static_cast<std::uint32_t>(std::bit_width(height(search.bracket.high, low)));
   const std::uint32_t shift = width > 12 ? width - 12 : 0;
   std::vector<std::uint64_t> counts(kPlaces);
   for (const Count& chunk : search.chunk) {
-    for (const Candidate& x : chunk.between) ++counts[above(x.key, low) >> shift];
+    for (const Candidate& x : chunk.between) ++counts[height(x.key, low) >> shift];
   }
   std::uint32_t bin = kPlaces - 1;
   for (; counts[bin] < rank; --bin) rank -= counts[bin];
@@ -202,7 +202,7 @@ Selector::Ranked Selector::ranked(const Search& search, std::uint64_t rank) {
   all.reserve(counts[bin]);
   for (std::size_t c = 0; c < search.chunk.size(); ++c) {
     for (const Candidate& x : search.chunk[c].between) {
-      if (above(x.key, low) >> shift == bin) all.emplace_back(x.key, c * kChunk + x.index);
+      if (height(x.key, low) >> shift == bin) all.emplace_back(x.key, c * kChunk + x.index);
     }
   }
   const auto nth = all.begin() + static_cast<std::ptrdiff_t>(rank - 1);
