@@ -21,8 +21,9 @@ struct Merge {
   static constexpr unsigned kSources = K;
   // How many blocks of it find room on a processor, by the numbers that are held in registers.
   static constexpr bool kLight =
-      K == 1 || K == 2 ||
-      (Lens::kMask == math::Mask::none && !Lens::kDelta && Combine::kStages == 1);
+      Lens::kMask != math::Mask::random &&
+      (K == 1 || K == 2 ||
+       (Lens::kMask == math::Mask::none && !Lens::kDelta && Combine::kStages == 1));
   static constexpr bool kHeavy = K == 0 && sizeof(typename Combine::template State<float>) > 24;
   static constexpr unsigned kBlocks = kHeavy ? 1 : kLight ? 3 : 2;
 

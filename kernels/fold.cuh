@@ -241,9 +241,9 @@ __device__ __forceinline__ std::uint64_t segments_before(std::uint64_t first, st
   return multiples(math::kTile) + multiples(width) - multiples(width / shared * math::kTile);
 }
 
-// sums[n * segments + segment].
+// sums[n * segments + segment]. Left to a number of blocks of its own, ptxas spills to reach it.
 template <class A>
-static __global__ void __launch_bounds__(math::kLanes)
+static __global__ void __launch_bounds__(math::kLanes, 2)
     rows_kernel(const Tensor* tensors, const math::Group* groups, unsigned group_count,
                 std::uint64_t tiles, std::uint64_t segments, double* sums) {
   INGOT_SHARED(float[kStep], a);
