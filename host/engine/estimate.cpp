@@ -11,8 +11,8 @@
 #include "engine/staging.hpp"
 #include "engine/supply.hpp"
 #include "ingot/linalg.hpp"
-#include "ingot/methods.hpp"
 #include "ingot/merge.hpp"
+#include "ingot/methods.hpp"
 
 namespace ingot {
 namespace {

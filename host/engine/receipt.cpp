@@ -59,8 +59,7 @@ class Showing final : public math::Teller {
 
  private:
   [[nodiscard]] Json& of(int source) {
-    Json& whose =
-        source < 0 ? entry_ : entry_["sources"][static_cast<std::size_t>(source) + skip_];
+    Json& whose = source < 0 ? entry_ : entry_["sources"][static_cast<std::size_t>(source) + skip_];
     return whose["measured"];
   }
 

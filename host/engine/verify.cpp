@@ -25,8 +25,8 @@
 #include "engine/proof.hpp"
 #include "engine/receipt.hpp"
 #include "engine/supply.hpp"
-#include "ingot/methods.hpp"
 #include "ingot/merge.hpp"
+#include "ingot/methods.hpp"
 #include "plan/layout.hpp"
 #include "store/header.hpp"
 

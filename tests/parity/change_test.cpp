@@ -316,8 +316,8 @@ TEST(Changes, FiguresDoNotDependOnPieces) {
     return derived->found(*working);
   };
   const std::string whole = figures({kHeight * kWidth});
-  EXPECT_EQ(figures({kFoldTile, kHeight * kWidth}), whole);
-  EXPECT_EQ(figures({kFoldTile, 2 * kFoldTile, kHeight * kWidth}), whole);
+  EXPECT_EQ(figures({math::kTile, kHeight * kWidth}), whole);
+  EXPECT_EQ(figures({math::kTile, 2 * math::kTile, kHeight * kWidth}), whole);
 
   const Values before = bench.values("w");
   const Values after = bench.fill(*derived->begin(bench.plan(), nullptr), "w", 0, before.size());

@@ -4,8 +4,8 @@
 
 #include "engine/supply.hpp"
 #include "ingot/math/codec.hpp"
-#include "ingot/methods.hpp"
 #include "ingot/math/product.hpp"
+#include "ingot/methods.hpp"
 #include "merging.hpp"
 #include "store/header.hpp"
 

@@ -2,20 +2,45 @@
 #include "measure/select.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include <gtest/gtest.h>
 
 #include "ingot/math/key.hpp"
+#include "ingot/methods.hpp"
 #include "support.hpp"
 
 namespace ingot::test {
 namespace {
 
-std::vector<math::Selection> by_machine(Backend& backend, const Work& work,
-                                        const std::vector<std::vector<float>>& inputs, bool sparse,
-                                        std::vector<Selector::Step>* steps = nullptr) {
-  Selector selector(work, sparse);
+// What is kept of each source, in facts of TIES.
+using Kept = std::vector<math::Trim::Facts>;
+
+constexpr int kThresholds = 0;  // the first pass of TIES
+
+math::Rule rule_of(std::uint64_t elements, const std::vector<double>& densities) {
+  math::Rule rule;
+  rule.method = math::kIndex<math::Ties>;
+  rule.base = true;
+  rule.sources = static_cast<std::int32_t>(densities.size());
+  rule.elements = elements;
+  math::set_defaults(rule);
+  for (std::size_t s = 0; s < densities.size(); ++s) {
+    (void)math::set_local(rule, static_cast<int>(s), "density", densities[s]);
+  }
+  return rule;
+}
+
+Kept kept_of(const math::Facts& facts) {
+  const auto known = facts.known<math::Ties::Lens, math::Ties::Combine>();
+  return {known.lens, known.lens + known.sources};
+}
+
+Kept by_machine(Backend& backend, const Work& work, const std::vector<std::vector<float>>& inputs,
+                bool sparse, std::vector<Selector::Step>* steps = nullptr) {
+  math::Facts facts = math::begin(work.rule);
+  Selector selector(work.rule, kThresholds, facts, sparse);
   while (selector.step() != Selector::Step::done) {
     if (steps != nullptr) steps->push_back(selector.step());
     for (const std::uint32_t c : selector.chunks()) {
@@ -28,16 +53,18 @@ std::vector<math::Selection> by_machine(Backend& backend, const Work& work,
       chunk.count = static_cast<std::uint32_t>(
           std::min<std::uint64_t>(kChunk, work.rule.elements - chunk.first));
       chunk.inputs = at.data();
+      chunk.facts = &facts;
       selector.visit(backend, chunk);
     }
     selector.advance();
   }
-  return selector.result();
+  selector.conclude(facts);
+  return kept_of(facts);
 }
 
 // Number of elements kept that a stable sort by falling magnitude would not keep, or the other way.
 std::uint64_t disagreement(const std::vector<float>& base, const std::vector<float>& x,
-                           std::uint64_t k, const math::Selection& s) {
+                           std::uint64_t k, const math::Trim::Facts& s) {
   std::vector<std::uint32_t> keys(x.size());
   for (std::size_t i = 0; i < x.size(); ++i) keys[i] = math::key(x[i] - base[i]);
   std::vector<std::size_t> order(x.size());
@@ -47,7 +74,7 @@ std::uint64_t disagreement(const std::vector<float>& base, const std::vector<flo
   for (std::size_t i = 0; i < k; ++i) sorted[order[i]] = true;
   std::uint64_t wrong = 0;
   for (std::size_t i = 0; i < x.size(); ++i) {
-    const bool kept = s.all || math::selected(keys[i], s.threshold, i, s.cut);
+    const bool kept = math::Trim::keeps(s, x[i] - base[i], i);
     wrong += kept != sorted[i] ? 1U : 0U;
   }
   return wrong;
@@ -98,14 +125,9 @@ TEST(Selector, KeepsWhatAStableSortKeeps) {
         for (std::size_t i = 0; i < n; ++i) inputs[s][i] = c.value(random, i, n);
       }
       Work work;
-      work.rule.method = math::find("ties");
-      work.rule.base = true;
-      work.rule.sources = 2;
-      work.rule.elements = n;
+      work.rule = rule_of(n, {0.2, 0.77});
       work.inputs.assign(3, Dtype::f32);
       work.output = Dtype::f32;
-      work.rule.locals[0][1] = 0.2;
-      work.rule.locals[1][1] = 0.77;
       const auto result = by_machine(*backend, work, inputs, n > kChunk);
       for (int s = 0; s < 2; ++s) {
         const std::uint64_t k = math::kept(work.rule, s);
@@ -129,12 +151,8 @@ TEST(Selector, FindsTheThresholdByCountingWhenTheSampleMisleads) {
     inputs[1][i] = static_cast<float>(random.uniform()) * (seen ? 1.0F : 1e-6F);
   }
   Work work;
-  work.rule.method = math::find("ties");
-  work.rule.base = true;
-  work.rule.sources = 1;
-  work.rule.elements = n;
+  work.rule = rule_of(n, {0.5});
   work.inputs.assign(2, Dtype::f32);
-  work.rule.locals[0][1] = 0.5;
   std::vector<Selector::Step> steps;
   const auto result = by_machine(*backend, work, inputs, true, &steps);
   EXPECT_NE(std::find(steps.begin(), steps.end(), Selector::Step::fine), steps.end());
@@ -142,17 +160,14 @@ TEST(Selector, FindsTheThresholdByCountingWhenTheSampleMisleads) {
 }
 
 TEST(Selector, HasNothingToDoAtDensityZeroAndOne) {
-  Work work;
-  work.rule.method = math::find("ties");
-  work.rule.base = true;
-  work.rule.sources = 2;
-  work.rule.elements = 100000;
-  work.rule.locals[0][1] = 1;
-  work.rule.locals[1][1] = 0;
-  const Selector selector(work, false);
+  const math::Rule rule = rule_of(100000, {1, 0});
+  math::Facts facts = math::begin(rule);
+  const Selector selector(rule, kThresholds, facts, false);
   EXPECT_EQ(selector.step(), Selector::Step::done);
-  EXPECT_TRUE(selector.result()[0].all);
-  EXPECT_FALSE(selector.result()[1].all);
+  selector.conclude(facts);
+  const Kept kept = kept_of(facts);
+  EXPECT_TRUE(math::Trim::all(kept[0]));
+  EXPECT_FALSE(math::Trim::keeps(kept[1], std::numeric_limits<float>::infinity(), 0));
 }
 
 }  // namespace

@@ -10,10 +10,10 @@
 #include "command.hpp"
 #include "console.hpp"
 #include "help.hpp"
-#include "json.hpp"
 #include "ingot/cards.hpp"
 #include "ingot/error.hpp"
 #include "ingot/recipe.hpp"
+#include "json.hpp"
 #include "table.hpp"
 
 namespace ingot::tool {

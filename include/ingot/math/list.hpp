@@ -23,11 +23,11 @@
 
 namespace ingot::math {
 
-using Methods = List<Linear, Slerp, TaskArithmetic, Ties, DareLinear, DareTies, Breadcrumbs,
-                     BreadcrumbsTies, Nuslerp, Multislerp, Karcher, ModelStock, Sce, Ram, RamplusTl,
-                     Nearswap, ArceeFusion, Consensus, Passthrough,
-                     AdapterMagnitudePrune, AdapterTiesTotal, AdapterTiesFrequency,
-                     AdapterDareLinear, AdapterDareTiesTotal, AdapterDareTiesFrequency>;
+using Methods =
+    List<Linear, Slerp, TaskArithmetic, Ties, DareLinear, DareTies, Breadcrumbs, BreadcrumbsTies,
+         Nuslerp, Multislerp, Karcher, ModelStock, Sce, Ram, RamplusTl, Nearswap, ArceeFusion,
+         Consensus, Passthrough, AdapterMagnitudePrune, AdapterTiesTotal, AdapterTiesFrequency,
+         AdapterDareLinear, AdapterDareTiesTotal, AdapterDareTiesFrequency>;
 
 template <class M>
 using ViewOf = View<typename M::Lens, typename M::Combine>;
