@@ -312,7 +312,7 @@ TEST_F(Verify, TheSecondPathAddsInTheDocumentedShape) {
       sum.add(x);
       lanes[i % math::kLanes] += x;
       if (i % math::kTile != math::kTile - 1 && i + 1 != count) continue;
-      tiles.push_back(math::fold_lanes(lanes.data()));
+      tiles.push_back(math::fold_lanes<math::Adding>(lanes.data()));
       std::fill(lanes.begin(), lanes.end(), 0.0);
     }
     EXPECT_EQ(sum.total(), math::combine(tiles.data(), tiles.size())) << count;
