@@ -747,6 +747,27 @@ TEST(Extract, KeepsWhatHasTheNameOfItsOwnFile) {
   EXPECT_FALSE(std::filesystem::exists(folder / ".out.ranks"));
 }
 
+TEST(Extract, TellsHowFarMeasuringIs) {
+  const auto disk = system_disk();
+  const auto backend = cpu_backend("");
+  for (const std::string ranks : {"rank: 3\n", "rank: auto\nenergy: 0.5\nfor: vllm\n",
+                                  "bytes: 200000\n", "bytes: 100000\nfor: llama.cpp\n"}) {
+    const Folder folder;
+    Plan plan = planned(*disk, recipe_of(test::example("models/c"), ranks));
+    Progress last;
+    MergeOptions options;
+    options.sync = false;
+    (void)merge(*disk, *backend, plan, folder / "out", options, [&](const Progress& progress) {
+      if (progress.phase != Phase::measure) return;
+      EXPECT_GE(progress.bytes_done, last.bytes_done);
+      last = progress;
+    });
+    EXPECT_GT(last.bytes_total, 0U);
+    EXPECT_EQ(last.bytes_done, last.bytes_total) << ranks;
+    EXPECT_TRUE(plan.open.empty()) << "it is the plan that was written";
+  }
+}
+
 TEST(Extract, OfAModelThatChangesWhileItIsMeasuredIsAnError) {
   const Folder folder;
   write_pair(folder, R"({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1})",
