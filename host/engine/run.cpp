@@ -747,8 +747,10 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
   refuse_problems(plan);
   (void)divide(plan, options);  // what it refuses is refused before anything is written
   if (!plan.open.empty()) {
-    fail(Code::internal, fmt::format("the plan cannot be merged, because it does not decide {}",
-                                     plan.open.front()));
+    fail(Code::internal,
+         fmt::format("a plan that is const cannot be merged, because the run has to "
+                     "decide {}",
+                     plan.open.front()));
   }
   Target target(disk, plan, out, options.force, options.sync);
   return write(disk, backend, plan, target, out, options, watcher, {});

@@ -39,8 +39,8 @@ struct PlanOptions {
   // --strict-modules: a module that some models lack is an error. Not in the receipt: it refuses,
   // and changes nothing.
   bool strict_modules = false;
-  // Not in the receipt: where relative model paths start, and the threads that measure ranks (0: as
-  // many as the machine has) under a ceiling on the process's resident memory (0: none).
+  // Not in the receipt: where relative model paths start, and the run's threads (0: as many as the
+  // machine has) and ceiling (0: none), by which a plan tells whether its ranks can be measured.
   std::string root;
   int threads = 0;
   std::uint64_t memory = 0;
