@@ -28,7 +28,7 @@ inline Report run_merge(const std::string& recipe, const std::string& out, Setti
   const auto own = system_disk();
   Disk& used = disk != nullptr ? *disk : *own;
   if (settings.plan.root.empty()) settings.plan.root = example("");
-  const Plan plan =
+  Plan plan =
       build(used, parse(recipe, "recipe.yml", {settings.plan.allow_unknown_keys}), settings.plan);
   const auto backend = cpu_backend(settings.isa);
   return merge(used, *backend, plan, out, settings.merge);

@@ -21,7 +21,7 @@ int run(const std::string& file, const std::string& out, const std::string& root
   ingot::PlanOptions options;
   options.root = root;  // where the recipe's relative paths start; empty: the working folder
   options.title = std::filesystem::path(out).filename().string();  // of the model card
-  const ingot::Plan plan = ingot::build(*disk, recipe, options);
+  ingot::Plan plan = ingot::build(*disk, recipe, options);
   int code = 0;
   for (const ingot::Problem& problem : plan.problems) {
     std::cerr << (problem.fatal ? "error: " : "warning: ") << problem.text << '\n';

@@ -41,6 +41,13 @@ std::uint64_t bytes_of(const Campaign::Module& module) {
   return sizeof(float) * target.experts * module.rank * (target.height + target.width);
 }
 
+// Bytes that a module takes while it is solved, or fetched where its decomposition was kept.
+std::uint64_t memory_of(const Campaign::Module& module) {
+  const Target& target = *module.target;
+  return module.kept ? 2 * sizeof(double) * module.rank * (target.height + target.width)
+                     : target.memory(module.rank);
+}
+
 // To six digits: libraries agree on no more than some ten.
 double rounded(double x) { return std::strtod(fmt::format("{:.5e}", x).c_str(), nullptr); }
 
@@ -323,7 +330,9 @@ std::vector<std::shared_ptr<const Solution>> solve(const Plan& plan, Backend* ba
   const auto alone = [&](const Matrix& m) {
     const Campaign::Module& module = m.making->module();
     try {
-      m.making->take(m.expert, module.target->solve(plan, backend, m.expert, {module.rank, 1}));
+      m.making->take(m.expert,
+                     module.kept ? module.kept->find(module.name, m.expert, module.rank)
+                                 : module.target->solve(plan, backend, m.expert, {module.rank, 1}));
     } catch (Error& error) {
       throw error.add(fmt::format("solving {}", module.a));
     }
@@ -353,7 +362,8 @@ std::vector<std::shared_ptr<const Solution>> solve(const Plan& plan, Backend* ba
   if (together == 0) {
     for (const Matrix& matrix : all) alone(matrix);
     const Target& target = *modules.front()->target;
-    if (target.ranks() > 0 && backend != nullptr && backend->solver().capacity() > 0) {
+    const bool solved = modules.front()->kept == nullptr && target.ranks() > 0;
+    if (solved && backend != nullptr && backend->solver().capacity() > 0) {
       linalg::Solver& solver = backend->solver();
       (target.ranks() > std::min(target.height, target.width) ? solver.ill : solver.large) +=
           all.size();
@@ -374,7 +384,7 @@ class Factor final : public Derived {
     return module().target->ingredients();
   }
   [[nodiscard]] std::uint64_t memory() const override {
-    return module().target->memory(module().rank) + bytes_of(module());
+    return memory_of(module()) + bytes_of(module());
   }
   [[nodiscard]] std::string describe() const override {
     auto json = nlohmann::ordered_json::parse(module().target->describe());
@@ -545,9 +555,8 @@ struct Campaign::Body {
     const Module& first = slots[lead].module;
     if (lead != wanted) {
       // A waiting thread may use the memory reserved for its own job.
-      const std::uint64_t needs = first.target->memory(first.rank);
-      const Module& own = slots[wanted].module;
-      batch.extra = needs - std::min(needs, own.target->memory(own.rank));
+      const std::uint64_t needs = memory_of(first);
+      batch.extra = needs - std::min(needs, memory_of(slots[wanted].module));
       if (held + batch.extra + bytes_of(first) > allowed) return {};
     }
     batch.together = count_of(backend, first);
@@ -596,14 +605,14 @@ struct Campaign::Body {
 
  private:
   static bool alike(const Module& x, const Module& y) {
-    return x.rank == y.rank && x.target->ranks() == y.target->ranks() &&
+    return !x.kept && !y.kept && x.rank == y.rank && x.target->ranks() == y.target->ranks() &&
            x.target->height == y.target->height && x.target->width == y.target->width;
   }
 
   // How many matrices like this module's the solver takes at once.
   [[nodiscard]] std::size_t count_of(Backend* backend, const Module& module) {
     const Target& target = *module.target;
-    if (backend == nullptr || target.ranks() == 0) return 0;
+    if (backend == nullptr || target.ranks() == 0 || module.kept) return 0;
     linalg::Solver& solver = backend->solver();
     if (solver.capacity() == 0) return 0;
     const auto [at, fresh] =
@@ -622,6 +631,9 @@ Campaign::Campaign() : body_(std::make_unique<Body>()) {}
 Campaign::~Campaign() = default;
 
 std::size_t Campaign::add(Module module) {
+  if (module.kept && !module.kept->has(module.name, module.target->experts, module.rank)) {
+    module.kept.reset();
+  }
   body_->slots.emplace_back().module = std::move(module);
   return body_->slots.size() - 1;
 }
@@ -645,6 +657,7 @@ std::uint64_t Campaign::most() const {
 double Campaign::work() const {
   double sum = 0;
   for (const Body::Slot& slot : body_->slots) {
+    if (slot.module.kept) continue;
     const Target& target = *slot.module.target;
     sum += static_cast<double>(target.experts) * target.work(slot.module.rank);
   }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "adapter/kept.hpp"
 #include "adapter/site.hpp"
 #include "adapter/stack.hpp"
 #include "ingot/derived.hpp"
@@ -79,13 +80,15 @@ class Campaign final : public Joint {
   void allow(std::uint64_t bytes) override;
 
   // Adds a module: in the order in which their jobs will come. `a` and `b` are the names of its
-  // tensors in the output, `stored` their type, `name` the module's in reports.
+  // tensors in the output, `stored` their type, `name` the module's in reports and in `kept`, which
+  // may have its decomposition already.
   struct Module {
     std::unique_ptr<Target> target;
     std::uint64_t rank = 0;
     std::string a, b;
     Dtype stored = Dtype::f32;
     std::string name;
+    std::shared_ptr<const Kept> kept;  // shared by the modules; null: it has to be solved
   };
   std::size_t add(Module module);
 

@@ -81,12 +81,8 @@ void check_target(Disk& disk, const Plan& plan, const std::string& out,
   }
 }
 
-Output::Output(Disk& disk, const Plan& plan, const std::string& out, const MergeOptions& options)
-    : disk_(disk),
-      plan_(plan),
-      options_(options),
-      target_(disk, plan, out, options.force, options.sync),
-      inputs_(disk, plan) {
+Output::Output(Disk& disk, const Plan& plan, Target& target, const MergeOptions& options)
+    : disk_(disk), plan_(plan), options_(options), target_(target), inputs_(disk, plan) {
   const std::optional<Record> left = target_.unfinished();
   const bool begun = left && left->begun;
   if (target_.finished()) {

@@ -23,7 +23,7 @@ class Output {
   // Throws Error{usage} for what is in the way of OUT or of the working folder, naming the option
   // that helps; Error{format} for a journal, a header or a finished tensor that is damaged;
   // Error{io} where the disk has no room.
-  Output(Disk& disk, const Plan& plan, const std::string& out, const MergeOptions& options);
+  Output(Disk& disk, const Plan& plan, Target& target, const MergeOptions& options);
   ~Output();
 
   // True if OUT holds a finished merge that may be this one, under --resume: nothing was prepared.
@@ -70,7 +70,7 @@ class Output {
   Disk& disk_;
   const Plan& plan_;
   const MergeOptions options_;
-  Target target_;
+  Target& target_;
   Snapshot inputs_;
   bool complete_ = false, kept_ = false, published_ = false;
   std::vector<std::unique_ptr<File>> shards_;

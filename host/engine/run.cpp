@@ -15,6 +15,7 @@
 #include "engine/crew.hpp"
 #include "engine/finite.hpp"
 #include "engine/flight.hpp"
+#include "engine/measure.hpp"
 #include "engine/memory.hpp"
 #include "engine/output.hpp"
 #include "engine/staging.hpp"
@@ -44,7 +45,7 @@ constexpr std::uint64_t kProbeBytes = std::uint64_t{64} << 20;
 class Run {
  public:
   Run(Backend& backend, const Plan& plan, Output& output, const MergeOptions& options,
-      const Watcher& watcher, Report& report)
+      const Watcher& watcher, Report& report, Digests::Map known)
       : backend_(backend),
         plan_(plan),
         output_(output),
@@ -54,7 +55,7 @@ class Run {
         staging_(divide(plan, options)),
         threads_(staging_.crowd.threads),
         scratch_(static_cast<std::size_t>(threads_)),
-        digests_(plan),
+        digests_(plan, std::move(known)),
         arena_(backend, staging_.inputs),
         outs_(backend, staging_.outputs),
         ring_(make_ring(kReadDepth, true)),
@@ -62,7 +63,10 @@ class Run {
         crew_(threads_) {
     threads_ = crew_.threads();
     crew_.on_failure([this] { stop(); });
-    for (const auto& [joint, bytes] : staging_.joints) joint->allow(bytes);
+    for (const auto& [joint, bytes] : staging_.joints) {
+      joint->allow(bytes);
+      decomposes_ = decomposes_ || joint->work() > 0;
+    }
     if (const auto& [working, available] = staging_.crowd;
         options.threads <= 0 && working < available) {
       report.warnings.push_back(
@@ -503,7 +507,7 @@ class Run {
   }
 
   // What each job counts of all bytes: its output, and of its inputs, ingredients included, those
-  // that no job before it has.
+  // that no job before it has, nor the measuring pass.
   void weigh() {
     std::vector<std::vector<bool>> known;
     for (const Model& model : plan_.models) known.emplace_back(model.checkpoint.entries().size());
@@ -511,7 +515,7 @@ class Run {
     for (const Job& job : plan_.jobs) {
       std::uint64_t sum = job.output.bytes();
       const auto add = [&](const Ingredient& tensor) {
-        if (known[tensor.model][tensor.entry]) return;
+        if (known[tensor.model][tensor.entry] || digests_.knows(tensor)) return;
         known[tensor.model][tensor.entry] = true;
         sum += plan_.models[tensor.model].checkpoint.entries()[tensor.entry].info.bytes();
       };
@@ -545,8 +549,7 @@ class Run {
   void tell(const std::string& tensor) {
     const std::lock_guard lock(watching_);
     if (!watcher_) return;
-    watcher_({plan_.joints().empty() ? Phase::merge : Phase::decompose, done_bytes_, total_bytes_,
-              tensor});
+    watcher_({decomposes_ ? Phase::decompose : Phase::merge, done_bytes_, total_bytes_, tensor});
   }
 
   void note_path(const std::string& path) {
@@ -562,6 +565,7 @@ class Run {
   Report& report_;
   const Staging staging_;
   int threads_;
+  bool decomposes_ = false;  // some of the results are not there yet
   Notes notes_;
   std::mutex mutex_;  // guards notes_, finished_, mapped_, windows_, awaited_
   std::condition_variable changed_;
@@ -640,10 +644,8 @@ bool holds(Disk& disk, const Plan& plan, const std::string& out, const MergeOpti
   return verify(disk, out, verifying, watcher).findings.empty();
 }
 
-}  // namespace
-
-Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& out,
-             const MergeOptions& options, const Watcher& watcher) {
+// Throws the first of the problems that stand in the way.
+void refuse_problems(const Plan& plan) {
   std::size_t fatal = 0;
   for (const Problem& p : plan.problems) fatal += p.fatal ? 1 : 0;
   for (const Problem& p : plan.problems) {
@@ -651,6 +653,11 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
     fail(p.code, fatal == 1 ? p.text
                             : fmt::format("{} ({} more: ingot plan shows all)", p.text, fatal - 1));
   }
+}
+
+// merge() of a plan in which nothing is open. `known` were read by the measuring pass.
+Report write(Disk& disk, Backend& backend, const Plan& plan, Target& target, const std::string& out,
+             const MergeOptions& options, const Watcher& watcher, Digests::Map known) {
   const auto begin = Clock::now();
   Report report;
   report.out = out;
@@ -662,16 +669,11 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
   report.bytes_read = plan.bytes_in;
   report.bytes_written = plan.bytes_out;
 
-  (void)divide(plan, options);  // what it refuses is refused before anything is written
-  if (!plan.open.empty()) {
-    fail(Code::internal, fmt::format("the plan cannot be merged, because it does not decide {}",
-                                     plan.open.front()));
-  }
   const auto enter = [&](Phase phase) {
     if (watcher) watcher({phase, 0, 0, {}});
   };
   if (options.resume) enter(Phase::check);
-  Output output(disk, plan, out, options);
+  Output output(disk, plan, target, options);
   if (output.complete() && !holds(disk, plan, out, options, watcher)) output.replace_complete();
   if (output.complete()) {
     report.complete = true;
@@ -688,7 +690,7 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
 #endif
   report.storage_rate = probe(plan);
   {
-    Run run(backend, plan, output, options, watcher, report);
+    Run run(backend, plan, output, options, watcher, report, std::move(known));
     try {
       run.go();
       enter(Phase::finish);
@@ -734,6 +736,40 @@ Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& 
   }
   report.receipt = out + "/" + kReceiptName;
   report.peak_memory = peak_memory();
+  report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  return report;
+}
+
+}  // namespace
+
+Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& out,
+             const MergeOptions& options, const Watcher& watcher) {
+  refuse_problems(plan);
+  (void)divide(plan, options);  // what it refuses is refused before anything is written
+  if (!plan.open.empty()) {
+    fail(Code::internal,
+         fmt::format("a plan that is const cannot be merged, because the run has to "
+                     "decide {}",
+                     plan.open.front()));
+  }
+  Target target(disk, plan, out, options.force, options.sync);
+  return write(disk, backend, plan, target, out, options, watcher, {});
+}
+
+Report merge(Disk& disk, Backend& backend, Plan& plan, const std::string& out,
+             const MergeOptions& options, const Watcher& watcher) {
+  if (plan.open.empty() || !plan.sound()) {
+    return merge(disk, backend, std::as_const(plan), out, options, watcher);
+  }
+  const auto begin = Clock::now();
+  // What stands in the way is said before hours of measuring.
+  (void)divide(plan, options);
+  check_target(disk, plan, out, options);
+  Target target(disk, plan, out, options.force, options.sync);
+  Digests::Map known = measure(disk, backend, plan, target, options, watcher);
+  refuse_problems(plan);  // that only the numbers show
+  (void)divide(plan, options);
+  Report report = write(disk, backend, plan, target, out, options, watcher, std::move(known));
   report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   return report;
 }

@@ -145,26 +145,38 @@ Digest hash_part(File& file, std::uint64_t offset, std::uint64_t bytes,
   return hash_digests(digests);
 }
 
-Digests::Known Digests::know(const Ingredient& tensor) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (const auto at = known_.find(tensor); at != known_.end()) return at->second;
-  }
-  const Entry& entry = entry_of(plan_, tensor.model, tensor.entry);
+Digests::Known Digests::read(const Plan& plan, const Ingredient& tensor) {
+  const Entry& entry = entry_of(plan, tensor.model, tensor.entry);
   const std::uint64_t width = bits(entry.info.dtype) / 8, bytes = entry.info.bytes();
   std::vector<std::byte> block(kHashBlock);
   std::vector<Digest> digests;
   Known known;
   for (std::uint64_t at = 0; at < bytes; at += kHashBlock) {
     const std::span piece(block.data(), std::min<std::uint64_t>(kHashBlock, bytes - at));
-    read_elements(checkpoint_of(plan_, tensor.model), entry, at / width, piece);
+    read_elements(checkpoint_of(plan, tensor.model), entry, at / width, piece);
     digests.push_back(hash_block(piece));
     known.nonfinite.add(count_nonfinite(entry.info.dtype, piece, at / width));
   }
   known.digest = hash_digests(digests);
-  const std::lock_guard lock(mutex_);
-  if (known_.emplace(tensor, known).second) bytes_ += bytes;
   return known;
+}
+
+Digests::Known Digests::know(const Ingredient& tensor) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto at = known_.find(tensor); at != known_.end()) return at->second;
+  }
+  const Known known = read(plan_, tensor);
+  const std::lock_guard lock(mutex_);
+  if (known_.emplace(tensor, known).second) {
+    bytes_ += entry_of(plan_, tensor.model, tensor.entry).info.bytes();
+  }
+  return known;
+}
+
+bool Digests::knows(const Ingredient& tensor) const {
+  const std::lock_guard lock(mutex_);
+  return known_.contains(tensor);
 }
 
 std::uint64_t Digests::bytes() const {

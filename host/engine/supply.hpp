@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <span>
+#include <utility>
 
 #include "base/hash.hpp"
 #include "base/scan.hpp"
@@ -53,23 +54,29 @@ void supply(const Plan& plan, const Operand& operand, bool merging, std::uint64_
 // not finite: each tensor is read once, however many outputs depend on it. Thread-safe.
 class Digests {
  public:
-  explicit Digests(const Plan& plan) : plan_(plan) {}
+  struct Known {
+    Digest digest;
+    Count nonfinite;
+  };
+  using Map = std::map<Ingredient, Known>;
+  // Reads a tensor.
+  [[nodiscard]] static Known read(const Plan& plan, const Ingredient& tensor);
+
+  // `known`: of tensors that were read already.
+  explicit Digests(const Plan& plan, Map known = {}) : plan_(plan), known_(std::move(known)) {}
 
   [[nodiscard]] Digest of(const Ingredient& tensor) { return know(tensor).digest; }
   [[nodiscard]] Count nonfinite(const Ingredient& tensor) { return know(tensor).nonfinite; }
   // Bytes hashed so far.
   [[nodiscard]] std::uint64_t bytes() const;
+  [[nodiscard]] bool knows(const Ingredient& tensor) const;
 
  private:
-  struct Known {
-    Digest digest;
-    Count nonfinite;
-  };
   Known know(const Ingredient& tensor);
 
   const Plan& plan_;
   mutable std::mutex mutex_;
-  std::map<Ingredient, Known> known_;
+  Map known_;
   std::uint64_t bytes_ = 0;
 };
 

@@ -422,6 +422,21 @@ void Target::refuse_finished() const {
        fmt::format("{} exists: --force replaces it once the new merge is complete", out_));
 }
 
+std::unique_ptr<File> Target::scratch() {
+  const std::string path = fmt::format("{}/.{}.ranks", parent_, name_);
+  // A run that was killed right here leaves an empty file.
+  const std::optional<Identity> there = disk_.identity(path);
+  const Disk::Kind kind = disk_.kind(path);
+  if (kind != Disk::Kind::absent && (kind != Disk::Kind::file || !there || there->size > 0)) {
+    fail(Code::usage,
+         fmt::format("{} is in the way: move it away, or choose another output", path));
+  }
+  disk_.remove(path);
+  auto file = disk_.create(path);
+  disk_.remove(path);
+  return file;
+}
+
 void Target::begin() { disk_.make_folder(partial_); }
 
 void Target::clear(const std::vector<std::string>& names) {

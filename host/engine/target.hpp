@@ -16,7 +16,8 @@ namespace ingot {
 
 // Beside OUT, all of them hidden: `.NAME.partial` is the working folder, `.NAME.lock` the lock that
 // this process holds, `.NAME.journal` the journal while OUT is being replaced, `.NAME.former` the
-// old OUT where a file system cannot exchange two folders.
+// old OUT where a file system cannot exchange two folders, `.NAME.ranks` what a run keeps while it
+// measures ranks.
 //
 // The files that were written to a folder, according to its receipt.
 struct Written {
@@ -55,6 +56,10 @@ class Target {
   // The journal of an unfinished merge in the working folder, if there is one.
   [[nodiscard]] const std::optional<Record>& unfinished() const noexcept { return unfinished_; }
 
+  // An empty file beside OUT to read and write. It has no name when this returns, so that the
+  // system removes it however the run ends. Throws Error{usage} where something has the name that
+  // it needs for a moment.
+  [[nodiscard]] std::unique_ptr<File> scratch();
   // Makes the working folder, empty.
   void begin();
   // Removes the working folder with every file of these names. Anything else in it is Error{usage}

@@ -28,6 +28,7 @@
 #include "ingot/merge.hpp"
 #include "ingot/methods.hpp"
 #include "plan/layout.hpp"
+#include "plan/measure.hpp"
 #include "store/header.hpp"
 
 namespace ingot {
@@ -307,7 +308,8 @@ class Verifier {
                path));
     }
     Recipe recipe = parse(read_text(disk_, path), path, {options.allow_unknown_keys});
-    Plan plan = build(disk_, std::move(recipe), options);
+    plan::Measuring measuring;
+    Plan plan = plan::build(disk_, std::move(recipe), options, measuring);
     for (const Problem& problem : plan.problems) {
       if (!problem.fatal) continue;
       const bool absent = problem.code == Code::missing;

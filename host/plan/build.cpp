@@ -292,7 +292,7 @@ void run(Disk& disk, Draft& draft, Rules& rules, bool whole) {
 
 namespace {
 
-Plan build_from(Disk& disk, Recipe recipe, PlanOptions options) {
+Plan build_from(Disk& disk, Recipe recipe, PlanOptions options, plan::Measuring* measuring) {
   Plan result;
   result.recipe = std::move(recipe);
   result.options = std::move(options);
@@ -316,8 +316,8 @@ Plan build_from(Disk& disk, Recipe recipe, PlanOptions options) {
   }
   if (result.recipe.kind != Recipe::Kind::models) {
     try {
-      (result.recipe.kind == Recipe::Kind::adapters ? plan::fuse : plan::extract)(disk, result,
-                                                                                  problems, whole);
+      (result.recipe.kind == Recipe::Kind::adapters ? plan::fuse : plan::extract)(
+          disk, result, problems, whole, measuring);
     } catch (const Error& e) {
       problems.error(e.code(), e.what());
     }
@@ -336,13 +336,21 @@ Plan build_from(Disk& disk, Recipe recipe, PlanOptions options) {
   return result;
 }
 
+Plan recorded(Disk& disk, Recipe recipe, PlanOptions options, plan::Measuring* measuring) {
+  Recorder recorder(disk);
+  Plan plan = build_from(recorder, std::move(recipe), std::move(options), measuring);
+  plan.read = recorder.opened();
+  return plan;
+}
+
 }  // namespace
 
 Plan build(Disk& disk, Recipe recipe, PlanOptions options) {
-  Recorder recorder(disk);
-  Plan plan = build_from(recorder, std::move(recipe), std::move(options));
-  plan.read = recorder.opened();
-  return plan;
+  return recorded(disk, std::move(recipe), std::move(options), nullptr);
+}
+
+Plan plan::build(Disk& disk, Recipe recipe, PlanOptions options, Measuring& measuring) {
+  return recorded(disk, std::move(recipe), std::move(options), &measuring);
 }
 
 bool Plan::sound() const noexcept {

@@ -64,12 +64,13 @@ constexpr std::uint64_t kLongRank = 9999;
 
 class Extraction {
  public:
-  Extraction(Disk& disk, Plan& plan, Problems& problems)
+  Extraction(Disk& disk, Plan& plan, Problems& problems, Measuring* measuring)
       : disk_(disk),
         plan_(plan),
         problems_(problems),
         wishes_(plan.recipe.adaptation),
         reader_(reader(plan.recipe.adaptation)),
+        measuring_(measuring),
         draft_{plan, problems, {}, {}, {}, {}, 0, {}, {}, {}, {}} {}
 
   void run(bool complete) {
@@ -88,8 +89,10 @@ class Extraction {
     pair_up();
     join_experts();
     if (problems_.fatal()) return;
+    const std::vector<Measured> measured = measurable();
+    if (measuring_ != nullptr) expect(measured);
     compare();
-    choose_ranks();
+    choose_ranks(measured);
     if (problems_.fatal()) return;
     for (const Module& module : modules_) factorise(module);
     for (const Whole& whole : whole_) keep(whole);
@@ -209,23 +212,28 @@ class Extraction {
   }
 
   // True if the head of a model is its embedding.
-  [[nodiscard]] bool tied(std::uint32_t view, const Named& all) const {
+  [[nodiscard]] bool tied(std::uint32_t view, const Named& all) {
     const Config& config = draft_.configs[view];
     const Item *embedding = find(all, Role::embedding), *head = find(all, Role::head);
-    if (embedding != nullptr && head != nullptr) {
-      const auto entry = [&](const Item& item) -> const Entry& {
-        return plan_.models[item.model].checkpoint.entries()[item.entry];
-      };
-      if (embedding->model != head->model || embedding->effects || head->effects ||
-          !same_values(plan_.models[head->model].checkpoint, entry(*embedding),
-                       plan_.models[head->model].checkpoint, entry(*head))) {
-        return false;
-      }
-    }
     const auto* top = config.find({"", "tie_word_embeddings"});  // parts may say otherwise
-    return plan::tied(draft_.names.ties, plan_.architecture,
-                      top != nullptr && top->is_boolean() ? top->get<bool>() : config.tied(),
-                      head != nullptr);
+    if (!plan::tied(draft_.names.ties, plan_.architecture,
+                    top != nullptr && top->is_boolean() ? top->get<bool>() : config.tied(),
+                    head != nullptr)) {
+      return false;
+    }
+    if (embedding == nullptr || head == nullptr) return true;
+    if (embedding->model != head->model || embedding->effects || head->effects) return false;
+    const Checkpoint& checkpoint = plan_.models[head->model].checkpoint;
+    const Entry &one = checkpoint.entries()[embedding->entry],
+                &other = checkpoint.entries()[head->entry];
+    if (measuring_ != nullptr) return same_values(checkpoint, one, checkpoint, other);
+    const std::optional<bool> told = told_same(checkpoint, one, checkpoint, other);
+    if (told) return *told;
+    plan_.open.push_back(
+        fmt::format("whether {} of {} equals its embedding, to which its configuration ties it: "
+                    "counted as equal here",
+                    head->info.name, draft_.shown(view)));
+    return true;
   }
 
   void pair_up() {
@@ -486,9 +494,33 @@ class Extraction {
     return sum;
   }
 
+  // Bytes that a distance() reads.
+  [[nodiscard]] std::uint64_t compared(const Ingredient* base, const Ingredient& tuned) const {
+    return entry(tuned).info.bytes() + (base != nullptr ? entry(*base).info.bytes() : 0);
+  }
+
+  // Says how much is read to decide what is open.
+  void expect(const std::vector<Measured>& modules) {
+    // A budget for one rank is divided without looking.
+    const bool divided = wishes_.bytes > 0 && reader_.one_rank;
+    std::uint64_t sum = !divided && plan::measured(wishes_) ? bytes_of(plan_, modules) : 0;
+    for (const Whole& whole : whole_) {
+      if (is_float(entry(whole.tuned).info.dtype)) {
+        sum += compared(alike(whole) ? &whole.base : nullptr, whole.tuned);
+      }
+    }
+    for (const Left& left : left_) sum += compared(left.in_base ? &left.base : nullptr, left.tuned);
+    measuring_->expect(sum);
+  }
+
+  // True if the base has the tensor in the same shape.
+  [[nodiscard]] bool alike(const Whole& whole) const {
+    return whole.in_base && entry(whole.base).info.shape == entry(whole.tuned).info.shape;
+  }
+
   // Which whole tensors changed, and how much is left out.
   void compare() {
-    if (!plan_.options.measure) {  // all count as changed, but where that could break a budget
+    if (measuring_ == nullptr) {  // all count as changed, but where that could break a budget
       for (Whole& whole : whole_) {
         if (!whole.in_base || !is_float(entry(whole.tuned).info.dtype)) continue;
         whole.changed = wishes_.bytes == 0;
@@ -499,15 +531,17 @@ class Extraction {
     double kept = 0;
     for (Whole& whole : whole_) {
       if (!is_float(entry(whole.tuned).info.dtype)) continue;
-      const bool same =
-          whole.in_base && entry(whole.base).info.shape == entry(whole.tuned).info.shape;
-      kept += distance(same ? &whole.base : nullptr, whole.tuned, whole.changed);
+      const Ingredient* base = alike(whole) ? &whole.base : nullptr;
+      kept += distance(base, whole.tuned, whole.changed);
+      measuring_->done(compared(base, whole.tuned), whole.name);
     }
     plan_.whole_change = std::sqrt(kept);
     std::map<std::string, std::size_t> places;
     for (const Left& left : left_) {
       bool changed = false;
-      const double squares = distance(left.in_base ? &left.base : nullptr, left.tuned, changed);
+      const Ingredient* base = left.in_base ? &left.base : nullptr;
+      const double squares = distance(base, left.tuned, changed);
+      measuring_->done(compared(base, left.tuned), entry(left.tuned).info.name);
       if (!changed) continue;
       const auto [at, fresh] = places.emplace(left.what, plan_.omissions.size());
       if (fresh) plan_.omissions.push_back({left.what, 0, 0});
@@ -539,14 +573,21 @@ class Extraction {
     return bytes + print_header(infos, {{"format", "pt"}}).size();
   }
 
-  void choose_ranks() {
-    std::vector<Measured> measured;
-    std::uint64_t per_rank = 0;
+  // The modules, whose ranks are to be chosen.
+  [[nodiscard]] std::vector<Measured> measurable() const {
+    std::vector<Measured> all;
     for (const Module& module : modules_) {
       const adapter::Difference& d = module.difference;
-      measured.push_back({module.name(), std::min(d.height, d.width), d.experts, d.height + d.width,
-                          [&d] { return adapter::difference(d); }});
-      per_rank += d.experts * (d.height + d.width) * bits(dtype_) / 8;
+      all.push_back({module.name(), std::min(d.height, d.width), d.experts, d.height + d.width,
+                     [&d] { return adapter::difference(d); }});
+    }
+    return all;
+  }
+
+  void choose_ranks(const std::vector<Measured>& measured) {
+    std::uint64_t per_rank = 0;
+    for (const Measured& module : measured) {
+      per_rank += module.experts * module.length * bits(dtype_) / 8;
     }
     Adaptation wishes = wishes_;
     if (wishes.bytes > 0) {
@@ -567,7 +608,8 @@ class Extraction {
         wishes.bytes = 0;
       }
     }
-    ranks_ = ranks_of(plan_, wishes, wishes.rank, bits(dtype_) / 8, measured, problems_);
+    ranks_ =
+        ranks_of(plan_, wishes, wishes.rank, bits(dtype_) / 8, measured, problems_, measuring_);
     if (problems_.fatal()) return;
     std::set<std::uint64_t> ranks;  // of experts with tensors of their own
     for (const Module& module : modules_) {
@@ -618,7 +660,8 @@ class Extraction {
     if (!campaign_) campaign_ = std::make_shared<Campaign>();
     const std::size_t index =
         campaign_->add({adapter::difference(d), rank, factor_of(module, Side::a, rank).name,
-                        factor_of(module, Side::b, rank).name, dtype_, module.name()});
+                        factor_of(module, Side::b, rank).name, dtype_, module.name(),
+                        measuring_ != nullptr ? measuring_->kept : nullptr});
     for (const Side side : {Side::a, Side::b}) {
       const Ingredient& tuned = d.pieces.front().tuned;
       Job job;
@@ -687,13 +730,14 @@ class Extraction {
   void note() {
     if (compared_ > 0) {
       plan_.open.push_back(
-          fmt::format("which of {} embeddings, heads, norms and biases changed: "
-                      "{} counted here",
+          fmt::format("which of {} embeddings, heads, norms and biases changed: the run compares "
+                      "them, {} counted here",
                       compared_, wishes_.bytes == 0 ? "all are" : "none is"));
     }
-    if (!plan_.options.measure && !left_.empty()) {
+    if (measuring_ == nullptr && !left_.empty()) {
       plan_.open.push_back(
-          fmt::format("how much of the change is left out with {} tensors", left_.size()));
+          fmt::format("how much of the change is left out with {} tensors: the run compares them",
+                      left_.size()));
     }
     if (skipped_ > 0) {
       problems_.warn(
@@ -755,6 +799,7 @@ class Extraction {
   Problems& problems_;
   const Adaptation& wishes_;  // the recipe's, whose ranks are found here
   const Reader& reader_;
+  Measuring* const measuring_;  // null: what only numbers decide stays open
   Draft draft_;
   std::uint32_t base_ = 0, tuned_ = 0;  // views
   bool tied_ = false;                   // the base's vocabulary
@@ -776,8 +821,8 @@ class Extraction {
 
 }  // namespace
 
-void extract(Disk& disk, Plan& plan, Problems& problems, bool whole) {
-  Extraction(disk, plan, problems).run(whole);
+void extract(Disk& disk, Plan& plan, Problems& problems, bool whole, Measuring* measuring) {
+  Extraction(disk, plan, problems, measuring).run(whole);
 }
 
 }  // namespace ingot::plan

@@ -79,12 +79,13 @@ struct Meeting {
 
 class Fusion {
  public:
-  Fusion(Disk& disk, Plan& plan, Problems& problems)
+  Fusion(Disk& disk, Plan& plan, Problems& problems, Measuring* measuring)
       : disk_(disk),
         plan_(plan),
         problems_(problems),
         recipe_(plan.recipe),
-        reader_(reader(plan.recipe.adaptation)) {}
+        reader_(reader(plan.recipe.adaptation)),
+        measuring_(measuring) {}
 
   void run(bool whole) {
     settle_type(whole);
@@ -697,7 +698,11 @@ class Fusion {
           wanted = std::max(wanted, part.module->rank);
       }
     }
-    ranks_ = ranks_of(plan_, recipe_.adaptation, wanted, bits(dtype_) / 8, modules, problems_);
+    if (measuring_ != nullptr && measured(recipe_.adaptation)) {
+      measuring_->expect(bytes_of(plan_, modules));
+    }
+    ranks_ = ranks_of(plan_, recipe_.adaptation, wanted, bits(dtype_) / 8, modules, problems_,
+                      measuring_);
   }
 
   void check_scalings() {
@@ -743,9 +748,9 @@ class Fusion {
     } else {
       rank = ranks_.at(key_of(meeting));
       if (!campaign_) campaign_ = std::make_shared<Campaign>();
-      const std::size_t index =
-          campaign_->add({target_of(meeting), rank, factor_name(first, Side::a),
-                          factor_name(first, Side::b), dtype_, key_of(meeting)});
+      const std::size_t index = campaign_->add(
+          {target_of(meeting), rank, factor_name(first, Side::a), factor_name(first, Side::b),
+           dtype_, key_of(meeting), measuring_ != nullptr ? measuring_->kept : nullptr});
       const Ingredient own = campaign_->module(index).target->ingredients().front();
       for (const Side side : {Side::a, Side::b}) {
         const Shape shape = shape_of(meeting, side, rank);
@@ -1088,6 +1093,7 @@ class Fusion {
   Problems& problems_;
   const Recipe& recipe_;
   const Reader& reader_;
+  Measuring* const measuring_;  // null: ranks that are measured stay open
   const Type* type_ = nullptr;
   bool evaluable_ = true;  // all parameters have values that count
   ingot::Family family_ = ingot::Family::none;
@@ -1106,8 +1112,8 @@ class Fusion {
 
 }  // namespace
 
-void fuse(Disk& disk, Plan& plan, Problems& problems, bool whole) {
-  Fusion(disk, plan, problems).run(whole);
+void fuse(Disk& disk, Plan& plan, Problems& problems, bool whole, Measuring* measuring) {
+  Fusion(disk, plan, problems, measuring).run(whole);
 }
 
 }  // namespace ingot::plan

@@ -24,6 +24,8 @@ constexpr std::uint64_t kDeepest = 256;
 constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
 // Memory of the process beside the matrices that are decomposed, as in a run.
 constexpr std::uint64_t kOverhead = 48 * kMiB;
+// Of a thread that hashes a tensor.
+constexpr std::uint64_t kPieces = 4 * kMiB;
 
 // The memory that matrices may take while they are measured. Fewer are measured at once where more
 // have no room.
@@ -43,16 +45,28 @@ class Room {
                      (ceiling_ + kMiB - 1) / kMiB, module.name, (bytes + kOverhead) / kMiB + 1));
   }
 
-  linalg::Low solve(const Plan& plan, const Measured& module, const adapter::Target& target,
-                    std::uint64_t expert, const linalg::Cut& cut) {
-    const std::uint64_t bytes = target.memory(cut.rank);
+  // The `rank` leading directions of an expert, which `look` looks at; they are kept where it says
+  // so.
+  template <class Look>
+  void solve(const Plan& plan, const Measured& module, const adapter::Target& target,
+             std::uint64_t expert, std::uint64_t rank, Measuring& measuring, const Look& look) {
+    const std::uint64_t bytes = target.memory(rank);
     check(module, bytes);
     const Share share(*this, bytes);
     try {
-      return target.solve(plan, nullptr, expert, cut);
+      const linalg::Low low = target.solve(plan, measuring.backend, expert, {rank, 1});
+      if (!look(low) || !measuring.kept) return;
+      measuring.kept->keep(module.name, expert, low, rank >= module.most || low.a.rows < rank);
     } catch (Error& error) {
       throw error.add(fmt::format("measuring the rank of {}", module.name));
     }
+  }
+
+  // Lets the tensors of a module be read once more.
+  void read(const Plan& plan, const adapter::Target& target, Measuring& measuring) {
+    if (!measuring.read) return;
+    const Share share(*this, std::min(all_, kPieces));
+    measuring.read(plan, target.ingredients());
   }
 
  private:
@@ -108,82 +122,89 @@ void for_each(std::size_t count, int wanted, const Work& work) {
   if (error) std::rethrow_exception(error);
 }
 
-// Tells how many bytes of the modules are measured.
-class Watch {
- public:
-  Watch(const Plan& plan, const std::vector<Measured>& modules) : plan_(plan) {
-    for (const Measured& module : modules) progress_.bytes_total += bytes_of(module);
-    progress_.phase = Phase::measure;
-    if (plan_.options.watcher) plan_.options.watcher(progress_);
+std::uint64_t bytes_of(const Plan& plan, const Measured& module) {
+  std::uint64_t sum = 0;
+  const std::unique_ptr<adapter::Target> target = module.target();
+  for (const Ingredient& at : target->ingredients()) {
+    sum += plan.models[at.model].checkpoint.entries()[at.entry].info.bytes();
   }
-  void done(const Measured& module) {
-    const std::lock_guard lock(mutex_);
-    progress_.bytes_done += bytes_of(module);
-    progress_.tensor = module.name;
-    if (plan_.options.watcher) plan_.options.watcher(progress_);
-  }
+  return sum;
+}
 
- private:
-  [[nodiscard]] std::uint64_t bytes_of(const Measured& module) const {
-    std::uint64_t sum = 0;
-    const std::unique_ptr<adapter::Target> target = module.target();
-    for (const Ingredient& at : target->ingredients()) {
-      sum += plan_.models[at.model].checkpoint.entries()[at.entry].info.bytes();
-    }
-    return sum;
-  }
+// Directions that a search for an energy finds at first: all where that costs no more.
+std::uint64_t first_of(const Measured& module) {
+  return module.most <= kDeepest ? module.most : kStart;
+}
 
-  const Plan& plan_;
-  std::mutex mutex_;
-  Progress progress_;
-};
+// Directions beyond these are more than the budget pays for beside rank 1, `least`, of all modules.
+std::uint64_t deepest(const Measured& module, std::uint64_t bytes, std::uint64_t least,
+                      std::uint64_t element_bytes) {
+  const std::uint64_t price = module.experts * module.length * element_bytes;
+  return std::min({kDeepest, module.most, 1 + (bytes - least) / price});
+}
+
+// A module is done with: its tensors have been read.
+void settle(const Plan& plan, Room& room, const Measured& module, const adapter::Target& target,
+            Measuring& measuring) {
+  room.read(plan, target, measuring);
+  measuring.done(bytes_of(plan, module), module.name);
+}
 
 // The smallest rank that keeps the energy of every expert. A rank that is too small is doubled.
-std::uint64_t by_energy(const Plan& plan, Room& room, const Measured& module, double energy) {
+std::uint64_t by_energy(const Plan& plan, Room& room, const Measured& module, double energy,
+                        Measuring& measuring) {
   const std::unique_ptr<adapter::Target> target = module.target();
-  std::uint64_t rank = 1;
+  std::uint64_t rank = 1, most = first_of(module);
   for (std::uint64_t e = 0; e < module.experts; ++e) {
-    for (std::uint64_t most = std::min(kStart, module.most);;
-         most = std::min(2 * most, module.most)) {
-      const linalg::Low low = room.solve(plan, module, *target, e, {most, energy});
-      double kept = 0;
-      for (std::size_t j = 0; j < low.a.rows; ++j) kept += low.values[j] * low.values[j];
-      if (kept < energy * low.norm * low.norm && most < module.most) continue;
-      rank = std::max<std::uint64_t>(rank, low.a.rows);
-      break;
+    for (bool enough = false; !enough;) {
+      room.solve(plan, module, *target, e, most, measuring, [&](const linalg::Low& low) {
+        // A square of a root: no more than the sum that it was.
+        const double total = low.norm * low.norm * (1 - 0x1p-50);
+        const std::span values(low.values.data(), low.a.rows);
+        double held = 0;
+        for (const double value : values) held += value * value;
+        enough = held >= energy * total || most == module.most;
+        if (enough)
+          rank = std::max<std::uint64_t>(rank, linalg::kept(values, total, {most, energy}));
+        return enough;
+      });
+      if (!enough) most = std::min(2 * most, module.most);
     }
   }
+  settle(plan, room, module, *target, measuring);
   return rank;
 }
 
 // Takes the singular value with the most energy per byte, again and again, while there is room.
 std::vector<std::uint64_t> by_bytes(const Plan& plan, Room& room, std::uint64_t bytes,
                                     std::uint64_t element_bytes,
-                                    const std::vector<Measured>& modules, Watch& watch) {
+                                    const std::vector<Measured>& modules, Measuring& measuring) {
+  const auto price = [&](std::size_t i) {
+    return modules[i].experts * modules[i].length * element_bytes;
+  };
+  std::uint64_t least = 0;  // each module has to have rank 1
+  for (std::size_t i = 0; i < modules.size(); ++i) least += price(i);
   std::vector<std::vector<double>> gains(modules.size());  // by rank, per byte
   for_each(modules.size(), plan.options.threads, [&](std::size_t i) {
     const Measured& module = modules[i];
     const std::unique_ptr<adapter::Target> target = module.target();
-    const std::uint64_t most = std::min(kDeepest, module.most);
+    const std::uint64_t most = deepest(module, bytes, least, element_bytes);
     std::vector<double>& gain = gains[i];
     gain.resize(most);
     for (std::uint64_t e = 0; e < module.experts; ++e) {
-      const linalg::Low low = room.solve(plan, module, *target, e, {most, 1});
-      for (std::size_t j = 0; j < most && j < low.values.size(); ++j) {
-        gain[j] += low.values[j] * low.values[j] /
-                   static_cast<double>(module.experts * module.length * element_bytes);
-      }
+      room.solve(plan, module, *target, e, most, measuring, [&](const linalg::Low& low) {
+        for (std::size_t j = 0; j < most && j < low.values.size(); ++j) {
+          gain[j] += low.values[j] * low.values[j] / static_cast<double>(price(i));
+        }
+        return true;
+      });
     }
-    watch.done(module);
+    settle(plan, room, module, *target, measuring);
   });
-  std::vector<std::uint64_t> ranks(modules.size(), 1);  // each module has to have one
+  std::vector<std::uint64_t> ranks(modules.size(), 1);
+  std::uint64_t spent = least;
   std::priority_queue<std::pair<double, std::size_t>> best;
-  const auto price = [&](std::size_t i) {
-    return modules[i].experts * modules[i].length * element_bytes;
-  };
-  std::uint64_t spent = 0;
   for (std::size_t i = 0; i < modules.size(); ++i) {
-    spent += price(i);
     if (gains[i].size() > 1) best.emplace(gains[i][1], i);
   }
   while (!best.empty()) {
@@ -214,10 +235,20 @@ bool level(std::map<std::string, std::uint64_t>& ranks, const std::vector<Measur
   return true;
 }
 
+bool measured(const Adaptation& wishes) {
+  return (wishes.automatic || wishes.bytes > 0) && wishes.ranks.empty();
+}
+
+std::uint64_t bytes_of(const Plan& plan, const std::vector<Measured>& modules) {
+  std::uint64_t sum = 0;
+  for (const Measured& module : modules) sum += bytes_of(plan, module);
+  return sum;
+}
+
 std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wishes,
                                               std::uint64_t fixed, std::uint64_t element_bytes,
                                               const std::vector<Measured>& modules,
-                                              Problems& problems) {
+                                              Problems& problems, Measuring* measuring) {
   std::map<std::string, std::uint64_t> ranks;
   if (!wishes.automatic && wishes.bytes == 0) {
     for (const Measured& module : modules) ranks[module.name] = std::min(fixed, module.most);
@@ -250,30 +281,34 @@ std::map<std::string, std::uint64_t> ranks_of(Plan& plan, const Adaptation& wish
   const std::uint64_t run =
       static_cast<std::uint64_t>(std::max(1, plan.options.threads)) * 4 * kMiB + 8 * kMiB;
   for (const Measured& module : modules) {
-    const std::uint64_t first = wishes.bytes > 0 ? kDeepest : kStart;
-    room.check(module, module.target()->memory(std::min(first, module.most)) + run);
+    const std::uint64_t first =
+        wishes.bytes > 0 ? deepest(module, wishes.bytes, least, element_bytes) : first_of(module);
+    room.check(module, module.target()->memory(first) + run);
   }
-  if (!plan.options.measure) {
+  if (measuring == nullptr) {
     // The largest that a search by energy starts with; all that a budget pays for, evenly.
     std::uint64_t guess = kStart;
     if (wishes.bytes > 0) guess = std::clamp<std::uint64_t>(wishes.bytes / least, 1, kDeepest);
-    for (const Measured& module : modules) ranks[module.name] = std::min(guess, module.most);
+    std::uint64_t most = 0;
+    for (const Measured& module : modules) {
+      ranks[module.name] = std::min(guess, module.most);
+      most = std::max(most, module.most);
+    }
+    if (wishes.bytes > 0) most = std::min(most, kDeepest);
     const std::string wish = wishes.bytes > 0 ? fmt::format("{} bytes", wishes.bytes)
                                               : fmt::format("energy {}", wishes.energy);
     plan.open.push_back(
-        fmt::format("the ranks of {} modules, which the command measures by {}: "
+        fmt::format("the ranks of {} modules, which the run chooses by {}, {} at most: "
                     "sizes here are for rank {}",
-                    modules.size(), wish, guess));
+                    modules.size(), wish, most, std::min(guess, most)));
     return ranks;
   }
-  Watch watch(plan, modules);
   std::vector<std::uint64_t> found(modules.size());
   if (wishes.bytes > 0) {
-    found = by_bytes(plan, room, wishes.bytes, element_bytes, modules, watch);
+    found = by_bytes(plan, room, wishes.bytes, element_bytes, modules, *measuring);
   } else {
     for_each(modules.size(), plan.options.threads, [&](std::size_t i) {
-      found[i] = by_energy(plan, room, modules[i], wishes.energy);
-      watch.done(modules[i]);
+      found[i] = by_energy(plan, room, modules[i], wishes.energy, *measuring);
     });
   }
   std::string& text = plan.recipe.text;

@@ -57,8 +57,13 @@ using Has = std::function<bool(const std::string& name)>;
 // flag stays as it was trained with. transformers 5 loads ends that differ all the same.
 [[nodiscard]] bool means_more(Tying tying);
 
+// Whether two tensors have one shape and the same values, as far as headers tell; nothing: only the
+// values do.
+[[nodiscard]] std::optional<bool> told_same(const Checkpoint& a, const Entry& x,
+                                            const Checkpoint& b, const Entry& y);
+
 // True where two tensors have one shape and the same values: the same bytes, or equal numbers in
-// two of the types f32, bf16 and f16. Reads them.
+// two of the types f32, bf16 and f16. Reads them where told_same() does not know.
 [[nodiscard]] bool same_values(const Checkpoint& a, const Entry& x, const Checkpoint& b,
                                const Entry& y);
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ingot/plan.hpp"
+#include "ingot/progress.hpp"
 
 namespace ingot {
 
@@ -69,7 +70,11 @@ struct Report {
 };
 
 // Runs a sound plan and puts the folder `out` in place by rename. All or nothing; see
-// docs/architecture.md.
+// docs/architecture.md. Of a plan with something open the run first decides that by reading the
+// models; `plan` is the decided one afterwards, whose sizes, warnings and recipe may be others.
+[[nodiscard]] Report merge(Disk& disk, Backend& backend, Plan& plan, const std::string& out,
+                           const MergeOptions& options, const Watcher& watcher = {});
+// Of a plan in which nothing is open.
 [[nodiscard]] Report merge(Disk& disk, Backend& backend, const Plan& plan, const std::string& out,
                            const MergeOptions& options, const Watcher& watcher = {});
 

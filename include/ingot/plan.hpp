@@ -10,7 +10,6 @@
 #include "ingot/backend.hpp"
 #include "ingot/derived.hpp"
 #include "ingot/error.hpp"
-#include "ingot/progress.hpp"
 #include "ingot/recipe.hpp"
 #include "ingot/store.hpp"
 
@@ -40,15 +39,11 @@ struct PlanOptions {
   // --strict-modules: a module that some models lack is an error. Not in the receipt: it refuses,
   // and changes nothing.
   bool strict_modules = false;
-  // Not in the receipt: where relative model paths start, and the threads that measure ranks (0: as
-  // many as the machine has) under a ceiling on the process's resident memory (0: none).
+  // Not in the receipt: where relative model paths start, and the run's threads (0: as many as the
+  // machine has) and ceiling (0: none), by which a plan tells whether its ranks can be measured.
   std::string root;
   int threads = 0;
   std::uint64_t memory = 0;
-  // False: no number of a model is read. What depends on them is left open (Plan::open), and such a
-  // plan cannot be merged.
-  bool measure = true;
-  Watcher watcher;  // of measuring
 };
 
 // Rows of an input matrix rearranged to the output's vocabulary. Row r of the input is the mean (in
@@ -162,7 +157,7 @@ struct Plan {
   double whole_change = 0;         // norm of what an extraction brings in full
   std::vector<Problem> problems;   // all of them, in the order found
   // What only the models' numbers decide, a clause each ("the ranks of 14 modules, ..."): sizes are
-  // guesses then. Empty where PlanOptions::measure.
+  // guesses then, and the run decides before it writes.
   std::vector<std::string> open;
   std::vector<std::string> read;  // paths of all files that planning opened, sorted
   Waived waived;
@@ -181,7 +176,8 @@ struct Plan {
 // Resolves models, matches tensors, evaluates parameters, lays out the output. Everything that is
 // wrong is collected in Plan::problems instead of stopping at the first, a missing folder or an
 // unreadable header included: where nothing can go on after it, the plan has no jobs. Only a plan
-// that is sound() has shards and companions.
+// that is sound() has shards and companions. Reads headers of extractions and of merges of
+// adapters, no tensor: what depends on numbers is left open.
 [[nodiscard]] Plan build(Disk& disk, Recipe recipe, PlanOptions options);
 
 // The reference as the disk shows it: where a file or folder has the whole text for its name, that

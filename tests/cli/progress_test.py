@@ -158,12 +158,12 @@ class Long(Case):
 class Measuring(Case):
     def test_ranks_that_are_measured_have_a_phase(self):
         models = EXAMPLES / "models"
-        done = ingot("extract", models / "base", models / "python", "--rank", "auto", "--energy", "0.5",
-                     "-o", self.folder / "out", "--progress", "json")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-        self.assertEqual(list(dict.fromkeys(e["phase"] for e in events)),
-                         ["planning", "measuring", "decomposing", "finishing"])
+        for last, ranks in (("merging", ["auto", "--energy", "0.5"]), ("decomposing", ["4"])):  # what was measured is kept
+            done = ingot("extract", models / "base", models / "python", "--rank", *ranks, "-o", self.folder / "out", "--force",
+                         "--progress", "json")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+            self.assertEqual(list(dict.fromkeys(e["phase"] for e in events)), ["planning", "measuring", last, "finishing"])
 
     def test_a_resumed_merge_begins_where_the_first_ended(self):
         out = self.folder / "out"

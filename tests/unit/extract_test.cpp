@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <set>
 #include <tuple>
 
 #include <fmt/format.h>
@@ -18,6 +19,7 @@
 #include "ingot/linalg.hpp"
 #include "ingot/math/codec.hpp"
 #include "merging.hpp"
+#include "watched.hpp"
 
 namespace ingot {
 namespace {
@@ -618,6 +620,178 @@ TEST(Extract, OfWhatIsNotFiniteNamesTensorAndModels) {
       }
     }
   }
+}
+
+Plan planned(Disk& disk, const std::string& recipe) {
+  return build(disk, parse(recipe, "r.yml", {}), {});
+}
+
+std::string open_of(const Plan& plan) {
+  std::string all;
+  for (const std::string& open : plan.open) all += open + "\n";
+  return all;
+}
+
+TEST(Extract, IsPlannedFromHeadersAlone) {
+  const Folder folder;
+  // A head beside the embedding to which the configuration ties it, and what a server leaves out.
+  write_pair(folder,
+             R"({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1,
+                 "tie_word_embeddings": true})",
+             {{"lm_head.weight", {12, 6}},
+              {"model.embed_tokens.weight", {12, 6}},
+              {"model.layers.0.self_attn.q_proj.weight", {6, 6}},
+              {"model.norm.weight", {6}}},
+             any);
+  for (const std::string ranks : {"rank: 4\n", "rank: auto\nenergy: 0.9\n", "bytes: 20000\n"}) {
+    for (const std::string more : {"", "whole_tensors: skip\n", "for: vllm\n"}) {
+      test::Watched disk(true);
+      const Plan plan = planned(disk, fmt::format("extract: lora\nbase_model: {}\nmodel: {}\n{}{}",
+                                                  folder / "base", folder / "tuned", ranks, more));
+      for (const Problem& problem : plan.problems) EXPECT_FALSE(problem.fatal) << problem.text;
+      EXPECT_FALSE(plan.open.empty());
+      const std::string open = open_of(plan);
+      EXPECT_EQ(open.find("the ranks of 1 modules") == std::string::npos, ranks == "rank: 4\n")
+          << open;
+      EXPECT_NE(open.find("whether lm_head.weight of "), std::string::npos) << open;
+    }
+  }
+  // The run finds that the head is one of its own.
+  const Made made = extract_pair(folder);
+  EXPECT_TRUE(made.tensors.contains("base_model.model.lm_head.weight"));
+}
+
+TEST(Extract, SaysHowLargeRanksThatTheRunChoosesMayBe) {
+  const auto disk = system_disk();
+  const std::string open =
+      open_of(planned(*disk, recipe_of(test::example("models/c"), "rank: auto\nenergy: 0.9\n")));
+  EXPECT_NE(open.find("the ranks of 14 modules, which the run chooses by energy 0.9, 64 at most"),
+            std::string::npos)
+      << open;
+}
+
+// Decompositions that the ranks were chosen by are written, and hashed as they are read.
+TEST(Extract, WithMeasuredRanksReadsTheModelsAsOftenAsWithGivenOnes) {
+  std::map<std::string, std::map<std::string, std::uint64_t>> read;
+  for (const std::string ranks : {"rank: 3\n", "rank: auto\nenergy: 0.5\n", "bytes: 150000\n"}) {
+    const Folder folder;
+    test::Watched disk(false);
+    test::Settings settings;
+    settings.merge.threads = 1;  // two may hash one tensor at once
+    (void)test::run_merge(recipe_of(test::example("models/c"), ranks + "whole_tensors: skip\n"),
+                          folder / "out", settings, &disk);
+    read[ranks] = disk.read();
+    EXPECT_EQ(findings(folder / "out"), std::vector<std::string>());
+    std::size_t entries = 0;
+    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(folder.path())) {
+      ++entries;
+    }
+    EXPECT_EQ(entries, 1U) << "what the run kept is gone";
+  }
+  EXPECT_EQ(read["rank: auto\nenergy: 0.5\n"], read["rank: 3\n"]);
+  EXPECT_EQ(read["bytes: 150000\n"], read["rank: 3\n"]);
+}
+
+// More directions than were kept, because all modules get the largest rank.
+TEST(Extract, DecomposesAgainWhereARankWasRaisedBeyondWhatWasKept) {
+  const Folder folder;
+  const std::map<std::string, std::pair<std::uint64_t, std::uint64_t>> modules{
+      {"model.layers.0.self_attn.k_proj", {280, 30}},
+      {"model.layers.0.self_attn.q_proj", {300, 40}}};
+  for (const bool tuned : {false, true}) {
+    std::vector<TensorInfo> infos;
+    std::vector<float> values;
+    for (const auto& [name, shape] : modules) {
+      const auto [side, rank] = shape;
+      infos.push_back({name + ".weight", Dtype::f32, {side, side}});
+      // Ones on a part of the diagonal, and a little noise elsewhere.
+      for (std::uint64_t i = 0; i < side * side; ++i) {
+        const bool diagonal = i / side == i % side;
+        const float noise = static_cast<float>(i * i % 251) * 1e-5F;
+        values.push_back(!tuned ? 0.0F : diagonal && i / side < rank ? 1.0F : noise);
+      }
+    }
+    std::string bytes = print_header(infos, {{"format", "pt"}});
+    bytes.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+    const std::string path = folder / (tuned ? "tuned" : "base");
+    test::write_file(path + "/model.safetensors", bytes);
+    test::write_file(path + "/config.json",
+                     R"({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1})");
+  }
+  const Made made = extract_pair(folder, "rank: auto\nenergy: 0.96\n");
+  const std::string recipe = test::read_file(folder / "out/recipe.yml");
+  std::set<std::uint64_t> ranks;
+  for (const auto& [name, tensor] : made.tensors) {
+    if (name.find("lora_A") != std::string::npos) ranks.insert(tensor.shape[0]);
+  }
+  EXPECT_EQ(ranks.size(), 1U);
+  EXPECT_GT(*ranks.begin(), 32U) << recipe;
+  EXPECT_NE(recipe.find("k_proj\": 2"), std::string::npos) << recipe;
+}
+
+TEST(Extract, KeepsWhatHasTheNameOfItsOwnFile) {
+  const Folder folder;
+  const std::string recipe = recipe_of(test::example("models/c"), "rank: auto\nenergy: 0.5\n");
+  test::write_file(folder / ".out.ranks", "mine");
+  try {
+    (void)test::run_merge(recipe, folder / "out");
+    ADD_FAILURE() << "a file was replaced";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::usage);
+    EXPECT_NE(std::string(error.what()).find(".out.ranks is in the way"), std::string::npos);
+  }
+  EXPECT_EQ(test::read_file(folder / ".out.ranks"), "mine");
+  EXPECT_FALSE(std::filesystem::exists(folder / ".out.partial"));
+  test::write_file(folder / ".out.ranks", "");  // as a run that was killed leaves it
+  (void)test::run_merge(recipe, folder / "out");
+  EXPECT_FALSE(std::filesystem::exists(folder / ".out.ranks"));
+}
+
+TEST(Extract, TellsHowFarMeasuringIs) {
+  const auto disk = system_disk();
+  const auto backend = cpu_backend("");
+  for (const std::string ranks : {"rank: 3\n", "rank: auto\nenergy: 0.5\nfor: vllm\n",
+                                  "bytes: 200000\n", "bytes: 100000\nfor: llama.cpp\n"}) {
+    const Folder folder;
+    Plan plan = planned(*disk, recipe_of(test::example("models/c"), ranks));
+    Progress last;
+    MergeOptions options;
+    options.sync = false;
+    (void)merge(*disk, *backend, plan, folder / "out", options, [&](const Progress& progress) {
+      if (progress.phase != Phase::measure) return;
+      EXPECT_GE(progress.bytes_done, last.bytes_done);
+      last = progress;
+    });
+    EXPECT_GT(last.bytes_total, 0U);
+    EXPECT_EQ(last.bytes_done, last.bytes_total) << ranks;
+    EXPECT_TRUE(plan.open.empty()) << "it is the plan that was written";
+  }
+}
+
+TEST(Extract, OfAModelThatChangesWhileItIsMeasuredIsAnError) {
+  const Folder folder;
+  write_pair(folder, R"({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1})",
+             {{"model.layers.0.self_attn.q_proj.weight", {6, 6}}}, any);
+  const auto disk = system_disk();
+  const auto backend = cpu_backend("");
+  Plan plan = planned(*disk, fmt::format("extract: lora\nbase_model: {}\nmodel: {}\n"
+                                         "rank: auto\nenergy: 0.9\n",
+                                         folder / "base", folder / "tuned"));
+  const std::string file = folder / "tuned/model.safetensors";
+  const auto touch = [&](const Progress& progress) {
+    if (progress.phase != Phase::measure || progress.bytes_done == 0) return;
+    test::write_file(file, test::read_file(file));
+  };
+  try {
+    (void)merge(*disk, *backend, plan, folder / "out", {}, touch);
+    ADD_FAILURE() << "merged";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::io);
+    EXPECT_NE(std::string(error.what()).find("changed while it was measured"), std::string::npos)
+        << error.what();
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder / "out"));
+  EXPECT_FALSE(std::filesystem::exists(folder / ".out.partial"));
 }
 
 TEST(Extract, RefusesWithTheReason) {

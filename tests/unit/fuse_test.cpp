@@ -14,6 +14,7 @@
 #include "ingot/error.hpp"
 #include "ingot/methods.hpp"
 #include "merging.hpp"
+#include "watched.hpp"
 
 namespace ingot {
 namespace {
@@ -418,6 +419,36 @@ TEST(Fuse, ChoosesRanksByEnergyAndWritesThemDown) {
   const std::string written = test::read_file(folder / "out/recipe.yml");
   EXPECT_NE(written.find("ranks:\n"), std::string::npos) << written;
   EXPECT_EQ(findings(folder), std::vector<std::string>());
+}
+
+TEST(Fuse, IsPlannedFromHeadersAlone) {
+  for (const std::string type : {"svd", "ties_svd"}) {
+    const std::string recipe = fmt::format(
+        "adapter_method: {}\nadapters: [{{adapter: {}}}, {{adapter: {}}}]\nrank: auto\nenergy: "
+        "0.9\n"
+        "{}",
+        type, test::example("adapters/c-lora"), test::example("adapters/python-lora"),
+        type == "svd" ? "" : "parameters: {density: 0.5}\n");
+    test::Watched sealed(true);
+    const Plan plan = build(sealed, parse(recipe, "r.yml", {}), {});
+    EXPECT_TRUE(plan.sound());
+    ASSERT_EQ(plan.open.size(), 1U);
+    EXPECT_NE(plan.open.front().find("which the run chooses by energy 0.9"), std::string::npos);
+    // A run reads what one with a given rank reads.
+    std::map<std::string, std::map<std::string, std::uint64_t>> read;
+    const std::string given = recipe.substr(0, recipe.find("rank:")) + "rank: 4\n" +
+                              recipe.substr(recipe.find("0.9\n") + 4);
+    for (const std::string& each : {recipe, given}) {
+      const Folder folder;
+      test::Watched disk(false);
+      test::Settings settings;
+      settings.merge.threads = 1;  // two may hash one tensor at once
+      (void)test::run_merge(each, folder / "out", settings, &disk);
+      read[each] = disk.read();
+      EXPECT_EQ(findings(folder), std::vector<std::string>());
+    }
+    EXPECT_EQ(read[recipe], read[given]) << type;
+  }
 }
 
 TEST(Fuse, StacksAndSolvesExpertsOneByOne) {

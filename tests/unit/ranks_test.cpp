@@ -81,7 +81,8 @@ std::map<std::string, std::uint64_t> measured(const Adaptation& wishes, int thre
         {std::to_string(i), 2, 1, 4, [&, each] { return std::make_unique<Even>(meeting, each); }});
   }
   Problems problems;
-  return ranks_of(plan, wishes, 2, 4, modules, problems);
+  Measuring measuring;
+  return ranks_of(plan, wishes, 2, 4, modules, problems, &measuring);
 }
 
 TEST(Ranks, AreMeasuredOnTheThreadsThatWereAskedFor) {

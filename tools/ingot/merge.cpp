@@ -135,8 +135,8 @@ std::string narrate(const Report& report, const std::vector<Activity>& devices, 
   return text + cost(report, devices);
 }
 
-Report run(const Console& console, Disk& disk, Backend& backend, const Plan& plan,
-           const Request& request, Meter& meter) {
+Report run(const Console& console, Disk& disk, Backend& backend, Plan& plan, const Request& request,
+           Meter& meter) {
   const Interrupt interrupt;
   try {
     return merge(disk, backend, plan, request.out(), request.options(),
@@ -144,6 +144,8 @@ Report run(const Console& console, Disk& disk, Backend& backend, const Plan& pla
                    Interrupt::check();
                    meter.show(progress);
                  });
+  } catch (const Error& error) {
+    if (Interrupt::signal() == 0) fail(error.code(), request.worded(error.what()));
   } catch (...) {
     if (Interrupt::signal() == 0) throw;
   }
@@ -153,9 +155,9 @@ Report run(const Console& console, Disk& disk, Backend& backend, const Plan& pla
   Interrupt::die();
 }
 
-// The messages about a run that is done.
+// The messages about a run that is done; `shown` were before the work began.
 void tell(const Console& console, const Request& request, const Plan& plan, const Backend& backend,
-          Report done) {
+          Report done, const std::vector<Problem>& shown) {
   // For adapters, show their decompositions; for models, the changes of their adapters.
   const bool model = plan.recipe.kind == Recipe::Kind::models;
   const auto changes = model ? changes_of(done.derived) : std::vector<Changes>();
@@ -169,8 +171,8 @@ void tell(const Console& console, const Request& request, const Plan& plan, cons
   if (auto warning = model ? std::nullopt : left_out(fits, plan)) {
     done.warnings.push_back(std::move(*warning));
   }
-  std::unordered_set<std::string_view> known;  // the plan's were shown before the work began
-  for (const Problem& problem : plan.problems) known.insert(problem.text);
+  std::unordered_set<std::string_view> known;
+  for (const Problem& problem : shown) known.insert(problem.text);
   for (const std::string& warning : done.warnings) {
     if (!known.contains(warning)) console.warning(request.worded(warning));
   }
@@ -216,25 +218,21 @@ int merge_by(Request& request) {
   if (request.dry()) return plan_by(request);
   const std::unique_ptr<Disk> disk = system_disk();
   Meter meter(console, request.progress(console), Phase::plan);
-  const Watcher watcher = [&meter](const Progress& progress) { meter.show(progress); };
-  Plan plan = request.plan(*disk, false, watcher);
+  Plan plan = request.plan(*disk);
   Estimate expected;
   // What stands in the way is said with all the rest, and before minutes of measuring.
-  std::unique_ptr<Backend> backend =
+  const std::unique_ptr<Backend> backend =
       request.obstruct(*disk, plan, console, !plan.open.empty(), expected);
-  if (!plan.open.empty() && plan.sound()) {
-    plan = request.plan(*disk, true, watcher);
-    backend = request.obstruct(*disk, plan, console, false, expected);
-  }
   report(console, plan, request);
   if (!plan.sound()) return verdict(plan);
   if (request.progress(console) != Meter::Style::none && request.probes()) {
     meter.expect(seconds_of(plan, expected, probe(plan)));
   }
+  const std::vector<Problem> shown = plan.problems;
   const Report done = run(console, *disk, *backend, plan, request, meter);
   meter.finish();
   try {
-    tell(console, request, plan, *backend, done);
+    tell(console, request, plan, *backend, done, shown);
   } catch (...) {
     say_complete();
     throw;

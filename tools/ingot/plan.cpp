@@ -311,7 +311,7 @@ int plan_by(Request& request) {
   const Console console(request.quiet());
   const std::unique_ptr<Disk> disk = system_disk();
   Meter meter(console, request.progress(console), Phase::plan);
-  Plan plan = request.plan(*disk, false, {});
+  Plan plan = request.plan(*disk);
   const Forecast cost = forecast(*disk, plan, request);
   meter.finish();
   if (request.json()) {

@@ -58,7 +58,7 @@ std::string no_seed(const std::string& text) {
 // Standard input to its end, or as much of it as shows that it is too long for a recipe.
 std::string read_input() {
   constexpr std::size_t kMost = std::size_t{2} << 20;
-  static std::string text;  // planned from twice where numbers are measured
+  std::string text;
   std::array<char, 4096> block{};
   while (text.size() < kMost) {
     const std::size_t count = std::fread(block.data(), 1, block.size(), stdin);
@@ -762,10 +762,7 @@ std::unique_ptr<Backend> Request::obstruct(Disk& disk, Plan& plan, const Console
   return backend;
 }
 
-Plan Request::plan(Disk& disk, bool measure, const Watcher& watcher) const {
-  PlanOptions options = planning_;
-  options.measure = measure;
-  options.watcher = watcher;
+Plan Request::plan(Disk& disk) const {
   const bool own = recipe_.empty();
   const bool streamed = recipe_ == "-";
   const std::string text = own ? synthesise(disk) : streamed ? read_input() : read_recipe(disk);
@@ -773,7 +770,7 @@ Plan Request::plan(Disk& disk, bool measure, const Watcher& watcher) const {
   const auto made = [&] {
     Recipe recipe =
         parse(text, name, {.allow_unknown_keys = planning_.allow_unknown_keys, .collect = true});
-    return build(disk, std::move(recipe), options);
+    return build(disk, std::move(recipe), planning_);
   };
   try {
     return made();

@@ -43,7 +43,7 @@ class Request {
   // A message about a recipe; about one that the command line stands for, in its options.
   [[nodiscard]] std::string worded(std::string text) const;
   // Reads the recipe and builds the plan.
-  [[nodiscard]] Plan plan(Disk& disk, bool measure, const Watcher& watcher) const;
+  [[nodiscard]] Plan plan(Disk& disk) const;
   // The command line that does what this one plans: of its words those that matter to a merge.
   [[nodiscard]] std::string command() const;
 
