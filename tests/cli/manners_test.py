@@ -134,7 +134,7 @@ class Methods(Case):
         for method in METHODS:
             recipe = self.run_ok("explain", method).stdout.split("\nExample:\n")[1].split("\n\n")[0]
             recipe = re.sub(r"^  ", "", recipe, flags=re.M)
-            recipe = re.sub(r"model: (a|b|base)\b", lambda m: "model: models/" + {"a": "python", "b": "c"}.get(m[1], "base"),
+            recipe = re.sub(r"model: (a|b|c|base)\b", lambda m: "model: models/" + {"a": "python", "b": "c", "c": "prose"}.get(m[1], "base"),
                             recipe)
             recipe = recipe.replace("[0, 16]", "[0, 1]").replace("[8, 24]", "[0, 2]")
             with self.subTest(method=method):
