@@ -60,13 +60,17 @@ std::string standard(const math::Parameter& parameter) {
 }
 
 std::string parameters(const math::Method& method) {
+  std::size_t width = 11;
+  for (const math::Parameter& parameter : method.parameters) {
+    width = std::max(width, std::string_view(parameter.name).size());
+  }
   std::string text;
   for (const math::Parameter& parameter : method.parameters) {
-    text += wrapped(fmt::format("  {:<12}", parameter.name),
+    text += wrapped(fmt::format("  {:<{}} ", parameter.name, width),
                     fmt::format("{} ({}{}; {})", parameter.meaning,
                                 parameter.scope == math::Scope::global ? "" : "for each model; ",
                                 range(parameter), standard(parameter)),
-                    14);
+                    width + 3);
   }
   return text;
 }
