@@ -14,6 +14,7 @@
 #include <sstream>
 
 #include "ingot/merge.hpp"
+#include "ingot/methods.hpp"
 #include "support.hpp"
 
 namespace {
@@ -158,6 +159,17 @@ TEST(OracleGoldens, PendingMethodsAreNotInTheEngine) {
   }
   for (const std::string& method : waiting) {
     ADD_FAILURE() << "tests/golden/pending.txt names " << method << ", which has no golden";
+  }
+}
+
+TEST(OracleGoldens, EveryMethodOfTheEngineHasThem) {
+  std::set<std::string> known;
+  for (const auto& [name, entry] : summary()["cases"].items()) {
+    known.insert(entry["method"].get<std::string>());
+  }
+  for (const ingot::math::Method& method : ingot::math::kMethods) {
+    if (!ingot::math::of_models(method)) continue;
+    EXPECT_TRUE(known.contains(method.card.name)) << method.card.name << " has no golden";
   }
 }
 
