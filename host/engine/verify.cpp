@@ -821,6 +821,7 @@ class Verifier {
       if (!judged) continue;
       if (!judged->empty()) tell_of("decompositions that miss too much", *judged);
       outcome.found[k] = told;
+      outcome.facts = math::begin(job.work.rule);
       const std::lock_guard lock(mutex_);
       ++verdicts_.judged;
       return {true, true, true, true};
