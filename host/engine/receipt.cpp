@@ -43,9 +43,10 @@ class Showing final : public math::Teller {
     Json& at = of(source)[name];
     if (place < 0) {
       at = hex(value);
-    } else {
-      at.push_back(hex(value));
+      return true;
     }
+    if (at.is_null()) at = Json::array();
+    at.push_back(hex(value));
     return true;
   }
   bool key(const char* name, int source, std::int32_t& key) override {
@@ -60,6 +61,8 @@ class Showing final : public math::Teller {
  private:
   [[nodiscard]] Json& of(int source) {
     Json& whose = source < 0 ? entry_ : entry_["sources"][static_cast<std::size_t>(source) + skip_];
+    // An object is made first: a null that turns into one is left invalid if that allocation fails.
+    if (!whose.contains("measured")) whose["measured"] = Json::object();
     return whose["measured"];
   }
 
