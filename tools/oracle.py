@@ -262,8 +262,8 @@ class Peer:
                                    seed)
 
 
-REORDERS = {"ram", "nearswap", "consensus", "average"}  # roundings fall elsewhere than in mergekit, or it has none
-REDUCES = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "ramplus_tl"}
+REORDERS = {"ram", "nearswap", "average"}  # roundings fall elsewhere than in mergekit, or it has none
+REDUCES = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "ramplus_tl", "consensus"}
 
 
 def steps_allowed(merged):

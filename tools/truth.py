@@ -219,6 +219,7 @@ class Value:
     largest: np.ndarray  # magnitude of the largest term or sum that an element is made of
     tie: np.ndarray      # True where a decision (vote, threshold, divisor) hangs on a rounding
     counts: dict = field(default_factory=dict)
+    other: np.ndarray | None = None  # the result where every tie is decided the other way, if that is as right
 
 
 def linear(tensors, weights, normalize=True):
@@ -562,7 +563,7 @@ def arcee_fusion(base, other):
     near = np.abs(scores.astype(np.float64) - threshold) <= 4 * EPS32 * threshold
     result = np.where(taken, other, base)
     return Value(result, np.max(np.abs([base, other]), axis=0), near & (base != other) & (threshold > 0),
-                 {"taken": int(taken.sum())})
+                 {"taken": int(taken.sum())}, np.where(taken, base, other))
 
 
 def consensus(base, tensors, weights=None, threshold=0.4, least=2, scale=1.0):

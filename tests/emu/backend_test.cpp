@@ -178,8 +178,14 @@ void expect_same(const Answers& expected, const Answers& found) {
 std::vector<Case> cases(std::uint64_t count, const std::vector<int>& numbers = {3, 7}) {
   std::vector<Case> list;
   std::uint64_t n = 0;
-  for (const math::Method& method : math::kMethods)
+  std::size_t turn = 0;
+  for (const math::Method& method : math::kMethods) {
+    ++turn;
     for (const int sources : numbers) {
+#if defined(__SANITIZE_THREAD__)
+      // The numbers in turn: threads meet in the backend, whatever the kernels do.
+      if (sources != numbers[turn % numbers.size()]) continue;
+#endif
       const int most = std::min(sources, test::most_sources(method));
       if (most < sources && sources != 3) continue;
       const Dtype dtype = test::kDtypes5[n % 5], output = test::kDtypes5[(n / 2 + n) % 5];
@@ -187,6 +193,7 @@ std::vector<Case> cases(std::uint64_t count, const std::vector<int>& numbers = {
           make({method.card.name, most, 0.4}, count, {dtype, Dtype::bf16}, output, n, 0));
       ++n;
     }
+  }
   return list;
 }
 

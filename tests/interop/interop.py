@@ -168,7 +168,9 @@ class Row:
             # At a tie ingot decides as its contract says: as the peer did by chance, or as the truth does.
             tied_wrong = value.tie & wrong
             self.ties_unequal += int(tied_wrong.sum())
-            lost = tied_wrong & (ours_off > np.maximum(4 * unit, np.abs(value.result) * 2.0**-8))
+            # Where a decision hangs on a rounding of the measured numbers themselves, either way is right.
+            off = ours_off if value.other is None else np.minimum(ours_off, np.abs(ours - value.other))
+            lost = tied_wrong & (off > np.maximum(4 * unit, np.abs(value.result) * 2.0**-8))
             if lost.any():
                 at = tuple(int(i) for i in np.argwhere(lost)[0])
                 self.fail(f"{name}{list(at)}: a tie decided neither as mergekit nor as the contract: mergekit "
@@ -229,7 +231,7 @@ def speak(model, tokenizer):
     return float(np.mean(losses)), torch.cat(best)
 
 
-def check_folder(row, out, peer, donor):
+def check_folder(row, same, out, peer, donor):
     """Whether `out` serves: config, tokenizer, companions, loading without a word, logits as the peer's."""
     for name in ("config.json", "README.md", "ingot.json", "generation_config.json", "tokenizer.json",
                  "tokenizer_config.json"):
@@ -273,6 +275,8 @@ def check_folder(row, out, peer, donor):
     their_loss, their_best = speak(theirs, their_tokenizer)
     row.loss, row.agree = (loss, their_loss), float((best == their_best).float().mean())
     close = 1e-4 if row.arithmetic == {"float32"} and not row.ties else 0.05
+    if not same:
+        return  # the tensors differ from mergekit's for a reason that the case gives
     if abs(loss - their_loss) > close * their_loss or not np.isfinite(loss):
         row.fail(f"loss {loss:.5f} on sample texts, mergekit's folder {their_loss:.5f}")
     if row.agree < (0.98 if close < 0.01 else 0.8):
@@ -304,7 +308,7 @@ def compare(name, text, seed, root, program, scratch, peer):
                    oracle.declared(text, planned[tensor], peer.yaml))
     base = peer.yaml.safe_load(text).get("base_model")
     donor = root / base if base else theirs
-    check_folder(row, ours, theirs, donor)
+    check_folder(row, name not in CASES or not CASES[name].ours, ours, theirs, donor)
     return row
 
 

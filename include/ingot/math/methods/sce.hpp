@@ -81,25 +81,26 @@ struct Sce {
     };
     struct Source {
       double share = 0.0;
-      float weight = 0.0F;
+      Gain weight{0.0F, 0.0F};
 
       void set(double number) {
         share = number;
-        weight = static_cast<float>(number);
+        weight = gain(number);
       }
     };
     template <class T>
     struct State {
       Spread spread;
       T sum{0};
-      float votes = 0.0F, weights = 0.0F;
+      double weights = 0.0;  // of those that agree
+      float votes = 0.0F;
       float least = 0.0F;  // the smallest opinion heard: negative if somebody opposes
       template <class Visit>
       INGOT_HD void each(Visit visit) {
         spread.each(visit);
         visit(sum);
-        visit(votes);
         visit(weights);
+        visit(votes);
         visit(least);
       }
     };
@@ -113,8 +114,9 @@ struct Sce {
       } else {
         const float opinion = heard(voice, majority(s.votes));
         const bool counts = agrees(opinion);
-        s.sum = counts ? fuse(static_cast<T>(own.weight), x, s.sum) : s.sum;
-        s.weights = counts ? s.weights + own.weight : s.weights;
+        const T rest = fuse(static_cast<T>(own.weight.rest), x, s.sum);
+        s.sum = counts ? fuse(static_cast<T>(own.weight.whole), x, rest) : s.sum;
+        s.weights = counts ? s.weights + own.share : s.weights;
         s.least = opinion < s.least ? opinion : s.least;
       }
     }
@@ -122,8 +124,13 @@ struct Sce {
     INGOT_HD static T finish(const State<T>& s, const Facts& f, const At<T>& at, Note& note) {
       if (form == 1 && !f.keeps(s.spread.key(f.models), at.index)) return at.base;
       note.conflict = opposes(s.least);
-      const T mean = s.weights == 0.0F ? T{0} : s.sum / static_cast<T>(s.weights);
-      return mean + at.base;
+      // The divisor to twice the bits: the quotient by its upper half, less what the lower half
+      // takes.
+      const Gain divisor = gain(s.weights);
+      if (divisor.whole == 0.0F) return T{0} + at.base;  // nobody agrees, or nobody who counts
+      const T mean = s.sum / static_cast<T>(divisor.whole);
+      const float excess = divisor.rest / divisor.whole;
+      return fuse(mean, static_cast<T>(-excess), mean) + at.base;
     }
     static bool tell(const Rule& rule, Facts& f, Source* source, Teller& teller) {
       bool told = true;
