@@ -15,23 +15,29 @@ class States {
  public:
   INGOT_HD State load(std::uint32_t e) const {
     State state;
-    state.each(Load{this, e});
+    int n = 0, w = 0;
+    state.each(Load{this, e, n, w});
     return state;
   }
-  INGOT_HD void store(std::uint32_t e, State state) { state.each(Store{this, e}); }
+  INGOT_HD void store(std::uint32_t e, State state) {
+    int n = 0, w = 0;
+    state.each(Store{this, e, n, w});
+  }
 
  private:
+  // How many numbers were visited is counted outside the visitors: a state that is made of others
+  // hands a copy of its visitor on.
   struct Load {
     const States* from;
     std::uint32_t e;
-    int n = 0, w = 0;
+    int &n, &w;
     INGOT_HD void operator()(float& x) { x = from->narrow_[n++][e]; }
     INGOT_HD void operator()(double& x) { x = from->wide_[w++][e]; }
   };
   struct Store {
     States* to;
     std::uint32_t e;
-    int n = 0, w = 0;
+    int &n, &w;
     INGOT_HD void operator()(float& x) { to->narrow_[n++][e] = x; }
     INGOT_HD void operator()(double& x) { to->wide_[w++][e] = x; }
   };

@@ -97,7 +97,7 @@ struct Sce {
       float least = 0.0F;  // the smallest opinion heard: negative if somebody opposes
       template <class Visit>
       INGOT_HD void each(Visit visit) {
-        visit(spread.total);  // not through spread.each(): a visitor counts, and is taken by value
+        visit(spread.total);
         visit(spread.squares);
         visit(sum);
         visit(weights);
